@@ -1,0 +1,241 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from telltale.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
+    FINISH_REASON_EOS: _ClassVar[FinishReason]
+    FINISH_REASON_STOP_SEQUENCE: _ClassVar[FinishReason]
+    FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+    FINISH_REASON_CONTEXT_LENGTH: _ClassVar[FinishReason]
+    FINISH_REASON_ALERT_STOP: _ClassVar[FinishReason]
+    FINISH_REASON_SHUTDOWN: _ClassVar[FinishReason]
+FINISH_REASON_UNSPECIFIED: FinishReason
+FINISH_REASON_EOS: FinishReason
+FINISH_REASON_STOP_SEQUENCE: FinishReason
+FINISH_REASON_LENGTH: FinishReason
+FINISH_REASON_CONTEXT_LENGTH: FinishReason
+FINISH_REASON_ALERT_STOP: FinishReason
+FINISH_REASON_SHUTDOWN: FinishReason
+
+class GenerateRequest(_message.Message):
+    __slots__ = ("text", "chat", "token_ids", "sampling", "watch", "steering", "policies", "label")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CHAT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    WATCH_FIELD_NUMBER: _ClassVar[int]
+    STEERING_FIELD_NUMBER: _ClassVar[int]
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    chat: _types_pb2.Chat
+    token_ids: _types_pb2.TokenIds
+    sampling: _types_pb2.SamplingParams
+    watch: _types_pb2.Watch
+    steering: _containers.RepeatedCompositeFieldContainer[_types_pb2.Steering]
+    policies: _containers.RepeatedCompositeFieldContainer[_types_pb2.Policy]
+    label: str
+    def __init__(self, text: _Optional[str] = ..., chat: _Optional[_Union[_types_pb2.Chat, _Mapping]] = ..., token_ids: _Optional[_Union[_types_pb2.TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., watch: _Optional[_Union[_types_pb2.Watch, _Mapping]] = ..., steering: _Optional[_Iterable[_Union[_types_pb2.Steering, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[_types_pb2.Policy, _Mapping]]] = ..., label: _Optional[str] = ...) -> None: ...
+
+class GenerateResponse(_message.Message):
+    __slots__ = ("started", "tokens", "alert", "finished")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ALERT_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    started: Started
+    tokens: _types_pb2.TokenChunk
+    alert: _types_pb2.Alert
+    finished: Finished
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., tokens: _Optional[_Union[_types_pb2.TokenChunk, _Mapping]] = ..., alert: _Optional[_Union[_types_pb2.Alert, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+
+class Started(_message.Message):
+    __slots__ = ("request_id", "seed", "prompt_tokens", "watched", "monitors", "model", "sae", "watch_generation", "last_prompt_token", "max_tokens")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WATCHED_FIELD_NUMBER: _ClassVar[int]
+    MONITORS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    WATCH_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    LAST_PROMPT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    seed: int
+    prompt_tokens: int
+    watched: _containers.RepeatedCompositeFieldContainer[_types_pb2.WatchedFeature]
+    monitors: _containers.RepeatedCompositeFieldContainer[_types_pb2.Monitor]
+    model: _types_pb2.ModelInfo
+    sae: _types_pb2.SaeInfo
+    watch_generation: int
+    last_prompt_token: _types_pb2.Token
+    max_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., monitors: _Optional[_Iterable[_Union[_types_pb2.Monitor, _Mapping]]] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., watch_generation: _Optional[int] = ..., last_prompt_token: _Optional[_Union[_types_pb2.Token, _Mapping]] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("prompt_tokens", "completion_tokens")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    completion_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("queue", "prefill", "decode", "time_to_first_token", "total")
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    queue: _duration_pb2.Duration
+    prefill: _duration_pb2.Duration
+    decode: _duration_pb2.Duration
+    time_to_first_token: _duration_pb2.Duration
+    total: _duration_pb2.Duration
+    def __init__(self, queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., prefill: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., decode: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., time_to_first_token: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class SteeringReport(_message.Message):
+    __slots__ = ("positions_changed", "mean_relative_norm", "max_relative_norm")
+    POSITIONS_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    MEAN_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
+    MAX_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
+    positions_changed: int
+    mean_relative_norm: float
+    max_relative_norm: float
+    def __init__(self, positions_changed: _Optional[int] = ..., mean_relative_norm: _Optional[float] = ..., max_relative_norm: _Optional[float] = ...) -> None: ...
+
+class MonitorSummary(_message.Message):
+    __slots__ = ("monitor", "max_score", "mean_score", "scored_tokens", "fired", "first_fired_position")
+    MONITOR_FIELD_NUMBER: _ClassVar[int]
+    MAX_SCORE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    SCORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FIRED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIRED_POSITION_FIELD_NUMBER: _ClassVar[int]
+    monitor: str
+    max_score: float
+    mean_score: float
+    scored_tokens: int
+    fired: bool
+    first_fired_position: int
+    def __init__(self, monitor: _Optional[str] = ..., max_score: _Optional[float] = ..., mean_score: _Optional[float] = ..., scored_tokens: _Optional[int] = ..., fired: _Optional[bool] = ..., first_fired_position: _Optional[int] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("reason", "matched_stop", "matched_token_id", "usage", "timings", "steering", "monitors", "tapped_tokens")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MATCHED_STOP_FIELD_NUMBER: _ClassVar[int]
+    MATCHED_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    STEERING_FIELD_NUMBER: _ClassVar[int]
+    MONITORS_FIELD_NUMBER: _ClassVar[int]
+    TAPPED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    reason: FinishReason
+    matched_stop: str
+    matched_token_id: int
+    usage: Usage
+    timings: Timings
+    steering: SteeringReport
+    monitors: _containers.RepeatedCompositeFieldContainer[MonitorSummary]
+    tapped_tokens: int
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., matched_stop: _Optional[str] = ..., matched_token_id: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., steering: _Optional[_Union[SteeringReport, _Mapping]] = ..., monitors: _Optional[_Iterable[_Union[MonitorSummary, _Mapping]]] = ..., tapped_tokens: _Optional[int] = ...) -> None: ...
+
+class ScoreRequest(_message.Message):
+    __slots__ = ("text", "chat", "token_ids", "watch", "steering", "label")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CHAT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    WATCH_FIELD_NUMBER: _ClassVar[int]
+    STEERING_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    chat: _types_pb2.Chat
+    token_ids: _types_pb2.TokenIds
+    watch: _types_pb2.Watch
+    steering: _containers.RepeatedCompositeFieldContainer[_types_pb2.Steering]
+    label: str
+    def __init__(self, text: _Optional[str] = ..., chat: _Optional[_Union[_types_pb2.Chat, _Mapping]] = ..., token_ids: _Optional[_Union[_types_pb2.TokenIds, _Mapping]] = ..., watch: _Optional[_Union[_types_pb2.Watch, _Mapping]] = ..., steering: _Optional[_Iterable[_Union[_types_pb2.Steering, _Mapping]]] = ..., label: _Optional[str] = ...) -> None: ...
+
+class ScoreResponse(_message.Message):
+    __slots__ = ("request_id", "watched", "tokens", "monitors", "alerts", "usage", "steering", "model", "sae", "monitor_definitions")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    WATCHED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MONITORS_FIELD_NUMBER: _ClassVar[int]
+    ALERTS_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    STEERING_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    MONITOR_DEFINITIONS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    watched: _containers.RepeatedCompositeFieldContainer[_types_pb2.WatchedFeature]
+    tokens: _containers.RepeatedCompositeFieldContainer[_types_pb2.Token]
+    monitors: _containers.RepeatedCompositeFieldContainer[MonitorSummary]
+    alerts: _containers.RepeatedCompositeFieldContainer[_types_pb2.Alert]
+    usage: Usage
+    steering: SteeringReport
+    model: _types_pb2.ModelInfo
+    sae: _types_pb2.SaeInfo
+    monitor_definitions: _containers.RepeatedCompositeFieldContainer[_types_pb2.Monitor]
+    def __init__(self, request_id: _Optional[str] = ..., watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., tokens: _Optional[_Iterable[_Union[_types_pb2.Token, _Mapping]]] = ..., monitors: _Optional[_Iterable[_Union[MonitorSummary, _Mapping]]] = ..., alerts: _Optional[_Iterable[_Union[_types_pb2.Alert, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., steering: _Optional[_Union[SteeringReport, _Mapping]] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., monitor_definitions: _Optional[_Iterable[_Union[_types_pb2.Monitor, _Mapping]]] = ...) -> None: ...
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("slots", "context_length", "max_queued_requests", "max_queued_prompt_tokens", "max_steering_relative_norm", "prefill_chunk_tokens")
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEERING_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    slots: int
+    context_length: int
+    max_queued_requests: int
+    max_queued_prompt_tokens: int
+    max_steering_relative_norm: float
+    prefill_chunk_tokens: int
+    def __init__(self, slots: _Optional[int] = ..., context_length: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_queued_prompt_tokens: _Optional[int] = ..., max_steering_relative_norm: _Optional[float] = ..., prefill_chunk_tokens: _Optional[int] = ...) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("version", "model", "sae", "limits", "sampling_defaults", "default_watched", "default_monitors", "requests_running", "requests_waiting", "uptime_seconds", "watch_generation", "planned_memory_bytes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_WATCHED_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_MONITORS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WATCH_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PLANNED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    model: _types_pb2.ModelInfo
+    sae: _types_pb2.SaeInfo
+    limits: Limits
+    sampling_defaults: _types_pb2.SamplingParams
+    default_watched: _containers.RepeatedCompositeFieldContainer[_types_pb2.WatchedFeature]
+    default_monitors: _containers.RepeatedScalarFieldContainer[str]
+    requests_running: int
+    requests_waiting: int
+    uptime_seconds: float
+    watch_generation: int
+    planned_memory_bytes: int
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., default_watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., default_monitors: _Optional[_Iterable[str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., watch_generation: _Optional[int] = ..., planned_memory_bytes: _Optional[int] = ...) -> None: ...
