@@ -1,0 +1,30 @@
+"""The exceptions of `sae_runtime`.
+
+    RuntimeFault
+    ├── ModelError        a language model that can't be found, verified or fitted into memory
+    ├── CheckpointError   a dictionary that can't be read as what it says it is
+    ├── SteeringError     a steering spec that can't be carried out
+    └── TapError          the tap saw something else than the tokens of the step
+
+Messages name the thing, the value wanted and the value got, in one line.
+"""
+
+
+class RuntimeFault(Exception):
+    """Base of everything `sae_runtime` raises on purpose."""
+
+
+class ModelError(RuntimeFault):
+    """The language model can't be loaded as asked."""
+
+
+class CheckpointError(RuntimeFault):
+    """The dictionary is missing, damaged, or does not belong to the served model."""
+
+
+class SteeringError(RuntimeFault, ValueError):
+    """A steering spec that makes no sense for this dictionary or model."""
+
+
+class TapError(RuntimeFault):
+    """The tap did not see exactly the tokens of the step. Never ignored: it means unmonitored tokens."""

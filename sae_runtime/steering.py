@@ -1,0 +1,278 @@
+"""Steering: what a client asked for, checked, and turned into changes of the residual.
+
+A `SteeringSpec` is one operation in words. `Steering` is a request's operations made ready for one dictionary; it
+changes the residuals of one row and keeps the proof of what it did. Knows nothing of requests, slots or hooks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_runtime.errors import SteeringError
+from sae_runtime.sae import SAE
+
+# Keeps products of strength, activation and direction far from the end of 32-bit floats.
+_MAX_STRENGTH = 1e6
+
+
+class SteeringOp(StrEnum):
+    """Operations on the residual h; v is the direction, v^ its unit vector, d and f a feature's direction and value."""
+
+    ADD = "add"
+    """h += strength * v"""
+    SCALE = "scale"
+    """h += (strength - 1) * f * d"""
+    SET = "set"
+    """h += (strength - f) * d"""
+    PROJECT_OUT = "project_out"
+    """h -= (h . v^) v^"""
+    CAP = "cap"
+    """h -= max(h . v^ - strength, 0) v^"""
+
+
+class StrengthUnit(StrEnum):
+    """What a strength is measured in."""
+
+    RAW = "raw"
+    """ADD: multiples of v. SCALE: a factor. SET: the activation. CAP: residual units."""
+    RELATIVE = "relative"
+    """Multiples of ||h|| at that position, along v^. For ADD, SET and CAP."""
+
+
+class PositionScope(StrEnum):
+    """Which positions are steered."""
+
+    ALL = "all"
+    PROMPT = "prompt"
+    GENERATED = "generated"
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringSpec:
+    """One operation, as asked for. `direction` is a latent's index or a raw vector of D numbers."""
+
+    direction: int | tuple[float, ...]
+    op: SteeringOp
+    strength: float = 0.0
+    unit: StrengthUnit = StrengthUnit.RAW
+    scope: PositionScope = PositionScope.ALL
+    window: tuple[int, int] | None = None
+    """Positions [start, end), on top of the scope."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.strength):
+            raise SteeringError(f"strength must be finite, got {self.strength}")
+        if self.unit is StrengthUnit.RELATIVE and self.op in (SteeringOp.SCALE, SteeringOp.PROJECT_OUT):
+            raise SteeringError(f"unit must be raw for {self.op}, got relative")
+        if self.op is SteeringOp.PROJECT_OUT and self.strength:
+            raise SteeringError(f"strength must be 0 or unset for project_out, got {self.strength:g}")
+        if abs(self.strength) > _MAX_STRENGTH:
+            raise SteeringError(f"strength must lie within +-{_MAX_STRENGTH:g}, got {self.strength:g}")
+        if self.window is not None and not 0 <= self.window[0] < self.window[1]:
+            raise SteeringError(f"window must have 0 <= start < end, got [{self.window[0]}, {self.window[1]})")
+
+    def covers(self, position: int, num_prompt_tokens: int) -> bool:
+        """Whether `position` (0 is the first prompt token) is to be steered."""
+        if self.window is not None and not self.window[0] <= position < self.window[1]:
+            return False
+        match self.scope:
+            case PositionScope.ALL:
+                return True
+            case PositionScope.PROMPT:
+                return position < num_prompt_tokens
+            case PositionScope.GENERATED:
+                return position >= num_prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringLimits:
+    """What a spec may ask of one dictionary and model. Plain numbers: checking needs no tensors."""
+
+    d_model: int
+    direction_norms: Sequence[float]
+    """Per latent, the norm of what one unit of its activation adds to the residual."""
+    resid_norm_mean: float | None
+    """Typical ||h||, to judge raw strengths by; None: they can't be judged beforehand."""
+    max_relative_norm: float
+    """Most that an operation may move the residual, as a multiple of its norm."""
+
+    @classmethod
+    def of(cls, sae: SAE, resid_norm_mean: float | None, max_relative_norm: float) -> "SteeringLimits":
+        norms = (sae.W_dec.norm(dim=-1) / sae.scale).tolist()
+        # With a scale per token, a raw strength means another length at every token.
+        mean = resid_norm_mean if sae.normalization == "scalar" else None
+        return cls(sae.d_model, norms, mean, max_relative_norm)
+
+    def check(self, spec: SteeringSpec) -> None:
+        """Raises SteeringError, its message beginning with the field's name."""
+        length = self._length(spec)
+        if not math.isfinite(length):
+            raise SteeringError("vector must be finite, got NaN, infinity or a norm that overflows")
+        # 1e-30: what is smaller loses its direction in 32-bit floats.
+        if length < 1e-30:
+            raise SteeringError("direction must not be the zero vector")
+        if spec.op not in (SteeringOp.ADD, SteeringOp.SET):
+            return
+        if spec.unit is StrengthUnit.RELATIVE:
+            relative = abs(spec.strength)
+        elif self.resid_norm_mean is not None:
+            # SET along a raw vector counts in residual units, whatever the vector's length.
+            unit = 1.0 if spec.op is SteeringOp.SET and not isinstance(spec.direction, int) else length
+            relative = abs(spec.strength) * unit / self.resid_norm_mean
+        else:
+            return
+        if relative > self.max_relative_norm:
+            raise SteeringError(
+                f"strength must move the residual by at most {self.max_relative_norm:g} times its norm, "
+                f"got {relative:.3g} times"
+            )
+
+    def _length(self, spec: SteeringSpec) -> float:
+        if isinstance(spec.direction, int):
+            if not 0 <= spec.direction < len(self.direction_norms):
+                raise SteeringError(
+                    f"feature must be a latent in 0..{len(self.direction_norms) - 1}, got {spec.direction}"
+                )
+            return self.direction_norms[spec.direction]
+        if len(spec.direction) != self.d_model:
+            raise SteeringError(f"vector must hold {self.d_model} numbers, got {len(spec.direction)}")
+        return math.sqrt(sum(x * x for x in spec.direction))
+
+
+class SteeringReport(NamedTuple):
+    """Proof of what was done, measured on the residuals that the following blocks read."""
+
+    positions_changed: int
+    mean_relative_norm: float
+    """Mean of ||delta|| / ||h|| over the changed positions; 0 if there are none."""
+    max_relative_norm: float
+
+
+@dataclass(slots=True)
+class _Operation:
+    """A spec with its direction at hand."""
+
+    spec: SteeringSpec
+    vector_D: Tensor | None
+    """The raw vector; None for a feature, whose direction may depend on the token."""
+    active_from: int
+    """First position it may touch: later than 0 for steering that an alert switched on."""
+
+    def covers(self, position: int, num_prompt_tokens: int) -> bool:
+        return position >= self.active_from and self.spec.covers(position, num_prompt_tokens)
+
+
+@dataclass(slots=True)
+class Steering:
+    """A request's operations against one dictionary, and the account of what they did."""
+
+    sae: SAE
+    num_prompt_tokens: int
+    limits: SteeringLimits
+    """What `SteeringLimits.check` can't know beforehand, because it depends on the activation, is shortened."""
+    _operations: list[_Operation] = field(default_factory=list)
+    _num_changed: int = 0
+    _sum_relative: float = 0.0
+    _max_relative: float = 0.0
+
+    def add(self, specs: Sequence[SteeringSpec], *, active_from: int = 0) -> None:
+        """Append operations, to be applied from position `active_from` on. SteeringError for one that is refused."""
+        for spec in specs:
+            self.limits.check(spec)
+            vector_D = None
+            if not isinstance(spec.direction, int):
+                vector_D = torch.tensor(spec.direction, dtype=torch.float32, device=self.sae.W_dec.device)
+            self._operations.append(_Operation(spec, vector_D, active_from))
+
+    def covers(self, start: int, end: int) -> bool:
+        """Whether any position in [start, end) is steered."""
+        return any(op.covers(p, self.num_prompt_tokens) for op in self._operations for p in range(start, end))
+
+    def apply(self, resid_TD: Tensor, start: int) -> Tensor:
+        """Steer the residuals of positions start, start + 1, ...
+
+        Args:
+            resid_TD: [T, D] in the model's dtype; not written to.
+
+        Returns:
+            [T, D] in the same dtype. Rows that no operation covers are bit for bit those of `resid_TD`. Nothing is
+            counted yet: `account` does, once the pass has succeeded.
+        """
+        positions = range(start, start + resid_TD.shape[0])
+        h_TD = resid_TD.to(torch.float32)
+        touched_T = torch.zeros(len(positions), dtype=torch.bool)
+        for op in self._operations:
+            covered_T = torch.tensor([op.covers(p, self.num_prompt_tokens) for p in positions])
+            if covered_T.any():
+                touched_T |= covered_T
+                moved_TD = h_TD + self._limited(self._delta(op, h_TD), h_TD)
+                h_TD = torch.where(covered_T.to(h_TD.device)[:, None], moved_TD, h_TD)
+        return torch.where(touched_T.to(h_TD.device)[:, None], h_TD.to(resid_TD.dtype), resid_TD)
+
+    def account(self, before_TD: Tensor, after_TD: Tensor) -> None:
+        """Count what a pass changed: residuals before and after `apply`, as the model's dtype holds them."""
+        before_TD, after_TD = before_TD.to(torch.float32), after_TD.to(torch.float32)
+        moved_T = (after_TD - before_TD).norm(dim=-1)
+        relative_T = (moved_T / before_TD.norm(dim=-1))[moved_T > 0]
+        if relative_T.numel():
+            self._num_changed += relative_T.numel()
+            self._sum_relative += float(relative_T.sum())
+            self._max_relative = max(self._max_relative, float(relative_T.max()))
+
+    def report(self) -> SteeringReport:
+        mean = self._sum_relative / self._num_changed if self._num_changed else 0.0
+        return SteeringReport(self._num_changed, mean, self._max_relative)
+
+    def _delta(self, op: _Operation, h_TD: Tensor) -> Tensor:
+        spec, strength = op.spec, op.spec.strength
+        v_TD: Tensor = self._direction(op, h_TD)
+        length_T1: Tensor = v_TD.norm(dim=-1, keepdim=True)
+        unit_TD = v_TD / length_T1
+        if spec.unit is StrengthUnit.RELATIVE:
+            amount_T1 = strength * h_TD.norm(dim=-1, keepdim=True)
+        else:
+            amount_T1 = torch.full_like(length_T1.expand(h_TD.shape[0], 1), strength)
+        match spec.op:
+            case SteeringOp.ADD:
+                return amount_T1 * (unit_TD if spec.unit is StrengthUnit.RELATIVE else v_TD)
+            case SteeringOp.SCALE:
+                return (strength - 1) * self._activation(op, h_TD) * self._unit_of_activation(op, v_TD, unit_TD)
+            case SteeringOp.SET:
+                d_TD = self._unit_of_activation(op, v_TD, unit_TD)
+                if spec.unit is StrengthUnit.RELATIVE:
+                    amount_T1 = amount_T1 / d_TD.norm(dim=-1, keepdim=True)
+                return (amount_T1 - self._activation(op, h_TD)) * d_TD
+            case SteeringOp.PROJECT_OUT:
+                return -(h_TD * unit_TD).sum(-1, keepdim=True) * unit_TD
+            case SteeringOp.CAP:
+                return -((h_TD * unit_TD).sum(-1, keepdim=True) - amount_T1).relu() * unit_TD
+
+    def _direction(self, op: _Operation, h_TD: Tensor) -> Tensor:
+        """[T or 1, D] in residual units."""
+        if op.vector_D is not None:
+            return op.vector_D[None]
+        assert isinstance(op.spec.direction, int)
+        return self.sae.direction(op.spec.direction, h_TD)
+
+    def _activation(self, op: _Operation, h_TD: Tensor) -> Tensor:
+        """[T, 1] current activation: the latent's value, or the coordinate along a raw vector."""
+        if op.vector_D is not None:
+            return (h_TD * (op.vector_D / op.vector_D.norm())).sum(-1, keepdim=True)
+        assert isinstance(op.spec.direction, int)
+        return self.sae.read(h_TD, [op.spec.direction])
+
+    @staticmethod
+    def _unit_of_activation(op: _Operation, v_TD: Tensor, unit_TD: Tensor) -> Tensor:
+        """What one unit of activation adds: a feature's own direction, or a raw vector's unit vector."""
+        return v_TD if op.vector_D is None else unit_TD
+
+    def _limited(self, delta_TD: Tensor, h_TD: Tensor) -> Tensor:
+        """`delta_TD`, no row longer than the limit times its residual's norm."""
+        limit_T1 = self.limits.max_relative_norm * h_TD.norm(dim=-1, keepdim=True)
+        length_T1 = delta_TD.norm(dim=-1, keepdim=True)
+        return torch.where(length_T1 > limit_T1, delta_TD * (limit_T1 / length_T1), delta_TD)
