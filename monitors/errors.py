@@ -1,0 +1,61 @@
+"""Errors of this package.
+
+    ValueError
+    └── MonitorError        a rule, monitor, reading, score or policy that cannot be used
+        └── WatchlistError  a feature file that cannot be used
+
+Every error carries its `problems`, one per fault, so that a caller can turn each into a field violation of its
+own; `str(error)` is one line per problem.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+MAX_SHOWN_CHARS = 120
+"""A value's text in a message is cut at this length. Long enough for a sha256."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault: which field, what it should have been and what it was."""
+
+    field: str
+    """Dotted path, list positions as numbers: `monitors.0.rule.window`."""
+    wanted: str
+    got: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: wanted {self.wanted}, got {self.got}"
+
+    def within(self, parent: str) -> "Problem":
+        """The same problem seen from one level further out."""
+        return replace(self, field=".".join(part for part in (parent, self.field) if part))
+
+
+class MonitorError(ValueError):
+    """Something a monitor cannot work with. Never caught to skip a token: the request fails instead."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class WatchlistError(MonitorError):
+    """A feature file that is malformed, contradicts itself or belongs to another dictionary."""
+
+    def __init__(self, *problems: Problem, path: Path | None = None) -> None:
+        super().__init__(*problems)
+        self.path = path
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if self.path is None else f"cannot use feature file {self.path}:\n{text}"
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a message."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."

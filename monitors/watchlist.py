@@ -1,0 +1,241 @@
+"""The feature file: which latents of a dictionary have names, and the monitors made of them.
+
+`features.json` lies beside the dictionary and is bound to it by the weights' hash: a latent's index means nothing in
+another one. It is read strictly. A key too many, a number as a string or a name used twice is refused, and one error
+lists everything wrong, because a file that is half understood makes a monitor that is half on.
+
+    watchlist = Watchlist.load(folder / "features.json")
+    watchlist.check_binding(sae_sha256, num_latents)
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from monitors import checks
+from monitors.errors import MonitorError, Problem, WatchlistError, shown
+from monitors.monitor import MonitorSpec, Transform, WeightedFeature
+from monitors.rules import Rule
+
+FORMAT_VERSION = 1
+MAX_DEFAULT_WATCHED = 64
+"""Each watched feature is a label value of several metrics; more would make the time series explode."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedFeature:
+    """A latent that somebody named, and why."""
+
+    index: int
+    """Index of the latent."""
+    name: str
+    description: str
+    reference_scale: float
+    """A large reading on a benign corpus (its maximum or 99.9th percentile), above 0. Divides readings, so that
+    features can be compared."""
+    validated: bool
+    """Whether held-out evidence supports the name."""
+    default_watched: bool
+    """Whether the server watches it in every request and exports it."""
+    evidence: Mapping[str, Any]
+    """Free JSON object: how the name was found, and the measurements and examples for and against it."""
+
+    def __post_init__(self) -> None:
+        checks.refuse(
+            checks.count("index", self.index, at_least=0),
+            checks.slug("name", self.name),
+            checks.positive("reference_scale", self.reference_scale),
+            checks.flag("validated", self.validated),
+            checks.flag("default_watched", self.default_watched),
+            _json_object("evidence", self.evidence),
+        )
+
+    @property
+    def slug(self) -> str:
+        """The feature's metric label: unique even where two dictionaries give one name to different latents."""
+        return f"f{self.index}_{self.name}"
+
+
+@dataclass(frozen=True)
+class Watchlist:
+    """Named features and monitors of one dictionary. Constructing one raises WatchlistError if they contradict."""
+
+    sae_sha256: str
+    """Weights hash of the dictionary."""
+    features: tuple[NamedFeature, ...]
+    monitors: tuple[MonitorSpec, ...]
+
+    def __post_init__(self) -> None:
+        num_default = len(self.default_watched)
+        cap = Problem("features", f"at most {MAX_DEFAULT_WATCHED} default_watched", str(num_default))
+        _refuse(
+            checks.sha256("sae_sha256", self.sae_sha256),
+            *_repeated("features", "name", [feature.name for feature in self.features]),
+            *_repeated("features", "index", [feature.index for feature in self.features]),
+            *_repeated("monitors", "name", [monitor.name for monitor in self.monitors]),
+            *(
+                _other_hash(f"monitors.{i}.sae_sha256", monitor.sae_sha256, wanted=self.sae_sha256)
+                for i, monitor in enumerate(self.monitors)
+            ),
+            cap if num_default > MAX_DEFAULT_WATCHED else None,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "Watchlist":
+        """Reads a feature file.
+
+        Raises WatchlistError naming every problem found, OSError if the file cannot be read.
+        """
+        text = path.read_bytes()
+        try:
+            return _File.model_validate_json(text).watchlist()
+        except ValidationError as error:
+            problems = [problem for detail in error.errors() for problem in _problems(detail)]
+            raise WatchlistError(*problems, path=path) from error
+        except MonitorError as error:
+            raise WatchlistError(*error.problems, path=path) from error
+
+    def save(self, path: Path) -> None:
+        """Writes a feature file in one step: a reader sees the old file or the new one, never half of one."""
+        text = json.dumps(self._as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # In the same folder, because a rename is atomic only within one file system.
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            with draft.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def check_binding(self, sae_sha256: str, num_latents: int) -> None:
+        """Raises WatchlistError unless this list was made for that dictionary: same weights, every index in it."""
+        wanted = f"a latent below {num_latents}"
+        indices = [(f"features.{i}.index", feature.index) for i, feature in enumerate(self.features)]
+        for i, monitor in enumerate(self.monitors):
+            for j, part in enumerate(monitor.features):
+                indices.append((f"monitors.{i}.features.{j}.feature", part.feature))
+        _refuse(
+            _other_hash("sae_sha256", self.sae_sha256, wanted=sae_sha256),
+            *(Problem(field, wanted, shown(index)) for field, index in indices if index >= num_latents),
+        )
+
+    @cached_property
+    def by_name(self) -> dict[str, NamedFeature]:
+        """Features by name."""
+        return {feature.name: feature for feature in self.features}
+
+    @cached_property
+    def by_index(self) -> dict[int, NamedFeature]:
+        """Features by latent."""
+        return {feature.index: feature for feature in self.features}
+
+    @cached_property
+    def monitors_by_name(self) -> dict[str, MonitorSpec]:
+        """Monitors by name."""
+        return {monitor.name: monitor for monitor in self.monitors}
+
+    @cached_property
+    def default_watched(self) -> tuple[NamedFeature, ...]:
+        """Features that the server watches in every request, in the order of the file."""
+        return tuple(feature for feature in self.features if feature.default_watched)
+
+    def _as_json(self) -> dict[str, Any]:
+        monitors = [asdict(monitor) for monitor in self.monitors]
+        for monitor in monitors:
+            del monitor["sae_sha256"]  # the file says it once, for all
+        return {
+            "format_version": FORMAT_VERSION,
+            "sae_sha256": self.sae_sha256,
+            "features": [asdict(feature) for feature in self.features],
+            "monitors": monitors,
+        }
+
+
+class _Strict(BaseModel):
+    # Holds for the plain dataclasses inside as well, which run their own __post_init__ too.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _MonitorEntry(_Strict):
+    """A `MonitorSpec` as the file has it: no hash of its own, and every key required."""
+
+    name: str
+    description: str
+    features: tuple[WeightedFeature, ...]
+    transform: Transform
+    rule: Rule
+    score_prompt: bool
+    validated: bool
+    threshold_source: str
+
+
+class _File(_Strict):
+    format_version: Literal[1]
+    sae_sha256: str
+    features: tuple[NamedFeature, ...]
+    monitors: tuple[_MonitorEntry, ...]
+
+    def watchlist(self) -> Watchlist:
+        return Watchlist(self.sae_sha256, self.features, tuple(self._specs()))
+
+    def _specs(self) -> Iterator[MonitorSpec]:
+        _refuse(checks.sha256("sae_sha256", self.sae_sha256))
+        for i, entry in enumerate(self.monitors):
+            try:
+                yield MonitorSpec(**dict(entry), sae_sha256=self.sae_sha256)
+            except MonitorError as error:
+                _refuse(*(problem.within(f"monitors.{i}") for problem in error.problems))
+
+
+def _refuse(*problems: Problem | None) -> None:
+    found = [problem for problem in problems if problem is not None]
+    if found:
+        raise WatchlistError(*found)
+
+
+def _repeated(owner: str, field: str, values: Sequence[str | int]) -> Iterable[Problem]:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            wanted = f"a value of its own, unlike {owner}.{values.index(value)}.{field}"
+            yield Problem(f"{owner}.{i}.{field}", wanted, shown(value))
+
+
+def _other_hash(field: str, got: str, *, wanted: str) -> Problem | None:
+    return None if got == wanted else Problem(field, f"{wanted!r}, the dictionary's", shown(got))
+
+
+def _json_object(field: str, value: object) -> Problem | None:
+    try:
+        json.dumps(value, allow_nan=False)
+        is_object = isinstance(value, Mapping)
+    except (TypeError, ValueError):
+        is_object = False
+    return None if is_object else Problem(field, "a JSON object without NaN or infinity", shown(value))
+
+
+def _problems(detail: ErrorDetails) -> Iterable[Problem]:
+    """pydantic's account of one fault, in our terms."""
+    field = ".".join(str(part) for part in detail["loc"]) or "file"
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "value_error":  # raised by one of our own dataclasses
+            return [problem.within(field) for problem in context["error"].problems]
+        case "json_invalid":
+            return [Problem("file", "JSON", str(context["error"]))]
+        case "missing":
+            return [Problem(field, "a value", "nothing")]
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return [Problem(field, "no such key", shown(detail["input"]))]
+        case _:
+            wanted = detail["msg"].removeprefix("Input should be ")
+            return [Problem(field, wanted, shown(detail["input"]))]
