@@ -1,0 +1,68 @@
+"""Token ids -> text, a token at a time: whole characters only, and never any part of a stop string.
+
+The deltas of a generation, concatenated, are the one-shot decode of its tokens (cut before the stop string if one
+matched). `push` tells what a token adds; what it holds back comes with a later token, or with the last.
+"""
+
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class Detokenizer:
+    """One generation's text."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
+        """`tokenizer` is a fast tokenizer of transformers."""
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stop = stop
+        self._ids: list[int] = []
+        self._decoded = ""
+        self._num_sent = 0
+        self.matched_stop: str | None = None
+
+    def push(self, token_id: int) -> str:
+        """Text that this token frees. After a match: the text before the stop string, and `matched_stop` is set."""
+        self._ids.append(token_id)
+        piece = self._stream.step(self._tokenizer.backend_tokenizer, token_id)
+        if not piece:
+            return ""
+        # A stop string that ends in `piece` may have begun before it, but in text not yet sent.
+        self._decoded += piece
+        return self._free()
+
+    def flush(self) -> str:
+        """What is still held back, at the end of the generation."""
+        if self.matched_stop is not None:
+            return ""
+        # The stream keeps an incomplete character for ever; the one-shot decode shows it as U+FFFD.
+        whole = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if whole.startswith(self._decoded):
+            self._decoded = whole
+        freed = self._free()
+        if self.matched_stop is None:
+            freed += self._decoded[self._num_sent :]
+            self._num_sent = len(self._decoded)
+        return freed
+
+    def _free(self) -> str:
+        """Text not yet sent that can't be part of a stop string any more."""
+        matches = [(at, stop) for stop in self._stop if (at := self._decoded.find(stop, self._num_sent)) >= 0]
+        if matches:
+            end, self.matched_stop = min(matches)
+        else:
+            end = len(self._decoded) - self._num_held()
+        freed = self._decoded[self._num_sent : end]
+        self._num_sent = max(self._num_sent, end)
+        return freed
+
+    def _num_held(self) -> int:
+        """Length of the longest unsent tail that begins some stop string."""
+        unsent = len(self._decoded) - self._num_sent
+        longest = min(max((len(stop) - 1 for stop in self._stop), default=0), unsent)
+        for length in range(longest, 0, -1):
+            tail = self._decoded[-length:]
+            if any(stop.startswith(tail) for stop in self._stop):
+                return length
+        return 0

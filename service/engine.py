@@ -1,0 +1,460 @@
+"""The engine: one thread that owns the model and moves all requests on, a pass at a time.
+
+The event loop hands requests over through `admission`; the engine answers through mailboxes and one `publish` call per
+step. A request that fails, or whose numbers are not finite, fails alone. Knows nothing of gRPC or Prometheus.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from sae_runtime.steering import SteeringLimits
+from service.admission import Admission
+from service.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, ServiceError, SlowConsumer
+from service.model_runner import Fetched, ModelRunner, PassOutput, RowInput
+from service.read_plan import ReadPlan, Wants, plan_reading
+from service.records import EngineState, Outcome, Phase, RequestRecord, StepRecord
+from service.request import AlertEvent, FinishReason, Mailbox
+from service.row import Row, Submission
+from service.sampling import Draw, draw_rows, token_logprobs
+from service.scheduler import Chunk, Scheduler
+
+logger = logging.getLogger(__name__)
+
+# After so many passes in a row in which nobody came through, the engine calls itself broken.
+_MAX_CONSECUTIVE_FAILURES = 3
+
+
+@dataclass(slots=True)
+class Published:
+    """All that one step has to say; handed to the event loop in one piece."""
+
+    mailboxes: list[Mailbox] = field(default_factory=list)
+    """Those with something new."""
+    steps: list[StepRecord] = field(default_factory=list)
+    requests: list[RequestRecord] = field(default_factory=list)
+    alerts: list[AlertEvent] = field(default_factory=list)
+    state: EngineState | None = None
+
+
+class Engine:
+    """Runs requests on a ModelRunner."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler[Submission],
+        admission: Admission,
+        *,
+        steering_limits: SteeringLimits,
+        server_watch: Sequence[int] = (),
+        slow_consumer_seconds: float = 30.0,
+        publish: Callable[[Published], None] = lambda _published: None,
+    ) -> None:
+        """
+        Args:
+            server_watch: latents that the metrics follow in all requests.
+            slow_consumer_seconds: end a request whose events lie unread for longer.
+            publish: called on the engine thread after every step that has something to say; must not block.
+        """
+        self.runner = runner
+        self.scheduler = scheduler
+        self.admission = admission
+        self._steering_limits = steering_limits
+        self._server_watch = tuple(server_watch)
+        self._slow_consumer_seconds = slow_consumer_seconds
+        self._publish_to = publish
+        self._rows: list[Row] = []
+        self._out = Published()
+        self._is_stopping = False
+        self._is_finishing = False
+        self._has_crashed = False
+        self._consecutive_failures = 0
+        self._last_step_unix = time.time()
+        self._step_started: float | None = None
+        self._warm = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # --- seen from the event loop ---
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the thread runs and passes succeed."""
+        is_alive = self._thread is not None and self._thread.is_alive()
+        return is_alive and not self._has_crashed and self._consecutive_failures < _MAX_CONSECUTIVE_FAILURES
+
+    @property
+    def num_running(self) -> int:
+        return len(self._rows)
+
+    @property
+    def num_active(self) -> int:
+        """Requests that run or wait."""
+        return len(self._rows) + self.admission.num_waiting
+
+    def stalled_seconds(self) -> float:
+        """How long the step in progress has been taking; 0 between steps."""
+        started = self._step_started
+        return 0.0 if started is None else time.monotonic() - started
+
+    def start(self) -> None:
+        """Start the engine thread. It warms the model up first; `wait_warm` waits for that."""
+        self._thread = threading.Thread(target=self._run, name="engine")
+        self._thread.start()
+
+    def wait_warm(self) -> None:
+        """Block until the model has run once, or failed to."""
+        self._warm.wait()
+
+    def finish_all(self) -> None:
+        """End running requests with SHUTDOWN and refuse waiting ones, at the next step."""
+        self.admission.is_draining = self._is_finishing = True
+        self.admission.ring()
+
+    def stop(self, timeout_seconds: float = 10.0) -> bool:
+        """Stop the thread; False if it did not end in time."""
+        self._is_stopping = True
+        self.admission.ring()
+        if self._thread is not None:
+            self._thread.join(timeout_seconds)
+        return self._thread is None or not self._thread.is_alive()
+
+    def state(self) -> EngineState:
+        """Gauges, as of now."""
+        return EngineState(
+            requests_running=len(self._rows),
+            requests_waiting=self.admission.num_waiting,
+            slots=self.scheduler.num_slots,
+            kv_tokens_used=sum(row.num_read for row in self._rows),
+            kv_tokens_capacity=self.scheduler.num_slots * self.runner.cache.num_positions,
+            last_step_timestamp_seconds=self._last_step_unix,
+            is_up=self.is_healthy,
+            is_draining=self.admission.is_draining,
+        )
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        try:
+            self.runner.warm_up()
+            self._warm.set()
+            while not self._is_stopping:
+                self._wait_for_work()
+                self._step_started = time.monotonic()
+                self.step()
+                self._step_started = None
+        except BaseException:
+            logger.exception("the engine crashed")
+            self._has_crashed = True
+            self._fail_everything()
+        finally:
+            self._step_started = None
+            self._warm.set()
+
+    def _wait_for_work(self) -> None:
+        with self.admission.bell:
+            if not (self.admission.has_mail() or self._rows or self._is_stopping):
+                self.admission.bell.wait()
+
+    def step(self) -> None:
+        """One round."""
+        self._take_inbox()
+        self._drop_ended()
+        self._prefill()
+        self._decode()
+        self._publish()
+
+    # --- who is here ---
+
+    def _take_inbox(self) -> None:
+        for submission in self.admission.take():
+            self.scheduler.enqueue(submission)
+
+    def _drop_ended(self) -> None:
+        """Cancelled and expired requests, those of slow readers, and everybody at shutdown."""
+        for submission in list(self.scheduler.waiting):
+            failure = self._reason_to_end(submission)
+            if failure is not None:
+                self.scheduler.waiting.remove(submission)
+                self._refuse(submission, *failure)
+        for row in list(self._rows):
+            self._drop_if_ended(row)
+
+    def _drop_if_ended(self, row: Row) -> bool:
+        """Whether a row was ended from outside, and so is gone."""
+        if self._is_finishing and row.prompt_read_at is not None and not row.submission.is_cancelled:
+            row.end(FinishReason.SHUTDOWN)
+            self._finish_row(row)
+            return True
+        failure = self._reason_to_end(row.submission)
+        if failure is not None:
+            self._fail_row(row, *failure)
+        return failure is not None
+
+    def _reason_to_end(self, submission: Submission) -> tuple[Outcome, ServiceError] | None:
+        now, deadline = time.monotonic(), submission.request.deadline
+        if submission.is_cancelled:
+            return Outcome.CANCELLED, ServiceError("The request was cancelled.")
+        if deadline is not None and now >= deadline:
+            return Outcome.DEADLINE, DeadlineExceeded("The request's time was up.")
+        if submission.mailbox.unread_seconds(now) > self._slow_consumer_seconds:
+            message = f"The stream was not read for {self._slow_consumer_seconds:g} seconds."
+            return Outcome.SLOW_CONSUMER, SlowConsumer(message)
+        if self._is_finishing:
+            return Outcome.SHUTDOWN, NotReady("The server is shutting down.")
+        return None
+
+    def _admit(self) -> None:
+        for slot, submission in self.scheduler.admit():
+            try:
+                row = self._make_row(submission, slot)
+            except Exception as error:
+                self.scheduler.release(slot)
+                self._refuse(submission, Outcome.ENGINE_ERROR, _engine_failed(error))
+                continue
+            self.admission.left_queue(submission, to_slot=True)
+            self._rows.append(row)
+
+    def _make_row(self, submission: Submission, slot: int) -> Row:
+        model = self.runner.language_model
+        return Row(
+            submission,
+            slot,
+            tokenizer=model.tokenizer,
+            sae=self.runner.sae,
+            limits=self._steering_limits,
+            device=model.device,
+        )
+
+    # --- prompts: one bounded chunk after another ---
+
+    def _prefill(self) -> None:
+        self._admit()
+        reading = [row for row in self._rows if row.num_unread]
+        for chunk in self.scheduler.plan_prefill(reading):
+            try:
+                self._prefill_chunk(chunk)
+                self._consecutive_failures = 0
+            except torch.OutOfMemoryError:
+                logger.exception("out of memory while reading a prompt of %d tokens", chunk.row.num_prompt)
+                self._fail_row(chunk.row, Outcome.ENGINE_ERROR, QueueFull("Out of memory while reading the prompt."))
+            except Exception as error:
+                self._consecutive_failures += 1
+                self._fail_row(chunk.row, Outcome.ENGINE_ERROR, _engine_failed(error))
+
+    def _prefill_chunk(self, chunk: Chunk[Row]) -> None:
+        row, num_tokens = chunk
+        started, start, wants_logprobs = time.perf_counter(), row.num_read, row.request.include_logprobs
+        plan = self._plan([row])
+        row.num_written = start + num_tokens
+        output = self.runner.forward(
+            [RowInput(row.slot, start, row.ids[start : start + num_tokens], row.steering)],
+            plan.latents,
+            num_top=row.request.top_features,
+            all_logits=wants_logprobs,
+        )
+        extra = []
+        if wants_logprobs:
+            # Of each token's successor; the last one of the prompt has none yet.
+            successors = [*row.ids[start + 1 : start + num_tokens + 1], 0][:num_tokens]
+            extra = [token_logprobs(output.logits_BTV[0], torch.tensor(successors, device=output.logits_BTV.device))]
+        is_last = row.num_unread == num_tokens
+        draw = self._draw([row], output) if is_last and row.needs_draw else ()
+        fetched = self.runner.fetch(output, [*extra, *draw])
+        self._record(Phase.PREFILL, [row], plan, output, fetched, started)
+        if self._drop_if_ended(row):
+            return
+        with self._isolating(row):
+            _require_finite(fetched.stats.finite_N.all(), "the residual or its readings")
+            row.take_prompt(fetched, plan.columns[0], fetched.extra[0].tolist() if wants_logprobs else None)
+            if draw and row.bank.stop_requested:
+                row.end(FinishReason.ALERT_STOP)
+            elif draw:
+                self._take_draw(row, Draw(*fetched.extra[len(extra) :]), 0)
+
+    # --- one token of everybody ---
+
+    def _decode(self) -> None:
+        rows = sorted((row for row in self._rows if row.pending is not None), key=lambda row: row.slot)
+        if not rows:
+            return
+        try:
+            self._decode_rows(rows)
+            self._consecutive_failures = 0
+        except Exception:
+            # Nothing was taken from the failed pass, and repeating it writes the same keys and values again.
+            logger.exception("a pass over %d rows failed; each is tried alone", len(rows))
+            self._decode_alone(rows)
+
+    def _decode_alone(self, rows: list[Row]) -> None:
+        num_failed = 0
+        for row in rows:
+            try:
+                self._decode_rows([row])
+            except Exception as error:
+                num_failed += 1
+                self._fail_row(row, Outcome.ENGINE_ERROR, _engine_failed(error))
+        self._consecutive_failures = self._consecutive_failures + 1 if num_failed == len(rows) else 0
+
+    def _decode_rows(self, rows: list[Row]) -> None:
+        started = time.perf_counter()
+        plan = self._plan(rows)
+        inputs = []
+        for row in rows:
+            assert row.pending is not None
+            row.num_written = row.num_read + 1
+            inputs.append(RowInput(row.slot, row.num_read, [row.pending.id], row.steering))
+        output = self.runner.forward(inputs, plan.latents, num_top=max(row.request.top_features for row in rows))
+        draw = self._draw(rows, output)
+        fetched = self.runner.fetch(output, draw)
+        self._record(Phase.DECODE, rows, plan, output, fetched, started)
+        drawn = Draw(*fetched.extra)
+        for b, row in enumerate(rows):
+            # Before anything is taken: a cancel that came during the pass wins over what the pass gave.
+            if self._drop_if_ended(row):
+                continue
+            with self._isolating(row):
+                _require_finite(fetched.stats.finite_N[b], "the residual or its readings")
+                needs_draw = row.needs_draw
+                row.take_token(fetched, plan.columns[b], b)
+                if row.bank.stop_requested:
+                    row.end(FinishReason.ALERT_STOP)
+                elif needs_draw:
+                    self._take_draw(row, drawn, b)
+
+    def _draw(self, rows: list[Row], output: PassOutput) -> Draw:
+        """Draw for every row. For one that ends with this pass it is in vain, and cheaper than to leave it out."""
+        wants_logprobs = any(row.request.include_logprobs for row in rows)
+        with torch.inference_mode():
+            samplers = [row.sampler for row in rows]
+            return draw_rows(samplers, [row.ids for row in rows], output.logits_BTV[:, -1], wants_logprobs)
+
+    def _take_draw(self, row: Row, drawn: Draw, b: int) -> None:
+        _require_finite(drawn.finite_B[b], "the logits")
+        row.take_draw(int(drawn.tokens_B[b]), float(drawn.logprobs_B[b]), self.runner.language_model.eos_token_ids)
+
+    @contextmanager
+    def _isolating(self, row: Row) -> Iterator[None]:
+        """What goes wrong inside is this row's own; what ends inside is finished."""
+        try:
+            yield
+        except Exception as error:
+            self._fail_row(row, Outcome.ENGINE_ERROR, _engine_failed(error))
+        else:
+            if row.finish is not None and row.pending is None:
+                self._finish_row(row)
+
+    # --- ends ---
+
+    def _finish_row(self, row: Row) -> None:
+        assert row.finish is not None
+        row.outbox.append(row.finished_event())
+        self._retire(row, Outcome(row.finish.value))
+
+    def _fail_row(self, row: Row, outcome: Outcome, failure: Exception) -> None:
+        self._flush(row)
+        self._fail_mailbox(row.submission.mailbox, failure)
+        self._retire(row, outcome)
+
+    def _retire(self, row: Row, outcome: Outcome) -> None:
+        self._flush(row)
+        self._rows.remove(row)
+        self.runner.release(row.slot, row.num_written)
+        self.scheduler.release(row.slot)
+        self.admission.left_slot()
+        self._out.requests.append(row.record(outcome))
+
+    def _refuse(self, submission: Submission, outcome: Outcome, failure: Exception) -> None:
+        """End a request that never got a slot."""
+        self.admission.left_queue(submission, to_slot=False)
+        self._fail_mailbox(submission.mailbox, failure)
+        waited, request_id = time.monotonic() - submission.arrived, submission.request.request_id
+        self._out.requests.append(
+            RequestRecord(outcome, 0, 0, waited, waited, None, None, None, [], request_id=request_id)
+        )
+
+    def _fail_mailbox(self, mailbox: Mailbox, failure: Exception) -> None:
+        mailbox.fail(failure)
+        self._out.mailboxes.append(mailbox)
+
+    def _fail_everything(self) -> None:
+        """The engine is lost: end every request with an error, so that no client waits for ever."""
+        self.admission.is_draining = True
+        self._take_inbox()
+        failure = EngineFailed(uuid.uuid4().hex[:12])
+        for submission in self.scheduler.waiting:
+            self._refuse(submission, Outcome.ENGINE_ERROR, failure)
+        for row in self._rows:
+            self._fail_mailbox(row.submission.mailbox, failure)
+            self._out.requests.append(row.record(Outcome.ENGINE_ERROR))
+        self.scheduler.waiting.clear()
+        self._rows.clear()
+        self._publish()
+
+    # --- what is read, and what is told ---
+
+    def _plan(self, rows: list[Row]) -> ReadPlan:
+        return plan_reading([Wants(row.request.watched, row.bank.features) for row in rows], self._server_watch)
+
+    def _record(
+        self, phase: Phase, rows: list[Row], plan: ReadPlan, output: PassOutput, fetched: Fetched, started: float
+    ) -> None:
+        now = time.monotonic()
+        is_finite_N = fetched.stats.finite_N.astype(bool)
+        owners = [rows[0]] * len(is_finite_N) if phase is Phase.PREFILL else rows
+        # Position 0 is off scale in every sequence: no metric sees it.
+        counts_N = is_finite_N & np.array([n > 0 or owner.num_read > 0 for n, owner in enumerate(owners)])
+        readings_NW = fetched.stats.readings_NU[:, plan.server_watch]
+        for b, row in enumerate(rows):
+            mine = counts_N if phase is Phase.PREFILL else np.arange(len(rows)) == b
+            row.note_features(readings_NW[mine & counts_N])
+        self._out.steps.append(
+            StepRecord(
+                phase=phase,
+                num_rows=len(rows),
+                num_tokens=len(is_finite_N),
+                num_tapped_tokens=output.num_tapped,
+                step_seconds=time.perf_counter() - started,
+                encode_seconds=output.encode_seconds,
+                num_failed_rows=len({id(owners[n]) for n in np.flatnonzero(~is_finite_N)}),
+                num_nonfinite_tokens=int((~is_finite_N).sum()),
+                readings_NW=readings_NW[counts_N],
+                inter_token_seconds=[now - row.last_token_at for row in rows if row.last_token_at is not None],
+            )
+        )
+
+    def _flush(self, row: Row) -> None:
+        if row.outbox:
+            row.submission.mailbox.put(row.outbox)
+            self._out.mailboxes.append(row.submission.mailbox)
+            self._out.alerts.extend(event for event in row.outbox if isinstance(event, AlertEvent))
+            row.outbox = []
+
+    def _publish(self) -> None:
+        for row in self._rows:
+            self._flush(row)
+        out, self._out = self._out, Published()
+        if out.mailboxes or out.steps or out.requests:
+            if out.steps:
+                self._last_step_unix = time.time()
+            out.state = self.state()
+            self._publish_to(out)
+
+
+def _require_finite(is_finite: object, what: str) -> None:
+    if not is_finite:
+        raise ArithmeticError(f"{what} hold NaN or infinity")
+
+
+def _engine_failed(error: Exception) -> EngineFailed:
+    """An error to show to the client, under an id that finds `error` in the log."""
+    failure = EngineFailed(uuid.uuid4().hex[:12])
+    logger.error("request failed, error id %s", failure.error_id, exc_info=error)
+    return failure

@@ -1,0 +1,176 @@
+"""A request as the engine takes it, and the events that come back. Plain data: no tensors, no wire messages."""
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from monitors.bank import Policy
+from monitors.monitor import Alert, MonitorSpec, MonitorSummary
+from sae_runtime.steering import SteeringReport, SteeringSpec
+
+
+class FinishReason(StrEnum):
+    """Why a generation that ended well ended."""
+
+    EOS = "eos"
+    STOP_SEQUENCE = "stop_sequence"
+    LENGTH = "length"
+    CONTEXT_LENGTH = "context_length"
+    ALERT_STOP = "alert_stop"
+    SHUTDOWN = "shutdown"
+    SCORED = "scored"
+    """All of a Score request was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn; see the proto for ranges. Checked by the servicer."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Everything the engine needs to know of one request."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams = SamplingParams()
+    watched: tuple[int, ...] = ()
+    """Latents to read at every token."""
+    monitors: tuple[MonitorSpec, ...] = ()
+    top_features: int = 0
+    include_prompt: bool = False
+    include_logprobs: bool = False
+    steering: tuple[SteeringSpec, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    policy_steering: Mapping[str, tuple[SteeringSpec, ...]] = field(default_factory=dict)
+    """For monitors with a STEER policy: what to apply from the position after the one that fired."""
+    label: str = ""
+    deadline: float | None = None
+    """In `time.monotonic()` seconds."""
+    score_only: bool = False
+    """Read the prompt and end."""
+    scored_positions: frozenset[int] | None = None
+    """Prompt positions that monitors score as if the assistant had written them; None for none."""
+    length_reason: FinishReason = FinishReason.LENGTH
+    """What to call reaching `max_tokens`: CONTEXT_LENGTH if the context, not the client, set it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A monitor's score at one token."""
+
+    monitor: str
+    value: float
+    firing: bool
+
+
+@dataclass(slots=True)
+class TokenEvent:
+    """One token that the model has read."""
+
+    index: int
+    id: int
+    text: str
+    is_prompt: bool
+    readings: list[float]
+    steered_readings: list[float]
+    top_features: list[tuple[int, float]]
+    logprob: float | None
+    scores: list[Score]
+    fvu: float
+    l0: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartedEvent:
+    """The prompt has been read."""
+
+    last_prompt_token: TokenEvent
+
+
+@dataclass(frozen=True, slots=True)
+class AlertEvent:
+    """A monitor fired or cleared in this request."""
+
+    request_id: str
+    label: str
+    alert: Alert
+    time_seconds: float
+    """Unix time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds; None for what did not happen."""
+
+    queue_seconds: float
+    prefill_seconds: float | None
+    decode_seconds: float | None
+    time_to_first_token_seconds: float | None
+    total_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedEvent:
+    """The request ended well. Always the last event."""
+
+    reason: FinishReason
+    completion_tokens: int
+    timings: Timings
+    monitors: list[MonitorSummary]
+    tapped_tokens: int
+    steering: SteeringReport | None = None
+    matched_stop: str = ""
+    matched_token_id: int | None = None
+
+
+Event = StartedEvent | TokenEvent | AlertEvent | FinishedEvent
+
+
+class Mailbox:
+    """Where the engine leaves a request's events for its handler; never blocks either side.
+
+    The engine thread puts, one event loop takes. At most as many events as tokens the request may have.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: list[Event] = []
+        self._failure: Exception | None = None
+        self._oldest_unread: float | None = None
+
+    def put(self, events: list[Event]) -> None:
+        """Engine thread: leave events."""
+        with self._lock:
+            if self._oldest_unread is None:
+                self._oldest_unread = time.monotonic()
+            self._events.extend(events)
+
+    def fail(self, failure: Exception) -> None:
+        """Engine thread: end the request with an error; what was put before is still delivered."""
+        with self._lock:
+            self._failure = failure
+
+    def take(self) -> tuple[list[Event], Exception | None]:
+        """Event loop: everything new, and the error that ended the request, if one did."""
+        with self._lock:
+            events, self._events = self._events, []
+            self._oldest_unread = None
+            return events, self._failure
+
+    def unread_seconds(self, now: float) -> float:
+        """How long the oldest event has been waiting; 0 if none is."""
+        with self._lock:
+            return 0.0 if self._oldest_unread is None else now - self._oldest_unread

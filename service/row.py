@@ -1,0 +1,281 @@
+"""One request at work: where it stands in its sequence, its text, its monitors, its steering, its times.
+
+The engine moves it on; a row turns what a pass read into events. No tensors of the model pass through here.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from monitors.bank import MonitorBank, PolicyAction
+from sae_runtime.sae import SAE
+from sae_runtime.steering import Steering, SteeringLimits
+from service.detokenizer import Detokenizer
+from service.model_runner import Fetched
+from service.read_plan import Columns
+from service.records import Outcome, RequestRecord
+from service.request import (
+    AlertEvent,
+    Event,
+    FinishedEvent,
+    FinishReason,
+    Mailbox,
+    Request,
+    Score,
+    StartedEvent,
+    Timings,
+    TokenEvent,
+)
+from service.sampling import Sampler
+
+
+@dataclass(slots=True)
+class Submission:
+    """A request with its way back. The event loop sets `is_cancelled`; the engine looks at it between passes."""
+
+    request: Request
+    mailbox: Mailbox
+    arrived: float
+    """`time.monotonic()` at submission."""
+    is_cancelled: bool = False
+
+
+@dataclass(slots=True)
+class Pending:
+    """A token that was drawn and has not been read yet."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+class Row:
+    """A submission that has a slot."""
+
+    def __init__(
+        self,
+        submission: Submission,
+        slot: int,
+        *,
+        tokenizer: Any,
+        sae: SAE,
+        limits: SteeringLimits,
+        device: torch.device,
+    ) -> None:
+        request = submission.request
+        self.submission, self.request, self.slot = submission, request, slot
+        self.admitted = time.monotonic()
+        self.first_token_at: float | None = None
+        self.last_token_at: float | None = None
+        self.prompt_read_at: float | None = None
+        self.ids = list(request.prompt_ids)
+        """Prompt and generated tokens, the pending one included."""
+        self.num_read = 0
+        """Tokens read by the model: the next position to be read."""
+        self.num_written = 0
+        """Positions of the slot that may hold something."""
+        self.feature_max_W: NDArray[np.float32] | None = None
+        """Per server-watched latent, its largest reading so far, position 0 left out."""
+        self.pending: Pending | None = None
+        self.outbox: list[Event] = []
+        self.alerts: list[AlertEvent] = []
+        self.finish: FinishReason | None = None
+        """Set once it is known how the request ends; the pending token, if any, is the last."""
+        self.matched_token_id: int | None = None
+        self.sampler = Sampler.build(request.sampling, device)
+        self.bank = MonitorBank(request.monitors, request.policies)
+        self.steering: Steering | None = None
+        if request.steering or request.policy_steering:
+            self.steering = Steering(sae, len(request.prompt_ids), limits)
+            self.steering.add(request.steering)
+        self._text = Detokenizer(tokenizer, request.sampling.stop)
+        self._prompt_text = Detokenizer(tokenizer)
+        self._prompt_events: list[Event] = []
+        self._last_prompt_event: TokenEvent | None = None
+        self._steered_by: set[str] = set()
+        self._next_prompt_logprob: float | None = None
+
+    # --- where it stands ---
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_unread(self) -> int:
+        """Prompt tokens not yet read."""
+        return max(self.num_prompt - self.num_read, 0)
+
+    @property
+    def num_generated(self) -> int:
+        """Generated tokens that were read."""
+        return max(self.num_read - self.num_prompt, 0)
+
+    @property
+    def needs_draw(self) -> bool:
+        """Whether the pass that reads the next token has to produce another."""
+        return self.finish is None and not self.request.score_only
+
+    # --- what a pass did ---
+
+    def note_features(self, readings_NW: NDArray[np.float32]) -> None:
+        """Keep the largest server-watched readings; position 0 is not among them."""
+        if len(readings_NW):
+            peak_W = readings_NW.max(axis=0)
+            self.feature_max_W = peak_W if self.feature_max_W is None else np.maximum(self.feature_max_W, peak_W)
+
+    def take_prompt(self, fetched: Fetched, columns: Columns, logprobs: Sequence[float] | None) -> None:
+        """Take the readings of the next chunk of prompt. `logprobs[t]` is that of the token after the chunk's t-th."""
+        for t in range(len(fetched.stats.l0_N)):
+            position = self.num_read
+            event = self._observe(fetched, columns, t, 0, t, self.ids[position], is_prompt=True)
+            event.text = self._prompt_text.push(event.id)
+            if self.request.include_logprobs and position > 0:
+                event.logprob = self._next_prompt_logprob
+            self._next_prompt_logprob = logprobs[t] if logprobs is not None else None
+            self.num_read += 1
+            if self.request.include_prompt:
+                self._prompt_events.append(event)
+            self._prompt_events.extend(self._take_alerts(event))
+            self._last_prompt_event = event
+        if self.num_unread == 0:
+            self._start()
+
+    def _start(self) -> None:
+        self.prompt_read_at = time.monotonic()
+        event = self._last_prompt_event
+        assert event is not None
+        event.text += self._prompt_text.flush()
+        self.outbox.append(StartedEvent(event))
+        self.outbox.extend(self._prompt_events)
+        self._prompt_events = []
+        if self.request.score_only:
+            self.finish = FinishReason.SCORED
+
+    def take_token(self, fetched: Fetched, columns: Columns, b: int) -> None:
+        """Take the readings of the pending token, read as row `b` of a decode pass."""
+        assert self.pending is not None
+        event = self._observe(fetched, columns, b, b, 0, self.pending.id, is_prompt=False)
+        event.text, event.logprob = self.pending.text, self.pending.logprob
+        self.num_read += 1
+        self.pending = None
+        self.outbox.append(event)
+        self.outbox.extend(self._take_alerts(event))
+        now = time.monotonic()
+        self.first_token_at = self.first_token_at or now
+        self.last_token_at = now
+
+    def take_draw(self, token_id: int, logprob: float | None, eos_ids: frozenset[int]) -> None:
+        """Take the token that was drawn to come next; it is read in the next pass, unless it ends the reply."""
+        sampling = self.request.sampling
+        if token_id in eos_ids and not sampling.ignore_eos:
+            self.matched_token_id = token_id
+            self.end(FinishReason.EOS)
+            return
+        self.ids.append(token_id)
+        self.pending = Pending(token_id, self._text.push(token_id), logprob if self.request.include_logprobs else None)
+        if self._text.matched_stop is not None:
+            self.finish = FinishReason.STOP_SEQUENCE
+        elif len(self.ids) - self.num_prompt >= sampling.max_tokens:
+            self.finish = self.request.length_reason
+            self.pending.text += self._text.flush()
+
+    def end(self, reason: FinishReason) -> None:
+        """End here: nothing pending will be read. Text still held back goes to the last token sent."""
+        self.finish = reason
+        self.pending = None
+        last = next((e for e in reversed(self.outbox) if isinstance(e, TokenEvent) and not e.is_prompt), None)
+        if last is not None:
+            last.text += self._text.flush()
+
+    # --- readings to events ---
+
+    def _observe(
+        self, fetched: Fetched, columns: Columns, n: int, b: int, t: int, token_id: int, *, is_prompt: bool
+    ) -> TokenEvent:
+        """The event of token `n` of a pass (row `b`, its `t`-th), monitors and policies done. Text comes later."""
+        stats, position = fetched.stats, self.num_read
+        readings_U = stats.readings_NU[n]
+        scored = self.request.scored_positions
+        counts_as_prompt = is_prompt and not (scored is not None and position in scored)
+        read = dict(zip(columns.monitored_latents, readings_U[columns.monitored].tolist(), strict=True))
+        updates = self.bank.observe(position, read, counts_as_prompt)
+        steered = fetched.steered.get(b)
+        was_steered = steered is not None and self.steering is not None and self.steering.covers(position, position + 1)
+        top = zip(stats.top_indices_Nk[n].tolist(), stats.top_values_Nk[n].tolist(), strict=True)
+        now = time.time()
+        for _, update in updates:
+            if update.alert is not None:
+                self.alerts.append(AlertEvent(self.request.request_id, self.request.label, update.alert, now))
+        self._apply_policies(position)
+        return TokenEvent(
+            index=position,
+            id=token_id,
+            text="",
+            is_prompt=is_prompt,
+            readings=readings_U[columns.watched].tolist(),
+            steered_readings=steered[t][columns.watched].tolist() if was_steered and steered is not None else [],
+            top_features=[(int(i), v) for i, v in top if v > 0][: self.request.top_features],
+            logprob=None,
+            scores=[Score(name, u.score, u.firing) for name, u in updates if u.score is not None],
+            fvu=float(stats.fvu_N[n]),
+            l0=int(stats.l0_N[n]),
+        )
+
+    def _apply_policies(self, position: int) -> None:
+        for policy in self.bank.triggered:
+            if policy.action is PolicyAction.STEER and policy.monitor not in self._steered_by:
+                assert self.steering is not None
+                self._steered_by.add(policy.monitor)
+                self.steering.add(self.request.policy_steering[policy.monitor], active_from=position + 1)
+
+    def _take_alerts(self, event: TokenEvent) -> list[Event]:
+        return [a for a in self.alerts if a.alert.position == event.index]
+
+    # --- the end ---
+
+    def timings(self) -> Timings:
+        now, arrived = time.monotonic(), self.submission.arrived
+        read_at = self.prompt_read_at
+        return Timings(
+            queue_seconds=self.admitted - arrived,
+            prefill_seconds=None if read_at is None else read_at - self.admitted,
+            decode_seconds=None if read_at is None else now - read_at,
+            time_to_first_token_seconds=None if self.first_token_at is None else self.first_token_at - arrived,
+            total_seconds=now - arrived,
+        )
+
+    def finished_event(self) -> FinishedEvent:
+        assert self.finish is not None
+        return FinishedEvent(
+            reason=self.finish,
+            completion_tokens=self.num_generated,
+            timings=self.timings(),
+            monitors=self.bank.summaries(),
+            tapped_tokens=self.num_read,
+            steering=None if self.steering is None else self.steering.report(),
+            matched_stop=self._text.matched_stop or "",
+            matched_token_id=self.matched_token_id,
+        )
+
+    def record(self, outcome: Outcome) -> RequestRecord:
+        timings = self.timings()
+        return RequestRecord(
+            outcome=outcome,
+            prompt_tokens=min(self.num_read, self.num_prompt),
+            completion_tokens=self.num_generated,
+            duration_seconds=timings.total_seconds,
+            queue_seconds=timings.queue_seconds,
+            prefill_seconds=timings.prefill_seconds,
+            decode_seconds=timings.decode_seconds,
+            time_to_first_token_seconds=timings.time_to_first_token_seconds,
+            feature_max_W=[] if self.feature_max_W is None else self.feature_max_W.tolist(),
+            alerts=[(a.alert.monitor, a.alert.severity) for a in self.alerts if a.alert.state == "firing"],
+            steering_ops=[spec.op.value for spec in self.request.steering],
+            request_id=self.request.request_id,
+        )

@@ -1,0 +1,66 @@
+"""Who waits, who has a slot, and how many prompt tokens are read in a step. Policy only: no tensors, no text.
+
+First come, first served. Prompts are read in chunks out of one budget of tokens per step, in order of admission, so
+that a long prompt delays running streams by one chunk at a time.
+"""
+
+import heapq
+from collections import deque
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+
+class Prompt(Protocol):
+    """What the scheduler needs to know of a request that is being read."""
+
+    @property
+    def num_unread(self) -> int:
+        """Prompt tokens not yet read."""
+        ...
+
+
+W = TypeVar("W")
+R = TypeVar("R", bound=Prompt)
+
+
+class Chunk(NamedTuple, Generic[R]):
+    """A piece of prompt to be read in this step."""
+
+    row: R
+    num_tokens: int
+
+
+class Scheduler(Generic[W]):
+    """A queue in front of a fixed number of slots."""
+
+    def __init__(self, num_slots: int, chunk_tokens: int) -> None:
+        """`chunk_tokens` is the budget of prompt tokens per step."""
+        self.num_slots = num_slots
+        self.chunk_tokens = chunk_tokens
+        self.waiting: deque[W] = deque()
+        # Lowest first: running rows stay side by side, and a pass over neighbours reads the cache without a copy.
+        self._free_slots = list(range(num_slots))
+
+    def enqueue(self, item: W) -> None:
+        self.waiting.append(item)
+
+    def admit(self) -> list[tuple[int, W]]:
+        """Give free slots to those who have waited longest."""
+        admitted = []
+        while self._free_slots and self.waiting:
+            admitted.append((heapq.heappop(self._free_slots), self.waiting.popleft()))
+        return admitted
+
+    def release(self, slot: int) -> None:
+        """Take a slot back."""
+        heapq.heappush(self._free_slots, slot)
+
+    def plan_prefill(self, reading: list[R]) -> list[Chunk[R]]:
+        """Chunks for this step, from rows with unread prompt in order of admission, within the budget."""
+        budget, chunks = self.chunk_tokens, []
+        for row in reading:
+            if budget == 0:
+                break
+            num_tokens = min(row.num_unread, budget)
+            chunks.append(Chunk(row, num_tokens))
+            budget -= num_tokens
+        return chunks

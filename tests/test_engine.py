@@ -1,0 +1,554 @@
+"""The engine against slower, obvious references: `generate`, one offline pass, and the same request run alone."""
+
+import time
+
+import pytest
+import tiny
+import torch
+
+from monitors.bank import Policy, PolicyAction
+from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec
+from service.engine import Engine, Published
+from service.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, SlowConsumer
+from service.records import Outcome
+from service.request import AlertEvent, FinishedEvent, FinishReason, Request, SamplingParams, StartedEvent, TokenEvent
+from service.row import Submission
+
+WATCHED = (3, 17, 40)
+
+
+def request(model, text="The sea was calm.", *, request_id="r", max_tokens=12, **fields):
+    sampling = fields.pop("sampling", {})
+    return Request(
+        request_id=request_id,
+        prompt_ids=tuple(model.tokenizer(text).input_ids),
+        sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True, **sampling),
+        watched=WATCHED,
+        **fields,
+    )
+
+
+def submit(engine: Engine, *requests: Request) -> list[Submission]:
+    for _ in requests:
+        engine.admission.reserve()
+    return [engine.admission.submit(r) for r in requests]
+
+
+class Reply:
+    """All that came back for one request."""
+
+    def __init__(self, submission: Submission) -> None:
+        self.events, self.failure = submission.mailbox.take()
+        self.tokens = [e for e in self.events if isinstance(e, TokenEvent)]
+        self.generated = [t for t in self.tokens if not t.is_prompt]
+        self.ids = [t.id for t in self.generated]
+        self.text = "".join(t.text for t in self.generated)
+        self.alerts = [e.alert for e in self.events if isinstance(e, AlertEvent)]
+        self.finished = next((e for e in self.events if isinstance(e, FinishedEvent)), None)
+
+
+def run(engine: Engine, *requests: Request) -> list[Reply]:
+    submissions = submit(engine, *requests)
+    engine.step()
+    while engine.num_active:
+        engine.step()
+    return [Reply(s) for s in submissions]
+
+
+def run_one(model, dictionary, req: Request, **settings) -> Reply:
+    return run(tiny.engine(model, dictionary, **settings), req)[0]
+
+
+def generate(model, req: Request) -> list[int]:
+    prompt = torch.tensor([req.prompt_ids])
+    out = model.model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=req.sampling.max_tokens,
+        do_sample=False,
+        repetition_penalty=req.sampling.repetition_penalty,
+        eos_token_id=None,
+        pad_token_id=2,
+    )
+    return out[0, len(req.prompt_ids) :].tolist()
+
+
+def offline_readings(model, dictionary, ids: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        hidden = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    return dictionary.encode(hidden[tiny.HOOK_POINT.hidden_state_index][0])
+
+
+TEXTS = [
+    "The sea was calm.",
+    "x",
+    "def f(a):\n    return a",
+    "Wörter mit Umlauten",
+    "a" * 90,
+    "1 2 3",
+    "Zzz zzz",
+    "end",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("chunk_tokens", [5, 64])
+def test_greedy_tokens_equal_generate(model, dictionary, text, chunk_tokens):
+    req = request(model, text, max_tokens=40)
+    assert run_one(model, dictionary, req, chunk_tokens=chunk_tokens).ids == generate(model, req)
+
+
+def test_repetition_penalty_equals_generate(model, dictionary):
+    req = request(model, max_tokens=40, sampling={"repetition_penalty": 1.3})
+    assert run_one(model, dictionary, req).ids == generate(model, req)
+    assert generate(model, req) != generate(model, request(model, max_tokens=40))
+
+
+def test_readings_equal_an_offline_pass_at_every_position(model, dictionary):
+    req = request(model, max_tokens=30, include_prompt=True, top_features=5)
+    reply = run_one(model, dictionary, req, chunk_tokens=5)
+    wanted = offline_readings(model, dictionary, [t.id for t in reply.tokens])
+    assert [t.index for t in reply.tokens] == list(range(len(req.prompt_ids) + 30))
+    got = torch.tensor([t.readings for t in reply.tokens])
+    torch.testing.assert_close(got, wanted[:, list(WATCHED)], rtol=1e-4, atol=1e-5)
+    for token, latents in zip(reply.tokens, wanted, strict=True):
+        assert token.l0 == int((latents > 0).sum())
+        top = latents.topk(5)
+        assert [f for f, _ in token.top_features] == top.indices[top.values > 0].tolist()
+    last_prompt = next(e for e in reply.events if isinstance(e, StartedEvent)).last_prompt_token
+    assert last_prompt.index == len(req.prompt_ids) - 1
+    assert last_prompt.readings == reply.tokens[last_prompt.index].readings
+
+
+def test_reconstruction_figures_equal_an_offline_pass(model, dictionary):
+    reply = run_one(model, dictionary, request(model, include_prompt=True))
+    with torch.inference_mode():
+        hidden = model.model(torch.tensor([[t.id for t in reply.tokens]]), output_hidden_states=True).hidden_states
+    x_TD = hidden[tiny.HOOK_POINT.hidden_state_index][0]
+    x_hat_TD = dictionary.decode(dictionary.encode(x_TD))
+    wanted = (x_TD - x_hat_TD).square().sum(-1) / (x_TD - dictionary.resid_mean).square().sum(-1)
+    torch.testing.assert_close(torch.tensor([t.fvu for t in reply.tokens]), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_join_and_leave_change_nothing(model, dictionary):
+    requests = [request(model, t, request_id=str(i), max_tokens=8 + 5 * i) for i, t in enumerate(TEXTS)]
+    alone = [run_one(model, dictionary, r) for r in requests]
+    busy = tiny.engine(model, dictionary, num_slots=3, chunk_tokens=7)
+    submissions = submit(busy, *requests[:2])
+    for late in requests[2:]:
+        busy.step()
+        busy.step()
+        submissions += submit(busy, late)
+    while busy.num_active:
+        busy.step()
+    for submission, wanted in zip(submissions, alone, strict=True):
+        got = Reply(submission)
+        assert got.ids == wanted.ids
+        got_readings = torch.tensor([t.readings for t in got.generated])
+        torch.testing.assert_close(
+            got_readings, torch.tensor([t.readings for t in wanted.generated]), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_seed_draws_the_same_alone_and_in_a_batch(model, dictionary):
+    sampling = {"temperature": 1.5, "top_p": 0.9, "top_k": 50, "seed": 7}
+    req = request(model, max_tokens=25, sampling=sampling)
+    alone = run_one(model, dictionary, req).ids
+    others = [request(model, t, request_id=t, sampling={"temperature": 1.0, "seed": 7}) for t in TEXTS[:3]]
+    assert run(tiny.engine(model, dictionary), *others, req)[-1].ids == alone
+    other_seed = request(model, max_tokens=25, sampling=sampling | {"seed": 8})
+    assert run_one(model, dictionary, other_seed).ids != alone
+
+
+def test_log_probabilities_equal_an_offline_pass(model, dictionary):
+    req = request(model, include_prompt=True, include_logprobs=True)
+    reply = run_one(model, dictionary, req, chunk_tokens=5)
+    ids = [t.id for t in reply.tokens]
+    with torch.inference_mode():
+        logprobs = model.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    wanted = [float(logprobs[i, token]) for i, token in enumerate(ids[1:])]
+    assert reply.tokens[0].logprob is None
+    assert [t.logprob for t in reply.tokens[1:]] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_eos_is_neither_sent_nor_counted(model, dictionary):
+    free = run_one(model, dictionary, request(model, max_tokens=40)).ids
+    eos = free[6]
+    stopping = tiny.language_model()
+    object.__setattr__(stopping, "eos_token_ids", frozenset({eos}))
+    req = request(model, max_tokens=40)
+    req = Request(request_id="e", prompt_ids=req.prompt_ids, sampling=SamplingParams(max_tokens=40), watched=WATCHED)
+    reply = run_one(stopping, dictionary, req)
+    assert reply.ids == free[: free.index(eos)]
+    assert (reply.finished.reason, reply.finished.matched_token_id) == (FinishReason.EOS, eos)
+    assert reply.finished.completion_tokens == free.index(eos)
+
+
+def test_length_ends_with_the_last_token_read(model, dictionary):
+    req = request(model, max_tokens=9)
+    reply = run_one(model, dictionary, req)
+    assert reply.finished.reason is FinishReason.LENGTH
+    assert reply.finished.completion_tokens == len(reply.ids) == 9
+    assert reply.finished.tapped_tokens == len(req.prompt_ids) + 9
+    assert isinstance(reply.events[0], StartedEvent)
+    assert isinstance(reply.events[-1], FinishedEvent)
+    assert sum(isinstance(e, FinishedEvent) for e in reply.events) == 1
+
+
+def test_text_is_the_one_shot_decode(model, dictionary):
+    reply = run_one(model, dictionary, request(model, "Wörter", max_tokens=60))
+    assert reply.text == model.tokenizer.decode(reply.ids, skip_special_tokens=True)
+
+
+def test_a_stop_string_is_never_sent_even_in_part(model, dictionary):
+    free = run_one(model, dictionary, request(model, max_tokens=40))
+    stop = free.text[8:12]
+    reply = run_one(model, dictionary, request(model, max_tokens=40, sampling={"stop": (stop, "\0\0")}))
+    assert reply.text == free.text[: free.text.index(stop)]
+    assert (reply.finished.reason, reply.finished.matched_stop) == (FinishReason.STOP_SEQUENCE, stop)
+
+
+# --- steering ---
+
+
+def steer(strength=4.0, op=SteeringOp.ADD, feature=5, **fields):
+    return SteeringSpec(feature, op, strength, **fields)
+
+
+def test_steering_changes_its_own_row_and_proves_it(model, dictionary):
+    plain = request(model, max_tokens=20)
+    steered = request(model, max_tokens=20, include_prompt=True, steering=(steer(40.0, scope=PositionScope.GENERATED),))
+    reply = run_one(model, dictionary, steered)
+    assert reply.ids != run_one(model, dictionary, plain).ids
+    report = reply.finished.steering
+    assert report.positions_changed == 20
+    assert 0 < report.mean_relative_norm <= report.max_relative_norm
+    assert all(bool(t.steered_readings) == (not t.is_prompt) for t in reply.tokens)
+
+
+def test_a_steered_neighbour_changes_nothing(model, dictionary):
+    req = request(model, max_tokens=30)
+    alone = run_one(model, dictionary, req)
+    wild = [
+        request(model, t, request_id=t, max_tokens=30, steering=(steer(40.0, feature=i),))
+        for i, t in enumerate(TEXTS[1:4])
+    ]
+    beside = run(tiny.engine(model, dictionary), *wild[:2], req, wild[2])[2]
+    assert beside.ids == alone.ids
+    got, wanted = ([t.readings for t in reply.generated] for reply in (beside, alone))
+    torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted), rtol=1e-4, atol=1e-5)
+    assert all(t.steered_readings == [] for t in beside.generated)
+
+
+def test_steering_equals_an_offline_pass_with_a_hook(model, dictionary):
+    spec = steer(10.0, scope=PositionScope.GENERATED)
+    req = request(model, max_tokens=15, include_prompt=True, steering=(spec,))
+    reply = run_one(model, dictionary, req, chunk_tokens=5)
+    ids = [t.id for t in reply.tokens]
+    added_D = 10.0 * dictionary.W_dec[5] / dictionary.scale
+
+    def hook(_module, _args, output):
+        resid = (output[0] if isinstance(output, tuple) else output).clone()
+        seen.append(resid[0].clone())
+        resid[0, len(req.prompt_ids) :] += added_D
+        return (resid, *output[1:]) if isinstance(output, tuple) else resid
+
+    seen: list[torch.Tensor] = []
+    handle = model.model.model.layers[1].register_forward_hook(hook)
+    try:
+        with torch.inference_mode():
+            logits = model.model(torch.tensor([ids])).logits[0]
+    finally:
+        handle.remove()
+    start = len(req.prompt_ids) - 1
+    assert logits[start:-1].argmax(-1).tolist() == reply.ids
+    before = dictionary.encode(seen[0])[:, list(WATCHED)]
+    torch.testing.assert_close(torch.tensor([t.readings for t in reply.tokens]), before, rtol=1e-4, atol=1e-4)
+    after = dictionary.encode(seen[0][start + 1 :] + added_D)[:, list(WATCHED)]
+    got = torch.tensor([t.steered_readings for t in reply.generated])
+    torch.testing.assert_close(got, after, rtol=1e-4, atol=1e-4)
+
+
+# --- monitors and policies ---
+
+
+def firing_monitor(model, dictionary, req, **rule):
+    """A monitor over a watched latent that fires on some token of `req`, not the first."""
+    free = run_one(model, dictionary, req)
+    values = [t.readings[0] for t in free.generated]
+    return tiny.monitor_spec(features=(WATCHED[0],), threshold=max(values) * 0.5, window=1, min_tokens=1, **rule), free
+
+
+def test_stop_policy_stops_on_the_token_that_fired(model, dictionary):
+    req = request(model, max_tokens=40)
+    spec, free = firing_monitor(model, dictionary, req)
+    first = next(i for i, t in enumerate(free.generated) if t.readings[0] > spec.rule.threshold)
+    stopping = request(model, max_tokens=40, monitors=(spec,), policies=(Policy(spec.name, PolicyAction.STOP),))
+    reply = run_one(model, dictionary, stopping)
+    assert reply.ids == free.ids[: first + 1]
+    assert reply.finished.reason is FinishReason.ALERT_STOP
+    assert [a.position for a in reply.alerts] == [len(req.prompt_ids) + first]
+    kinds = [type(e) for e in reply.events[-3:]]
+    assert kinds == [TokenEvent, AlertEvent, FinishedEvent]
+
+
+def test_steer_policy_steers_from_the_next_position_on(model, dictionary):
+    req = request(model, max_tokens=40)
+    spec, free = firing_monitor(model, dictionary, req)
+    first = next(i for i, t in enumerate(free.generated) if t.readings[0] > spec.rule.threshold)
+    steering = request(
+        model,
+        max_tokens=40,
+        monitors=(spec,),
+        policies=(Policy(spec.name, PolicyAction.STEER),),
+        policy_steering={spec.name: (steer(30.0),)},
+    )
+    reply = run_one(model, dictionary, steering)
+    # The token after the one that fired was drawn before, so it is the first to be steered and the last unchanged.
+    assert reply.ids[: first + 2] == free.ids[: first + 2]
+    steered = [bool(t.steered_readings) for t in reply.generated]
+    assert steered == [False] * (first + 1) + [True] * (len(steered) - first - 1)
+    assert reply.finished.steering.positions_changed == sum(steered)
+
+
+def test_monitor_scores_equal_the_offline_statistic(model, dictionary):
+    spec = tiny.monitor_spec(features=(WATCHED[0], WATCHED[1]), threshold=1e9)
+    reply = run_one(model, dictionary, request(model, max_tokens=20, monitors=(spec,)))
+    token_scores = [t.readings[0] + t.readings[1] for t in reply.generated]
+    rolling = [sum(token_scores[max(0, i - 3) : i + 1]) / min(i + 1, 4) for i in range(20)]
+    assert [t.scores[0].value for t in reply.generated] == pytest.approx(rolling, rel=1e-5)
+    summary = reply.finished.monitors[0]
+    assert summary.max_score == pytest.approx(max(rolling[1:]), rel=1e-5)
+    assert summary.num_scored == 20
+
+
+def test_score_reads_the_prompt_and_scores_the_given_positions(model, dictionary):
+    spec = tiny.monitor_spec(features=(WATCHED[0],), threshold=1e9, window=1)
+    base = request(model, "What was read before.", monitors=(spec,), include_prompt=True)
+    req = Request(
+        request_id="s",
+        prompt_ids=base.prompt_ids,
+        watched=WATCHED,
+        monitors=(spec,),
+        include_prompt=True,
+        score_only=True,
+        scored_positions=frozenset(range(5, 9)),
+    )
+    reply = run_one(model, dictionary, req, chunk_tokens=6)
+    assert reply.finished.reason is FinishReason.SCORED
+    assert [t.index for t in reply.tokens if t.scores] == [5, 6, 7, 8]
+    assert reply.finished.completion_tokens == 0
+    wanted = offline_readings(model, dictionary, list(req.prompt_ids))[:, list(WATCHED)]
+    torch.testing.assert_close(torch.tensor([t.readings for t in reply.tokens]), wanted, rtol=1e-4, atol=1e-5)
+
+
+# --- faults ---
+
+
+class FailingModel:
+    """Passes calls on to a model, and raises on chosen ones."""
+
+    def __init__(self, model, errors):
+        self._model, self._errors, self.num_calls = model, errors, 0
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def __call__(self, **kwargs):
+        self.num_calls += 1
+        error = self._errors(self.num_calls, kwargs)
+        if error is not None:
+            raise error
+        return self._model(**kwargs)
+
+
+def engine_with_failures(dictionary, errors, **settings):
+    model = tiny.language_model()
+    object.__setattr__(model, "model", FailingModel(model.model, errors))
+    return tiny.engine(model, dictionary, **settings)
+
+
+def test_a_nan_row_fails_alone_and_leaves_a_clean_slot(model, dictionary):
+    requests = [request(model, t, request_id=t, max_tokens=20) for t in TEXTS[:3]]
+    alone = [run_one(model, dictionary, r).ids for r in requests]
+    engine = tiny.engine(model, dictionary, num_slots=3)
+    submissions = submit(engine, *requests)
+    for _ in range(6):
+        engine.step()
+    for tensor in (*engine.runner.cache.keys, *engine.runner.cache.values):
+        tensor[1, :, :3] = float("nan")
+    while engine.num_active:
+        engine.step()
+    replies = [Reply(s) for s in submissions]
+    assert isinstance(replies[1].failure, EngineFailed)
+    assert (replies[0].ids, replies[2].ids) == (alone[0], alone[2])
+    assert not any(t.isnan().any() for t in (*engine.runner.cache.keys, *engine.runner.cache.values))
+    assert run(engine, *requests)[1].ids == alone[1]
+
+
+def test_an_exception_in_a_pass_is_tried_row_by_row(model, dictionary):
+    requests = [request(model, t, request_id=t, max_tokens=10) for t in TEXTS[:3]]
+    alone = [run_one(model, dictionary, r).ids for r in requests]
+    poison = requests[1].prompt_ids
+
+    def errors(_call, kwargs):
+        ids = kwargs["input_ids"]
+        is_decode = ids.shape[1] == 1
+        return RuntimeError("secret") if is_decode and alone[1][3] in ids.flatten().tolist() and len(poison) else None
+
+    engine = engine_with_failures(dictionary, errors)
+    replies = run(engine, *requests)
+    failed = [r for r in replies if r.failure is not None]
+    assert failed
+    assert all("secret" not in str(r.failure) for r in failed)
+    for reply, wanted in zip(replies, alone, strict=True):
+        assert reply.ids == wanted[: len(reply.ids)]
+        assert (reply.failure is None) == (alone[1][3] not in wanted)
+
+
+def test_out_of_memory_in_prefill_refuses_that_request_only(model, dictionary):
+    engine = engine_with_failures(dictionary, lambda call, _: torch.OutOfMemoryError() if call == 1 else None)
+    first, second = run(engine, request(model), request(model, request_id="b"))
+    assert isinstance(first.failure, QueueFull)
+    assert second.failure is None
+    assert second.ids == generate(model, request(model))
+
+
+def test_a_tap_that_did_not_run_fails_the_request(model, dictionary):
+    engine = tiny.engine(tiny.language_model(), dictionary)
+    engine.runner.tap.remove()
+    reply = run(engine, request(model))[0]
+    assert isinstance(reply.failure, EngineFailed)
+    assert reply.tokens == []
+
+
+def test_cancel_frees_the_slot_and_disturbs_nobody(model, dictionary):
+    engine = tiny.engine(model, dictionary, num_slots=2)
+    requests = [request(model, t, request_id=t, max_tokens=20) for t in TEXTS[:4]]
+    submissions = submit(engine, *requests)
+    for _ in range(4):
+        engine.step()
+    engine.admission.cancel(submissions[0])
+    engine.admission.cancel(submissions[2])  # still waits
+    while engine.num_active:
+        engine.step()
+    assert engine.admission.num_waiting == 0
+    for i in (1, 3):
+        assert Reply(submissions[i]).ids == generate(model, requests[i])
+
+
+def test_a_cancel_during_the_last_pass_wins(model, dictionary):
+    published: list[Published] = []
+    engine = tiny.engine(model, dictionary, publish=published.append)
+    submission = submit(engine, request(model, max_tokens=2))[0]
+    engine.step()  # reads the prompt and the first token
+    inner = engine.runner.forward
+
+    def forward(*args, **kwargs):
+        engine.admission.cancel(submission)
+        return inner(*args, **kwargs)
+
+    engine.runner.forward = forward
+    engine.step()
+    assert [r.outcome for p in published for r in p.requests] == [Outcome.CANCELLED]
+    assert Reply(submission).finished is None
+
+
+def test_a_cancelled_request_in_the_queue_never_reaches_the_model(model, dictionary):
+    engine = engine_with_failures(dictionary, lambda *_: None)
+    submission = submit(engine, request(model))[0]
+    engine.admission.cancel(submission)
+    engine.step()
+    assert engine.runner.language_model.model.num_calls == 0
+    assert engine.num_active == 0
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_deadlines_hold_in_queue_and_decode(model, dictionary, steps):
+    engine = tiny.engine(model, dictionary)
+    deadline = time.monotonic() + (1000 if steps else -1)
+    req = request(model, max_tokens=50, deadline=deadline)
+    submission = submit(engine, req)[0]
+    for _ in range(steps):
+        engine.step()
+    object.__setattr__(req, "deadline", time.monotonic() - 1)
+    engine.step()
+    assert isinstance(Reply(submission).failure, DeadlineExceeded)
+    assert engine.num_active == 0
+
+
+def test_a_reader_that_does_not_read_loses_its_slot(model, dictionary):
+    engine = tiny.engine(model, dictionary, slow_consumer_seconds=0.0)
+    slow = submit(engine, request(model, max_tokens=50))[0]
+    for _ in range(4):
+        engine.step()
+    assert isinstance(Reply(slow).failure, SlowConsumer)
+    assert engine.num_active == 0
+
+
+def test_a_request_that_cannot_start_fails_alone(model, dictionary):
+    bad = request(model, request_id="bad", steering=(steer(feature=10_000),))
+    first, second = run(tiny.engine(model, dictionary, num_slots=1), bad, request(model))
+    assert isinstance(first.failure, EngineFailed)
+    assert second.ids == generate(model, request(model))
+
+
+def test_the_queue_is_bounded_in_requests_and_tokens(model, dictionary):
+    engine = tiny.engine(model, dictionary, num_slots=1, max_requests=2, max_prompt_tokens=20)
+    for _ in range(3):  # one slot and two places
+        engine.admission.reserve()
+    with pytest.raises(QueueFull, match="2 requests"):
+        engine.admission.reserve()
+    engine.admission.submit(request(model, "a" * 15))
+    with pytest.raises(QueueFull, match="15 of 20"):
+        engine.admission.submit(request(model, "b" * 6))
+    assert engine.admission.num_waiting == 2
+
+
+def test_shutdown_finishes_running_and_refuses_waiting_requests(model, dictionary):
+    engine = tiny.engine(model, dictionary, num_slots=1)
+    running, waiting = submit(engine, request(model, max_tokens=50), request(model, request_id="w"))
+    for _ in range(3):
+        engine.step()
+    engine.finish_all()
+    engine.step()
+    reply = Reply(running)
+    assert reply.finished.reason is FinishReason.SHUTDOWN
+    assert reply.finished.completion_tokens == len(reply.ids)
+    assert isinstance(Reply(waiting).failure, NotReady)
+    with pytest.raises(NotReady):
+        engine.admission.reserve()
+
+
+def test_records_add_up(model, dictionary):
+    published: list[Published] = []
+    engine = tiny.engine(model, dictionary, num_slots=2, publish=published.append, server_watch=WATCHED[:1])
+    requests = [request(model, t, request_id=t, max_tokens=9) for t in TEXTS]
+    replies = run(engine, *requests)
+    steps = [s for p in published for s in p.steps]
+    records = [r for p in published for r in p.requests]
+    num_tokens = sum(len(r.prompt_ids) + 9 for r in requests)
+    assert sum(s.num_tokens for s in steps) == sum(s.num_tapped_tokens for s in steps) == num_tokens
+    # Position 0 of every request is left out of the readings.
+    assert sum(len(s.readings_NW) for s in steps) == num_tokens - len(requests)
+    assert sum(r.prompt_tokens + r.completion_tokens for r in records) == num_tokens
+    for record, reply, req in zip(records, replies, requests, strict=True):
+        ids = [*req.prompt_ids, *reply.ids]
+        wanted = offline_readings(model, dictionary, ids)[1:, WATCHED[0]].max()
+        assert record.feature_max_W == pytest.approx([float(wanted)], rel=1e-4, abs=1e-5)
+
+
+def test_a_crash_ends_every_request(model, dictionary):
+    engine = tiny.engine(model, dictionary)
+
+    def crash():
+        raise KeyError("a bug")
+
+    engine._prefill = crash
+    submission = submit(engine, request(model))[0]
+    engine.start()
+    assert engine.stop()
+    assert isinstance(Reply(submission).failure, EngineFailed)
+    assert not engine.is_healthy
+    with pytest.raises(NotReady):
+        engine.admission.reserve()

@@ -1,0 +1,129 @@
+"""Small real parts for tests: a random Llama, a byte tokenizer, a random dictionary, an engine around them."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from monitors.monitor import MonitorSpec, WeightedFeature
+from monitors.rules import Rule
+from sae_runtime.hook_point import HookPoint
+from sae_runtime.language_model import LanguageModel, wrap_model
+from sae_runtime.sae import SAE
+from sae_runtime.steering import SteeringLimits
+from sae_runtime.tap import Tap
+from service.admission import Admission
+from service.engine import Engine
+from service.model_runner import ModelRunner
+from service.scheduler import Scheduler
+from service.slot_cache import SlotCache
+
+D_MODEL, NUM_LATENTS, NUM_LAYERS, NUM_POSITIONS = 32, 64, 4, 256
+HOOK_POINT = HookPoint(1, "output")
+SPECIAL_TOKENS = ["<|bos|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, and three special ones. Tokens cut UTF-8 characters apart, as byte-level BPE can."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|bos|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def language_model(*, seed: int = 0) -> LanguageModel:
+    """A random Llama in fp32 whose logits are far enough apart for greedy comparisons."""
+    torch.manual_seed(seed)
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        hidden_size=D_MODEL,
+        intermediate_size=64,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=NUM_POSITIONS,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    return wrap_model(model, tokenizer, "tiny", "0" * 64, "none", torch.float32, "cpu")
+
+
+def sae(activation: str = "topk", *, seed: int = 1, **settings: object) -> SAE:
+    """A random dictionary; about half of its latents fire."""
+    generator = torch.Generator().manual_seed(seed)
+    made = SAE(d_model=D_MODEL, num_latents=NUM_LATENTS, activation=activation, k=8, **settings)  # type: ignore[arg-type]
+    for name, tensor in made.state_dict().items():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+        if name == "threshold":
+            tensor.abs_()
+    return made.requires_grad_(False)
+
+
+def limits(dictionary: SAE, max_relative_norm: float = 20.0) -> SteeringLimits:
+    return SteeringLimits.of(dictionary, resid_norm_mean=3.0, max_relative_norm=max_relative_norm)
+
+
+def model_runner(model: LanguageModel, dictionary: SAE, *, num_slots: int = 4) -> ModelRunner:
+    config = model.model.config
+    cache = SlotCache(
+        num_layers=NUM_LAYERS,
+        num_slots=num_slots,
+        num_heads=config.num_key_value_heads,
+        num_positions=NUM_POSITIONS,
+        head_dim=config.head_dim,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    return ModelRunner(model, dictionary, Tap(model.model, HOOK_POINT, D_MODEL), cache)
+
+
+def engine(
+    model: LanguageModel,
+    dictionary: SAE,
+    *,
+    num_slots: int = 4,
+    chunk_tokens: int = 16,
+    max_requests: int = 64,
+    max_prompt_tokens: int = 10_000,
+    **settings: object,
+) -> Engine:
+    """An engine that is not started: tests call `step` themselves, or `start`."""
+    return Engine(
+        model_runner(model, dictionary, num_slots=num_slots),
+        Scheduler(num_slots, chunk_tokens),
+        Admission(num_slots=num_slots, max_requests=max_requests, max_prompt_tokens=max_prompt_tokens),
+        steering_limits=limits(dictionary),
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def monitor_spec(
+    name: str = "watcher", *, features: tuple[int, ...] = (3,), threshold: float = 0.5, **rule: object
+) -> MonitorSpec:
+    settings = {"window": 4, "min_tokens": 2, "cooldown_tokens": 4, "severity": "warning"} | rule
+    return MonitorSpec(
+        name=name,
+        description="A monitor of a test.",
+        features=tuple(WeightedFeature(feature, 1.0, 1.0) for feature in features),
+        transform="linear",
+        rule=Rule(threshold=threshold, clear_threshold=threshold * 0.8, **settings),  # type: ignore[arg-type]
+        threshold_source="Chosen by the test.",
+        sae_sha256="0" * 64,
+    )
