@@ -1,0 +1,139 @@
+"""What a server says about itself, as the client hands it on: model, dictionary, features, monitors, limits.
+
+Conventions as in `client_events`. Knows nothing of gRPC.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Severity = Literal["unspecified", "info", "warning", "critical"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """The served model."""
+
+    name: str
+    weights_sha256: str
+    quantization: str
+    dtype: str
+    device: str
+    num_layers: int
+    d_model: int
+    vocab_size: int
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaeInfo:
+    """The served dictionary."""
+
+    name: str
+    sha256: str
+    hook_point: str
+    num_latents: int
+    activation: str
+    verified: bool
+    """Whether it was trained on the very weights served, at the same quantisation."""
+    mismatches: tuple[str, ...]
+    resid_norm_mean: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedFeature:
+    """A feature read at every token of a request."""
+
+    feature: int
+    """Index of the latent."""
+    name: str
+    """Empty for a latent nobody named."""
+    reference_scale: float
+    """A high reading in ordinary text, to measure others against; 0 if unknown."""
+    validated: bool
+    """Whether evidence says that the feature is what its name says."""
+
+    @property
+    def label(self) -> str:
+        """What to call it: its name, or its index."""
+        return self.name or str(self.feature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """A latent, and what is known of it."""
+
+    index: int
+    name: str
+    description: str
+    reference_scale: float
+    validated: bool
+    default_watched: bool
+    evidence: Mapping[str, Any]
+    """Empty in lists; `get_feature` has it."""
+    decoder_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Monitor:
+    """A monitor as defined on the server."""
+
+    name: str
+    description: str
+    threshold: float
+    clear_threshold: float
+    window: int
+    min_tokens: int
+    cooldown_tokens: int
+    severity: Severity
+    threshold_source: str
+    """Where the threshold comes from, in words."""
+    validated: bool
+    features: tuple[int, ...]
+    scores_prompt: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Limits of the server."""
+
+    slots: int
+    context_length: int
+    max_queued_requests: int
+    max_queued_prompt_tokens: int
+    max_steering_relative_norm: float
+    prefill_chunk_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn where a request does not say. None: drawn by the server for each request."""
+
+    temperature: float | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    top_k: int | None
+    max_tokens: int | None
+    seed: int | None
+    stop: tuple[str, ...]
+    ignore_eos: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerInfo:
+    """What is served."""
+
+    version: str
+    model: ModelInfo
+    sae: SaeInfo
+    limits: Limits
+    sampling_defaults: SamplingParams
+    default_watched: tuple[WatchedFeature, ...]
+    default_monitors: tuple[str, ...]
+    requests_running: int
+    requests_waiting: int
+    uptime_seconds: float
+    watch_generation: int
+    planned_memory_bytes: int

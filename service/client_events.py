@@ -1,0 +1,244 @@
+"""What the client hands to its callers: one frozen dataclass per wire message, with plain Python values.
+
+Fields have the names of the wire contract, where each is documented in full. Three things differ, everywhere: enums
+are their lower-case names without prefix (`FINISH_REASON_EOS` is `"eos"`), durations are `*_seconds`, and what may be
+unset is None. A test holds every message of the contract against its class. Knows nothing of gRPC.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from service.client_catalog import ModelInfo, Monitor, SaeInfo, Severity, WatchedFeature
+
+FinishReason = Literal["unspecified", "eos", "stop_sequence", "length", "context_length", "alert_stop", "shutdown"]
+AlertState = Literal["unspecified", "firing", "cleared"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureReading:
+    """A latent and its activation, in the dictionary's units."""
+
+    feature: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorScore:
+    """A monitor's rolling mean at one token."""
+
+    monitor: str
+    value: float
+    firing: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """One token as the model read it; `readings` are of the very position at which it was read."""
+
+    index: int
+    """Position; the prompt starts at 0."""
+    id: int
+    text: str
+    """Text added; may be empty while a character or a possible stop string is incomplete."""
+    special: bool
+    is_prompt: bool
+    is_first_position: bool
+    """Position 0, whose readings are off scale."""
+    readings: tuple[float, ...]
+    """One per watched feature, taken before any steering. By name: `reading("lying")`."""
+    steered_readings: tuple[float, ...]
+    """The same after steering; empty where nothing was steered."""
+    top_features: tuple[FeatureReading, ...]
+    logprob: float | None
+    scores: tuple[MonitorScore, ...]
+    fvu: float
+    """Fraction of the residual's variance that the dictionary leaves unexplained."""
+    l0: int
+    """Active latents."""
+    watched: tuple[WatchedFeature, ...] = field(default=(), repr=False, compare=False)
+    """What `readings` are readings of: the request's watched features, shared by all its tokens."""
+
+    def reading(self, feature: str | int) -> float:
+        """The reading of a watched feature, by name or latent.
+
+        Raises:
+            KeyError: the request does not watch it.
+        """
+        return self.readings[_position(feature, self.watched)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """A feature's part in a score."""
+
+    feature: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """A monitor that began or ceased to fire."""
+
+    request_id: str
+    label: str
+    monitor: str
+    state: AlertState
+    severity: Severity
+    position: int
+    """Of the token at which the score crossed."""
+    span_start: int
+    """First position of the window that was averaged."""
+    score: float
+    threshold: float
+    contributions: tuple[Contribution, ...]
+    validated: bool
+    """Whether evidence says that this monitor shows what its name says."""
+    time_seconds: float
+    """Unix time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """First event: what the request became once its prompt was read."""
+
+    request_id: str
+    seed: int
+    prompt_tokens: int
+    watched: tuple[WatchedFeature, ...]
+    monitors: tuple[Monitor, ...]
+    model: ModelInfo
+    sae: SaeInfo
+    watch_generation: int
+    last_prompt_token: Token | None
+    """Its readings are of the state that produces the first generated token."""
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Counts of tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where the time went. None for what did not happen."""
+
+    queue_seconds: float | None
+    prefill_seconds: float | None
+    decode_seconds: float | None
+    time_to_first_token_seconds: float | None
+    total_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteeringReport:
+    """Proof of what steering did."""
+
+    positions_changed: int
+    mean_relative_norm: float
+    max_relative_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorSummary:
+    """A monitor's account of one request."""
+
+    monitor: str
+    max_score: float | None
+    mean_score: float | None
+    scored_tokens: int
+    fired: bool
+    first_fired_position: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """Last event."""
+
+    reason: FinishReason
+    matched_stop: str
+    matched_token_id: int | None
+    usage: Usage
+    timings: Timings
+    steering: SteeringReport | None
+    """None if no steering was asked for."""
+    monitors: tuple[MonitorSummary, ...]
+    tapped_tokens: int
+
+
+Event = Started | Token | Alert | Finished
+"""What a generation yields: one Started, then tokens and alerts, then exactly one Finished."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreResult:
+    """What was read in an existing text."""
+
+    request_id: str
+    watched: tuple[WatchedFeature, ...]
+    tokens: tuple[Token, ...]
+    monitors: tuple[MonitorSummary, ...]
+    alerts: tuple[Alert, ...]
+    usage: Usage
+    steering: SteeringReport | None
+    model: ModelInfo
+    sae: SaeInfo
+    monitor_definitions: tuple[Monitor, ...] = ()
+    """The monitors that ran, with their thresholds."""
+
+    def readings(self, feature: str | int) -> list[float]:
+        """A watched feature's reading at every token, by name or latent."""
+        return [token.reading(feature) for token in self.tokens]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A whole generation."""
+
+    started: Started
+    tokens: tuple[Token, ...]
+    """Generated tokens."""
+    prompt: tuple[Token, ...]
+    """Prompt tokens, if they were asked for."""
+    alerts: tuple[Alert, ...]
+    finished: Finished
+
+    @property
+    def text(self) -> str:
+        """The generated text."""
+        return "".join(token.text for token in self.tokens)
+
+    def readings(self, feature: str | int) -> list[float]:
+        """A watched feature's reading at every generated token, by name or latent."""
+        return [token.reading(feature) for token in self.tokens]
+
+
+def gather(events: Iterable[Event]) -> Reply:
+    """All events of a generation as one reply.
+
+    Raises:
+        ValueError: the events do not begin with Started and end with Finished.
+    """
+    match list(events):
+        case [Started() as started, *between, Finished() as finished]:
+            tokens = [event for event in between if isinstance(event, Token)]
+            return Reply(
+                started=started,
+                tokens=tuple(token for token in tokens if not token.is_prompt),
+                prompt=tuple(token for token in tokens if token.is_prompt),
+                alerts=tuple(event for event in between if isinstance(event, Alert)),
+                finished=finished,
+            )
+        case other:
+            raise ValueError(f"events must begin with Started and end with Finished. Got {len(other)} events.")
+
+
+def _position(feature: str | int, watched: tuple[WatchedFeature, ...]) -> int:
+    for position, candidate in enumerate(watched):
+        if feature in (candidate.feature, candidate.name):
+            return position
+    raise KeyError(f"{feature!r} is not watched: {[candidate.label for candidate in watched]}")
