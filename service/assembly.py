@@ -1,0 +1,167 @@
+"""Puts a server's parts together from its settings: model, dictionary, named features, slots sized from memory.
+
+Everything that can be wrong with them is found here, before a port is opened, and raised as one of the documented
+errors of `sae_runtime`, `monitors` and `service`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from monitors.watchlist import Watchlist
+from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
+from sae_runtime.errors import CheckpointError, ModelError
+from sae_runtime.language_model import LanguageModel, available_memory_bytes, load_language_model
+from sae_runtime.steering import SteeringLimits
+from sae_runtime.tap import Tap
+from service.catalog import Catalog, ModelFacts, provenance_mismatches
+from service.config import EMBEDDED, Settings
+from service.model_runner import ModelRunner
+from service.slot_cache import SlotCache
+
+FEATURES_FILE = "features.json"
+EMBEDDED_DICTIONARY = "smollm2-135m-instruct-layer16"
+_DICTIONARIES = Path(__file__).parent.parent / "sae_runtime" / "dictionaries"
+
+DEFAULT_SLOTS = 16
+# With less room per request than this, fewer slots are the better use of the memory.
+_MIN_CONTEXT_LENGTH = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the engine and the servicers are made of."""
+
+    runner: ModelRunner
+    catalog: Catalog
+    steering_limits: SteeringLimits
+    slots: int
+    context_length: int
+    planned_memory_bytes: int
+    """Weights, dictionary, and keys and values of all slots."""
+
+
+def assemble(settings: Settings, *, progress: bool = False) -> Parts:
+    """Load and check everything. ModelError, CheckpointError or WatchlistError say what is wrong."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    folder = _DICTIONARIES / EMBEDDED_DICTIONARY if settings.sae == EMBEDDED else Path(settings.sae)
+    # Before the model, which takes longer.
+    load_manifest(folder)
+    model = load_language_model(
+        settings.model,
+        quantization=settings.quantization,
+        dtype=settings.dtype,
+        device=settings.device,
+        cache_dir=settings.cache_dir,
+        expected_sha256=settings.model_sha256,
+        progress=progress,
+    )
+    sae = load_sae(folder, device=model.device)
+    facts = model_facts(model)
+    mismatches = _check_fit(sae, facts, allow_unverified=settings.allow_unverified)
+    watchlist = _load_watchlist(sae, settings.features_file, folder)
+    manifest = sae.manifest
+    limits = SteeringLimits.of(sae, manifest.resid_norm_mean, settings.max_steering_relative_norm)
+    slots, context_length, cache_bytes = _size(settings, model)
+    return Parts(
+        runner=ModelRunner(
+            model, sae, Tap(model.model, manifest.hook, facts.d_model), _make_cache(model, slots, context_length)
+        ),
+        catalog=Catalog(facts, manifest, tuple(mismatches), watchlist, limits.direction_norms),
+        steering_limits=limits,
+        slots=slots,
+        context_length=context_length,
+        planned_memory_bytes=model.weights_bytes + _sae_bytes(sae) + cache_bytes,
+    )
+
+
+def model_facts(model: LanguageModel) -> ModelFacts:
+    return ModelFacts(
+        identity=model.identity,
+        num_layers=model.num_layers,
+        d_model=model.d_model,
+        vocab_size=model.vocab_size,
+        context_length=model.context_length,
+        eos_token_ids=tuple(sorted(model.eos_token_ids)),
+    )
+
+
+def _check_fit(sae: LoadedSAE, model: ModelFacts, *, allow_unverified: bool) -> list[str]:
+    """What can't be served is refused; what is not known to hold is refused too, unless it is allowed."""
+    manifest = sae.manifest
+    if manifest.d_model != model.d_model:
+        raise CheckpointError(
+            f"dictionary {manifest.name} is for width {manifest.d_model}, the model has {model.d_model}"
+        )
+    if manifest.hook.layer >= model.num_layers:
+        raise CheckpointError(
+            f"dictionary {manifest.name} reads {manifest.hook_point}, the model has {model.num_layers} layers"
+        )
+    mismatches = provenance_mismatches(manifest, model)
+    if mismatches and not allow_unverified:
+        raise CheckpointError(f"{'; '.join(mismatches)}. Use allow_unverified to serve it all the same")
+    return mismatches
+
+
+def _load_watchlist(sae: LoadedSAE, asked_for: Path | None, folder: Path) -> Watchlist:
+    """The feature file, checked against the dictionary; an empty list where there is none and none was asked for."""
+    path = asked_for or folder / FEATURES_FILE
+    sae_sha256 = sae.manifest.sae_sha256
+    if asked_for is None and not path.exists():
+        return Watchlist(sae_sha256, (), ())
+    watchlist = Watchlist.load(path)
+    watchlist.check_binding(sae_sha256, sae.num_latents)
+    return watchlist
+
+
+def _size(settings: Settings, model: LanguageModel) -> tuple[int, int, int]:
+    """Slots, positions per slot, and the bytes they take. ModelError if what was asked for does not fit."""
+    per_position = _bytes_per_position(model)
+    available = available_memory_bytes(model.identity.device)
+    budget = int(available * settings.memory_fraction) // per_position
+    longest = settings.context_length or model.context_length
+    if longest > model.context_length:
+        raise ModelError(f"context_length must be at most the model's {model.context_length}, got {longest}")
+    slots = settings.slots or DEFAULT_SLOTS
+    if not settings.slots:
+        while slots > 1 and budget // slots < min(longest, _MIN_CONTEXT_LENGTH):
+            slots //= 2
+    context_length = settings.context_length or min(longest, budget // slots)
+    if context_length < 2 or slots * context_length > budget:
+        needed_gib = slots * max(context_length, 2) * per_position / 2**30
+        raise ModelError(
+            f"{slots} slots of {max(context_length, 2)} tokens need {needed_gib:.2f} GiB for keys and values, but "
+            f"memory_fraction {settings.memory_fraction:g} of the free {available / 2**30:.2f} GiB allows "
+            f"{budget * per_position / 2**30:.2f} GiB"
+        )
+    return slots, context_length, slots * context_length * per_position
+
+
+def _bytes_per_position(model: LanguageModel) -> int:
+    config = model.model.config
+    return SlotCache.bytes_per_position(
+        model.num_layers, config.num_key_value_heads, _head_dim(model), model.model.dtype
+    )
+
+
+def _head_dim(model: LanguageModel) -> int:
+    config = model.model.config
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _make_cache(model: LanguageModel, slots: int, context_length: int) -> SlotCache:
+    return SlotCache(
+        num_layers=model.num_layers,
+        num_slots=slots,
+        num_heads=model.model.config.num_key_value_heads,
+        num_positions=context_length,
+        head_dim=_head_dim(model),
+        dtype=model.model.dtype,
+        device=model.device,
+    )
+
+
+def _sae_bytes(sae: LoadedSAE) -> int:
+    return sum(t.numel() * t.element_size() for t in sae.state_dict().values())

@@ -1,0 +1,74 @@
+"""What is served, in the words of the API: model, dictionary, named features, monitors, and what is watched by default.
+
+Plain lookups over things that do not change while the server runs. No tensors, no wire messages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from monitors.monitor import MonitorSpec
+from monitors.watchlist import NamedFeature, Watchlist
+from sae_runtime.checkpoint import Manifest
+from sae_runtime.language_model import ModelIdentity
+from service.errors import NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """The served model, as far as clients are told."""
+
+    identity: ModelIdentity
+    num_layers: int
+    d_model: int
+    vocab_size: int
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Everything a request may refer to by name or index."""
+
+    model: ModelFacts
+    manifest: Manifest
+    mismatches: tuple[str, ...]
+    """What does not match between model and dictionary; empty if verified."""
+    watchlist: Watchlist
+    direction_norms: Sequence[float]
+    """Per latent, the norm of what one unit of activation adds to the residual."""
+    generation: int = 1
+    """Grows when named features or monitors change."""
+
+    @property
+    def default_latents(self) -> tuple[int, ...]:
+        """Latents read by requests that name none."""
+        return tuple(feature.index for feature in self.watchlist.default_watched)
+
+    @property
+    def default_monitors(self) -> tuple[MonitorSpec, ...]:
+        """Monitors run by requests that name none: all."""
+        return self.watchlist.monitors
+
+    def feature_by_name(self, name: str) -> NamedFeature:
+        """NotFound if no feature has that name."""
+        try:
+            return self.watchlist.by_name[name]
+        except KeyError:
+            raise NotFound(f"feature {name!r}") from None
+
+
+def provenance_mismatches(manifest: Manifest, model: ModelFacts) -> list[str]:
+    """Why `manifest`'s dictionary is not known to hold for `model`: one sentence each, empty if it was made for it.
+
+    A different width or too few layers is not among them: such a dictionary can't be served at all.
+    """
+    identity = model.identity
+    pairs = [
+        ("model weights", manifest.model_sha256, identity.weights_sha256),
+        ("quantization", manifest.quantization, identity.quantization),
+    ]
+    return [
+        f"the dictionary was trained on {what} {trained}, the server runs {served}"
+        for what, trained, served in pairs
+        if trained != served
+    ]

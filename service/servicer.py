@@ -1,0 +1,205 @@
+"""The RPCs. Each reads its message, hands a request to the engine, and writes back what comes.
+
+Generation errors are exceptions of `service.errors`; `service.rpc` makes statuses of them.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from telltale.v1 import feature_pb2, generation_pb2, monitor_pb2
+
+from monitors.watchlist import NamedFeature
+from service import wire_responses
+from service.catalog import Catalog
+from service.delivery import Delivery
+from service.engine import Engine
+from service.errors import InvalidRequest, NotReady, QueueFull, ServiceError
+from service.metrics import Metrics
+from service.records import Outcome
+from service.request import Event, FinishedEvent, Request
+from service.row import Submission
+from service.wire_requests import RequestReader
+from service.wire_responses import ResponseWriter
+
+REQUEST_ID_KEY = "telltale-request-id"
+MAX_PAGE_SIZE = 1000
+DEFAULT_PAGE_SIZE = 100
+
+
+class GenerationServicer:
+    """telltale.v1.GenerationService."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        delivery: Delivery,
+        reader: RequestReader,
+        writer: ResponseWriter,
+        metrics: Metrics,
+        server_info: Callable[[], Any],
+    ) -> None:
+        self._engine, self._delivery = engine, delivery
+        self._reader, self._writer = reader, writer
+        self._metrics = metrics
+        self._server_info = server_info
+
+    async def Generate(self, message: Any, context: Any) -> AsyncIterator[Any]:
+        submission = await self._submit(self._reader.read_generate, message, context)
+        async with aclosing(self._events(submission)) as batches:
+            async for events in batches:
+                for response in self._writer.responses(events, submission.request):
+                    yield response
+
+    async def Score(self, message: Any, context: Any) -> Any:
+        submission = await self._submit(self._reader.read_score, message, context)
+        async with aclosing(self._events(submission)) as batches:
+            events = [event async for batch in batches for event in batch]
+        return await asyncio.to_thread(self._writer.score, events, submission.request)
+
+    async def GetServerInfo(self, _message: Any, _context: Any) -> Any:
+        return self._server_info()
+
+    async def _submit(self, read: Callable[..., Request], message: Any, context: Any) -> Submission:
+        """Take a place in the queue, then read the message: a burst is refused before it costs anything."""
+        admission = self._engine.admission
+        try:
+            if not self._engine.is_healthy:
+                raise NotReady("The engine is not running.")
+            admission.reserve()
+            try:
+                # Tokenising a long text takes a while, and the loop has streams to serve.
+                request = await asyncio.to_thread(read, message, time_remaining=context.time_remaining())
+            except BaseException:
+                admission.unreserve()
+                raise
+            context.set_trailing_metadata(((REQUEST_ID_KEY, request.request_id),))
+            return admission.submit(request)
+        except ServiceError as error:
+            self._metrics.count_outcome(_refusal(error))
+            raise
+        except asyncio.CancelledError:
+            self._metrics.count_outcome(Outcome.CANCELLED)
+            raise
+        except Exception:
+            self._metrics.count_outcome(Outcome.ENGINE_ERROR)
+            raise
+
+    async def _events(self, submission: Submission) -> AsyncGenerator[list[Event], None]:
+        try:
+            async with aclosing(self._delivery.events(submission.mailbox)) as batches:
+                async for events in batches:
+                    yield events
+                    if isinstance(events[-1], FinishedEvent):
+                        return
+        finally:
+            # Whatever ended it: a cancel (seen here as GeneratorExit or CancelledError), an error, or the last event,
+            # for which it does nothing any more.
+            self._engine.admission.cancel(submission)
+
+
+def _refusal(error: ServiceError) -> Outcome:
+    match error:
+        case QueueFull():
+            return Outcome.REJECTED_QUEUE
+        case NotReady():
+            return Outcome.UNAVAILABLE
+        case _:
+            return Outcome.INVALID
+
+
+class FeatureServicer:
+    """telltale.v1.FeatureService."""
+
+    def __init__(self, catalog: Catalog, writer: ResponseWriter) -> None:
+        self._catalog, self._writer = catalog, writer
+
+    async def ListFeatures(self, message: Any, _context: Any) -> Any:
+        size, start = self._page(message)
+        features = sorted(self._catalog.watchlist.features, key=lambda feature: feature.index)
+        page = features[start : start + size]
+        more = start + size < len(features)
+        return feature_pb2.ListFeaturesResponse(
+            features=[self._writer.feature(feature.index, with_evidence=False) for feature in page],
+            next_page_token=str(start + size) if more else "",
+        )
+
+    async def GetFeature(self, message: Any, _context: Any) -> Any:
+        feature = self._writer.feature(self._latent(message), with_evidence=True)
+        return feature_pb2.GetFeatureResponse(feature=feature)
+
+    @staticmethod
+    def _page(message: Any) -> tuple[int, int]:
+        if message.page_size > MAX_PAGE_SIZE:
+            raise InvalidRequest.field("page_size", f"must be at most {MAX_PAGE_SIZE}. Got {message.page_size}.")
+        token = message.page_token
+        if token and not (token.isascii() and token.isdigit() and len(token) < 10):
+            raise InvalidRequest.field("page_token", "must be a next_page_token of this server.")
+        return message.page_size or DEFAULT_PAGE_SIZE, int(token or 0)
+
+    def _latent(self, message: Any) -> int:
+        match message.WhichOneof("key"):
+            case "index":
+                num_latents = self._catalog.manifest.num_latents
+                if message.index >= num_latents:
+                    raise InvalidRequest.field("index", f"must be a latent below {num_latents}. Got {message.index}.")
+                return int(message.index)
+            case "name":
+                named: NamedFeature = self._catalog.feature_by_name(message.name)
+                return named.index
+            case _:
+                raise InvalidRequest.field("key", "must be index or name. Got none.")
+
+
+class MonitorServicer:
+    """telltale.v1.MonitorService."""
+
+    def __init__(self, catalog: Catalog, delivery: Delivery) -> None:
+        self._catalog, self._delivery = catalog, delivery
+
+    async def ListMonitors(self, _message: Any, _context: Any) -> Any:
+        specs = sorted(self._catalog.watchlist.monitors, key=lambda spec: spec.name)
+        return monitor_pb2.ListMonitorsResponse(monitors=[wire_responses.monitor(spec) for spec in specs])
+
+    async def WatchAlerts(self, message: Any, context: Any) -> AsyncIterator[Any]:
+        known = self._catalog.watchlist.monitors_by_name
+        for i, name in enumerate(message.monitors):
+            if name not in known:
+                wanted = ", ".join(sorted(known)) or "none"
+                raise InvalidRequest.field(f"monitors[{i}]", f"must be one of the server's: {wanted}. Got {name!r}.")
+        async with aclosing(self._delivery.alerts(frozenset(message.monitors))) as alerts:
+            # So that the client knows from when on it will miss nothing.
+            await context.send_initial_metadata(())
+            async for event in alerts:
+                yield monitor_pb2.WatchAlertsResponse(alert=wire_responses.alert(event))
+
+
+def make_server_info(
+    engine: Engine, catalog: Catalog, reader: RequestReader, writer: ResponseWriter, *, version: str, limits: Any,
+    planned_memory_bytes: int,
+) -> Callable[[], Any]:  # fmt: skip
+    """The answer to GetServerInfo, as a function of the moment. `limits` is a Limits message."""
+    started = time.monotonic()
+
+    def server_info() -> Any:
+        info = generation_pb2.GetServerInfoResponse(
+            version=version,
+            model=writer.model(),
+            sae=writer.sae(),
+            limits=limits,
+            default_watched=writer.watched(catalog.default_latents),
+            default_monitors=[spec.name for spec in catalog.default_monitors],
+            requests_running=engine.num_running,
+            requests_waiting=engine.admission.num_waiting,
+            uptime_seconds=time.monotonic() - started,
+            watch_generation=catalog.generation,
+            planned_memory_bytes=planned_memory_bytes,
+        )
+        default = info.sampling_defaults
+        default.temperature, default.top_p, default.min_p, default.repetition_penalty = 0, 1, 0, 1
+        default.top_k, default.max_tokens, default.ignore_eos = 0, reader.limits.max_new_tokens_default, False
+        return info
+
+    return server_info

@@ -1,0 +1,363 @@
+"""Wire messages -> requests of the engine. Checks every field and reports all that are wrong at once."""
+
+import math
+import secrets
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from telltale.v1 import types_pb2 as pb
+
+from monitors.bank import Policy, PolicyAction
+from monitors.monitor import MonitorSpec
+from sae_runtime.errors import SteeringError
+from sae_runtime.steering import PositionScope, SteeringLimits, SteeringOp, SteeringSpec, StrengthUnit
+from service import prompt as prompts
+from service.catalog import Catalog
+from service.errors import FieldViolation, InvalidRequest
+from service.prompt import Prompt
+from service.request import FinishReason, Request, SamplingParams
+
+MAX_WATCHED = 256
+MAX_STEERING = 16
+MAX_STOP_STRINGS = 8
+MAX_STOP_BYTES = 256
+MAX_LABEL_CHARACTERS = 128
+ROLES = ("system", "user", "assistant")
+
+_OPS: dict[int, SteeringOp] = {
+    pb.STEERING_OP_ADD: SteeringOp.ADD,
+    pb.STEERING_OP_SCALE: SteeringOp.SCALE,
+    pb.STEERING_OP_SET: SteeringOp.SET,
+    pb.STEERING_OP_PROJECT_OUT: SteeringOp.PROJECT_OUT,
+    pb.STEERING_OP_CAP: SteeringOp.CAP,
+}
+_UNITS: dict[int, StrengthUnit] = {
+    pb.STRENGTH_UNIT_UNSPECIFIED: StrengthUnit.RAW,
+    pb.STRENGTH_UNIT_RAW: StrengthUnit.RAW,
+    pb.STRENGTH_UNIT_RELATIVE: StrengthUnit.RELATIVE,
+}
+_SCOPES: dict[int, PositionScope] = {
+    pb.POSITION_SCOPE_UNSPECIFIED: PositionScope.ALL,
+    pb.POSITION_SCOPE_ALL: PositionScope.ALL,
+    pb.POSITION_SCOPE_PROMPT: PositionScope.PROMPT,
+    pb.POSITION_SCOPE_GENERATED: PositionScope.GENERATED,
+}
+_ACTIONS: dict[int, PolicyAction] = {
+    pb.POLICY_ACTION_ANNOTATE: PolicyAction.ANNOTATE,
+    pb.POLICY_ACTION_STOP: PolicyAction.STOP,
+    pb.POLICY_ACTION_STEER: PolicyAction.STEER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What a request may ask for."""
+
+    context_length: int
+    """Positions a request may fill, prompt and reply."""
+    max_new_tokens_default: int
+    top_features_cap: int
+    max_request_seconds: float
+
+
+class RequestReader:
+    """Turns wire messages into requests, for one served model and dictionary."""
+
+    def __init__(self, catalog: Catalog, tokenizer: Any, steering: SteeringLimits, limits: RequestLimits) -> None:
+        self.catalog, self.limits = catalog, limits
+        self._tokenizer = tokenizer
+        self._steering_limits = steering
+
+    def read_generate(self, message: Any, *, time_remaining: float | None) -> Request:
+        """A GenerateRequest; InvalidRequest with every field that is wrong."""
+        return _Reading(self, message, time_remaining).generate()
+
+    def read_score(self, message: Any, *, time_remaining: float | None) -> Request:
+        """A ScoreRequest; InvalidRequest with every field that is wrong."""
+        return _Reading(self, message, time_remaining).score()
+
+    def tokenize(self, message: Any, *, add_reply: bool) -> Prompt:
+        match message.WhichOneof("prompt"):
+            case "text":
+                return prompts.from_text(self._tokenizer, message.text)
+            case "chat":
+                messages = [{"role": m.role, "content": m.content} for m in message.chat.messages]
+                return prompts.from_chat(self._tokenizer, messages, add_reply=add_reply)
+            case _:
+                return Prompt(tuple(message.token_ids.ids), frozenset())
+
+    def steering(self, specs: Sequence[Any], path: str, wrong: "Violations") -> tuple[SteeringSpec, ...]:
+        """The operations that are right; what is not is added to `wrong`."""
+        if len(specs) > MAX_STEERING:
+            wrong.add(path, f"must hold at most {MAX_STEERING} operations. Got {len(specs)}.")
+            return ()
+        read = [self._steering(spec, f"{path}[{i}]", wrong) for i, spec in enumerate(specs)]
+        return tuple(spec for spec in read if spec is not None)
+
+    def _steering(self, spec: Any, path: str, wrong: "Violations") -> SteeringSpec | None:
+        direction = self._direction(spec, path, wrong)
+        op = wrong.choice(f"{path}.op", _OPS, spec.op, pb.SteeringOp)
+        unit = wrong.choice(f"{path}.unit", _UNITS, spec.unit, pb.StrengthUnit)
+        scope = wrong.choice(f"{path}.scope", _SCOPES, spec.scope, pb.PositionScope)
+        if direction is None or op is None or unit is None or scope is None:
+            return None
+        window = (spec.window.start, spec.window.end) if spec.HasField("window") else None
+        try:
+            read = SteeringSpec(direction, op, spec.strength, unit, scope, window)
+            self._steering_limits.check(read)
+        except SteeringError as error:
+            field, _, description = str(error).partition(" ")
+            wrong.add(path if field == "direction" else f"{path}.{field}", f"{description}.")
+            return None
+        return read
+
+    def _direction(self, spec: Any, path: str, wrong: "Violations") -> int | tuple[float, ...] | None:
+        match spec.WhichOneof("direction"):
+            case "feature":
+                return int(spec.feature)
+            case "name":
+                feature = self.catalog.watchlist.by_name.get(spec.name)
+                if feature is None:
+                    wrong.add(f"{path}.name", f"must be the name of a feature. Got {spec.name!r}.")
+                return None if feature is None else feature.index
+            case "vector":
+                wanted = 4 * self.catalog.model.d_model
+                if len(spec.vector) != wanted:
+                    wrong.add(f"{path}.vector", f"must hold {wanted} bytes. Got {len(spec.vector)}.")
+                    return None
+                return struct.unpack(f"<{wanted // 4}f", spec.vector)
+            case _:
+                wrong.add(path, "must have a direction: feature, vector or name. Got none.")
+                return None
+
+
+class Violations:
+    """Collects what is wrong with a message."""
+
+    def __init__(self) -> None:
+        self.found: list[FieldViolation] = []
+
+    def add(self, field: str, description: str) -> None:
+        self.found.append(FieldViolation(field, description))
+
+    def require(self, condition: bool, field: str, wanted: str, got: object) -> None:
+        if not condition:
+            self.add(field, f"must {wanted}. Got {got}.")
+
+    def choice(self, field: str, choices: dict[int, Any], value: int, enum: Any) -> Any:
+        if value in choices:
+            return choices[value]
+        names = ", ".join(enum.Name(key) for key in choices)
+        got = enum.Name(value) if value in enum.values() else value
+        self.add(field, f"must be one of {names}. Got {got}.")
+        return None
+
+    def raise_if_any(self) -> None:
+        if self.found:
+            raise InvalidRequest(self.found)
+
+
+class _Reading:
+    """One message being read."""
+
+    def __init__(self, reader: RequestReader, message: Any, time_remaining: float | None) -> None:
+        self._reader, self._message = reader, message
+        self._time_remaining = time_remaining
+        self._wrong = Violations()
+
+    def generate(self) -> Request:
+        message, reader = self._message, self._reader
+        sampling = self._sampling()
+        monitors = self._monitors()
+        policies, policy_steering = self._policies(monitors)
+        common = self._common(monitors)
+        prompt = self._prompt(add_reply=True)
+        room = reader.limits.context_length - len(prompt.ids)
+        asked = sampling.max_tokens if message.sampling.HasField("max_tokens") else None
+        self._wrong.require(
+            room > 0, _prompt_field(message), f"leave room for a reply in {reader.limits.context_length} tokens",
+            f"{len(prompt.ids)} tokens",
+        )  # fmt: skip
+        if asked is not None and room > 0:
+            self._wrong.require(asked <= room, "sampling.max_tokens", f"be at most {room} after this prompt", asked)
+        self._wrong.raise_if_any()
+        max_tokens = asked if asked is not None else min(reader.limits.max_new_tokens_default, room)
+        is_full = asked is None and max_tokens == room
+        return Request(
+            prompt_ids=prompt.ids,
+            sampling=_with_max_tokens(sampling, max_tokens),
+            policies=policies,
+            policy_steering=policy_steering,
+            length_reason=FinishReason.CONTEXT_LENGTH if is_full else FinishReason.LENGTH,
+            **common,
+        )
+
+    def score(self) -> Request:
+        message, reader = self._message, self._reader
+        common = self._common(self._monitors())
+        prompt = self._prompt(add_reply=False)
+        limit = reader.limits.context_length
+        self._wrong.require(
+            len(prompt.ids) <= limit, _prompt_field(message), f"be at most {limit} tokens", f"{len(prompt.ids)} tokens"
+        )
+        self._wrong.raise_if_any()
+        is_chat = message.WhichOneof("prompt") == "chat"
+        positions = prompt.assistant_positions if is_chat else frozenset(range(len(prompt.ids)))
+        common["include_prompt"] = True
+        return Request(prompt_ids=prompt.ids, score_only=True, scored_positions=positions, **common)
+
+    def _common(self, monitors: tuple[MonitorSpec, ...]) -> dict[str, Any]:
+        message, watch = self._message, self._message.watch
+        seconds = self._reader.limits.max_request_seconds
+        remaining = seconds if self._time_remaining is None else min(self._time_remaining, seconds)
+        cap = self._reader.limits.top_features_cap
+        self._wrong.require(watch.top_features <= cap, "watch.top_features", f"be at most {cap}", watch.top_features)
+        label = message.label
+        self._wrong.require(
+            len(label) <= MAX_LABEL_CHARACTERS and (label == "" or label.isprintable()),
+            "label",
+            f"be at most {MAX_LABEL_CHARACTERS} printable characters",
+            f"{len(label)} characters" if label.isprintable() else "unprintable ones",
+        )
+        return {
+            "request_id": secrets.token_hex(12),
+            "watched": self._watched(),
+            "monitors": monitors,
+            "top_features": watch.top_features,
+            "include_prompt": watch.include_prompt,
+            "include_logprobs": watch.include_logprobs,
+            "steering": self._reader.steering(message.steering, "steering", self._wrong),
+            "label": label,
+            "deadline": time.monotonic() + remaining,
+        }
+
+    def _prompt(self, *, add_reply: bool) -> Prompt:
+        message = self._message
+        field = message.WhichOneof("prompt")
+        if field is None:
+            self._wrong.add("prompt", "must be text, chat or token_ids. Got none.")
+        elif field == "chat":
+            self._check_messages(message.chat.messages)
+        elif field == "token_ids":
+            self._check_ids(message.token_ids.ids)
+        # What follows needs a prompt; what was wrong before is told first.
+        self._wrong.raise_if_any()
+        prompt = self._reader.tokenize(message, add_reply=add_reply)
+        self._wrong.require(len(prompt.ids) > 0, _prompt_field(message), "hold at least one token", "none")
+        self._wrong.raise_if_any()
+        return prompt
+
+    def _check_messages(self, messages: Sequence[Any]) -> None:
+        self._wrong.require(len(messages) > 0, "chat.messages", "hold at least one message", "none")
+        for i, message in enumerate(messages):
+            self._wrong.require(
+                message.role in ROLES, f"chat.messages[{i}].role", f"be one of {', '.join(ROLES)}", repr(message.role)
+            )
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        vocab_size = self._reader.catalog.model.vocab_size
+        for i, token in enumerate(ids):
+            if token >= vocab_size:
+                self._wrong.add(f"token_ids.ids[{i}]", f"must be below {vocab_size}. Got {token}.")
+                return
+
+    def _sampling(self) -> SamplingParams:
+        message, default = self._message.sampling, SamplingParams()
+
+        def number(field: str, wanted: str, is_right: Callable[[float], bool]) -> Any:
+            if not message.HasField(field):
+                return getattr(default, field)
+            value = getattr(message, field)
+            self._wrong.require(math.isfinite(value) and is_right(value), f"sampling.{field}", wanted, f"{value:g}")
+            return value
+
+        return SamplingParams(
+            temperature=number("temperature", "lie in [0, 100]", lambda v: 0 <= v <= 100),
+            top_p=number("top_p", "lie in (0, 1]", lambda v: 0 < v <= 1),
+            min_p=number("min_p", "lie in [0, 1]", lambda v: 0 <= v <= 1),
+            repetition_penalty=number("repetition_penalty", "lie in (0, 10]", lambda v: 0 < v <= 10),
+            top_k=number("top_k", "be 0 or more", lambda v: v >= 0),
+            max_tokens=number("max_tokens", "be at least 1", lambda v: v >= 1),
+            seed=message.seed if message.HasField("seed") else secrets.randbits(63),
+            stop=self._stop(message.stop),
+            ignore_eos=message.ignore_eos,
+        )
+
+    def _stop(self, stop: Sequence[str]) -> tuple[str, ...]:
+        self._wrong.require(
+            len(stop) <= MAX_STOP_STRINGS, "sampling.stop", f"hold at most {MAX_STOP_STRINGS} strings", len(stop)
+        )
+        for i, text in enumerate(stop):
+            size = len(text.encode())
+            self._wrong.require(
+                0 < size <= MAX_STOP_BYTES, f"sampling.stop[{i}]", f"have 1 to {MAX_STOP_BYTES} bytes", size
+            )
+        return tuple(stop)
+
+    def _watched(self) -> tuple[int, ...]:
+        watch, num_latents = self._message.watch, self._reader.catalog.manifest.num_latents
+        self._wrong.require(
+            len(watch.features) <= MAX_WATCHED, "watch.features", f"hold at most {MAX_WATCHED}", len(watch.features)
+        )
+        for i, latent in enumerate(watch.features[: MAX_WATCHED + 1]):
+            self._wrong.require(
+                latent < num_latents, f"watch.features[{i}]", f"be a latent below {num_latents}", latent
+            )
+        if len(set(watch.features)) != len(watch.features):
+            self._wrong.add("watch.features", "must not name a latent twice.")
+        if not watch.features and not watch.no_defaults:
+            return self._reader.catalog.default_latents
+        return tuple(watch.features)
+
+    def _monitors(self) -> tuple[MonitorSpec, ...]:
+        watch, catalog = self._message.watch, self._reader.catalog
+        if not watch.monitors:
+            return () if watch.no_defaults else catalog.default_monitors
+        specs = {}
+        for i, name in enumerate(watch.monitors):
+            spec = catalog.watchlist.monitors_by_name.get(name)
+            if spec is None:
+                known = ", ".join(sorted(catalog.watchlist.monitors_by_name)) or "none"
+                self._wrong.add(f"watch.monitors[{i}]", f"must be one of the server's: {known}. Got {name!r}.")
+            elif name in specs:
+                self._wrong.add(f"watch.monitors[{i}]", f"must not be named twice. Got {name!r} again.")
+            else:
+                specs[name] = spec
+        return tuple(specs.values())
+
+    def _policies(
+        self, monitors: tuple[MonitorSpec, ...]
+    ) -> tuple[tuple[Policy, ...], dict[str, tuple[SteeringSpec, ...]]]:
+        names = [spec.name for spec in monitors]
+        policies: dict[str, Policy] = {}
+        steering: dict[str, tuple[SteeringSpec, ...]] = {}
+        for i, message in enumerate(self._message.policies):
+            path = f"policies[{i}]"
+            running = ", ".join(names) or "none"
+            self._wrong.require(
+                message.monitor in names, f"{path}.monitor", f"run in this request ({running})", repr(message.monitor)
+            )
+            self._wrong.require(
+                message.monitor not in policies, f"{path}.monitor", "have one policy", f"{message.monitor!r} again"
+            )
+            action = self._wrong.choice(f"{path}.action", _ACTIONS, message.action, pb.PolicyAction)
+            specs = self._reader.steering(message.steering, f"{path}.steering", self._wrong)
+            if action is PolicyAction.STEER:
+                self._wrong.require(bool(message.steering), f"{path}.steering", "hold an operation for STEER", "none")
+                steering[message.monitor] = specs
+            elif message.steering:
+                self._wrong.add(f"{path}.steering", "must be empty unless the action is POLICY_ACTION_STEER.")
+            if action is not None:
+                policies[message.monitor] = Policy(message.monitor, action)
+        return tuple(policies.values()), steering
+
+
+def _prompt_field(message: Any) -> str:
+    return str(message.WhichOneof("prompt") or "prompt")
+
+
+def _with_max_tokens(params: SamplingParams, max_tokens: int) -> SamplingParams:
+    return replace(params, max_tokens=max_tokens)

@@ -1,0 +1,244 @@
+"""Events of the engine, and facts of the catalog -> wire messages."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
+from telltale.v1 import feature_pb2, generation_pb2, types_pb2
+
+from monitors.monitor import MonitorSpec, MonitorSummary
+from sae_runtime.steering import SteeringReport
+from service.catalog import Catalog
+from service.request import AlertEvent, Event, FinishedEvent, FinishReason, Request, StartedEvent, Timings, TokenEvent
+
+_SEVERITIES = {
+    "info": types_pb2.SEVERITY_INFO,
+    "warning": types_pb2.SEVERITY_WARNING,
+    "critical": types_pb2.SEVERITY_CRITICAL,
+}
+_STATES = {"firing": types_pb2.ALERT_STATE_FIRING, "cleared": types_pb2.ALERT_STATE_CLEARED}
+_REASONS = {
+    FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,
+    FinishReason.STOP_SEQUENCE: generation_pb2.FINISH_REASON_STOP_SEQUENCE,
+    FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
+    FinishReason.CONTEXT_LENGTH: generation_pb2.FINISH_REASON_CONTEXT_LENGTH,
+    FinishReason.ALERT_STOP: generation_pb2.FINISH_REASON_ALERT_STOP,
+    FinishReason.SHUTDOWN: generation_pb2.FINISH_REASON_SHUTDOWN,
+}
+
+
+class ResponseWriter:
+    """Writes wire messages, for one served model and dictionary."""
+
+    def __init__(self, catalog: Catalog, special_ids: Iterable[int]) -> None:
+        self._catalog = catalog
+        self._special_ids = frozenset(special_ids)
+
+    # --- a generation ---
+
+    def responses(self, events: Sequence[Event], request: Request) -> list[Any]:
+        """Events as GenerateResponses; tokens that follow each other share one."""
+        responses: list[Any] = []
+        for event in events:
+            if isinstance(event, TokenEvent):
+                if not (responses and responses[-1].WhichOneof("event") == "tokens"):
+                    responses.append(generation_pb2.GenerateResponse(tokens=types_pb2.TokenChunk()))
+                responses[-1].tokens.tokens.append(self.token(event))
+            elif isinstance(event, StartedEvent):
+                responses.append(generation_pb2.GenerateResponse(started=self.started(event, request)))
+            elif isinstance(event, AlertEvent):
+                responses.append(generation_pb2.GenerateResponse(alert=alert(event)))
+            else:
+                responses.append(generation_pb2.GenerateResponse(finished=finished(event, request)))
+        return responses
+
+    def started(self, event: StartedEvent, request: Request) -> Any:
+        return generation_pb2.Started(
+            request_id=request.request_id,
+            seed=request.sampling.seed,
+            prompt_tokens=len(request.prompt_ids),
+            watched=self.watched(request.watched),
+            monitors=[monitor(spec) for spec in request.monitors],
+            model=self.model(),
+            sae=self.sae(),
+            watch_generation=self._catalog.generation,
+            last_prompt_token=self.token(event.last_prompt_token),
+            max_tokens=request.sampling.max_tokens,
+        )
+
+    def token(self, event: TokenEvent) -> Any:
+        return types_pb2.Token(
+            index=event.index,
+            id=event.id,
+            text=event.text,
+            special=event.id in self._special_ids,
+            is_prompt=event.is_prompt,
+            readings=event.readings,
+            steered_readings=event.steered_readings,
+            top_features=[types_pb2.FeatureReading(feature=f, value=v) for f, v in event.top_features],
+            logprob=event.logprob,
+            scores=[types_pb2.MonitorScore(monitor=s.monitor, value=s.value, firing=s.firing) for s in event.scores],
+            fvu=event.fvu,
+            l0=event.l0,
+            is_first_position=event.index == 0,
+        )
+
+    def score(self, events: Sequence[Event], request: Request) -> Any:
+        """A whole Score request's events as its one response."""
+        end = events[-1]
+        assert isinstance(end, FinishedEvent)
+        return generation_pb2.ScoreResponse(
+            request_id=request.request_id,
+            watched=self.watched(request.watched),
+            tokens=[self.token(event) for event in events if isinstance(event, TokenEvent)],
+            monitors=[summary(s) for s in end.monitors],
+            alerts=[alert(event) for event in events if isinstance(event, AlertEvent)],
+            usage=generation_pb2.Usage(prompt_tokens=len(request.prompt_ids)),
+            steering=steering_report(end.steering),
+            model=self.model(),
+            sae=self.sae(),
+            monitor_definitions=[monitor(spec) for spec in request.monitors],
+        )
+
+    # --- the catalog ---
+
+    def watched(self, latents: Sequence[int]) -> list[Any]:
+        named = self._catalog.watchlist.by_index
+        return [
+            types_pb2.WatchedFeature(
+                feature=latent,
+                name=named[latent].name if latent in named else "",
+                reference_scale=named[latent].reference_scale if latent in named else 0,
+                validated=latent in named and named[latent].validated,
+            )
+            for latent in latents
+        ]
+
+    def model(self) -> Any:
+        facts = self._catalog.model
+        return types_pb2.ModelInfo(
+            name=facts.identity.name,
+            weights_sha256=facts.identity.weights_sha256,
+            quantization=facts.identity.quantization,
+            dtype=facts.identity.dtype,
+            device=facts.identity.device,
+            num_layers=facts.num_layers,
+            d_model=facts.d_model,
+            vocab_size=facts.vocab_size,
+            context_length=facts.context_length,
+            eos_token_ids=facts.eos_token_ids,
+        )
+
+    def sae(self) -> Any:
+        manifest = self._catalog.manifest
+        return types_pb2.SaeInfo(
+            name=manifest.name,
+            sha256=manifest.sae_sha256,
+            hook_point=manifest.hook_point,
+            num_latents=manifest.num_latents,
+            activation=manifest.activation,
+            verified=not self._catalog.mismatches,
+            mismatches=self._catalog.mismatches,
+            resid_norm_mean=manifest.resid_norm_mean or 0,
+        )
+
+    def feature(self, latent: int, *, with_evidence: bool) -> Any:
+        """A latent, named or not."""
+        feature = feature_pb2.Feature(index=latent, decoder_norm=self._catalog.direction_norms[latent])
+        named = self._catalog.watchlist.by_index.get(latent)
+        if named is not None:
+            feature.name, feature.description = named.name, named.description
+            feature.reference_scale, feature.validated = named.reference_scale, named.validated
+            feature.default_watched = named.default_watched
+            if with_evidence:
+                feature.evidence.CopyFrom(ParseDict(dict(named.evidence), Struct()))
+        return feature
+
+
+def monitor(spec: MonitorSpec) -> Any:
+    return types_pb2.Monitor(
+        name=spec.name,
+        description=spec.description,
+        threshold=spec.rule.threshold,
+        clear_threshold=spec.rule.clear_threshold,
+        window=spec.rule.window,
+        min_tokens=spec.rule.min_tokens,
+        cooldown_tokens=spec.rule.cooldown_tokens,
+        severity=_SEVERITIES[spec.rule.severity],
+        threshold_source=spec.threshold_source,
+        validated=spec.validated,
+        features=[part.feature for part in spec.features],
+        scores_prompt=spec.score_prompt,
+    )
+
+
+def alert(event: AlertEvent) -> Any:
+    raised = event.alert
+    return types_pb2.Alert(
+        request_id=event.request_id,
+        label=event.label,
+        monitor=raised.monitor,
+        state=_STATES[raised.state],
+        severity=_SEVERITIES[raised.severity],
+        position=raised.position,
+        span_start=raised.span_start,
+        score=raised.score,
+        threshold=raised.threshold,
+        contributions=[types_pb2.Contribution(feature=f, value=v) for f, v in raised.contributions],
+        validated=raised.validated,
+        time_seconds=event.time_seconds,
+    )
+
+
+def finished(event: FinishedEvent, request: Request) -> Any:
+    return generation_pb2.Finished(
+        reason=_REASONS[event.reason],
+        matched_stop=event.matched_stop,
+        matched_token_id=event.matched_token_id,
+        usage=generation_pb2.Usage(prompt_tokens=len(request.prompt_ids), completion_tokens=event.completion_tokens),
+        timings=timings(event.timings),
+        steering=steering_report(event.steering),
+        monitors=[summary(s) for s in event.monitors],
+        tapped_tokens=event.tapped_tokens,
+    )
+
+
+def timings(times: Timings) -> Any:
+    return generation_pb2.Timings(
+        queue=_duration(times.queue_seconds),
+        prefill=_duration(times.prefill_seconds),
+        decode=_duration(times.decode_seconds),
+        time_to_first_token=_duration(times.time_to_first_token_seconds),
+        total=_duration(times.total_seconds),
+    )
+
+
+def summary(of: MonitorSummary) -> Any:
+    return generation_pb2.MonitorSummary(
+        monitor=of.monitor,
+        max_score=of.max_score,
+        mean_score=of.mean_score,
+        scored_tokens=of.num_scored,
+        fired=of.num_fired > 0,
+        first_fired_position=of.first_fired_position,
+    )
+
+
+def steering_report(report: SteeringReport | None) -> Any:
+    if report is None:
+        return None
+    return generation_pb2.SteeringReport(
+        positions_changed=report.positions_changed,
+        mean_relative_norm=report.mean_relative_norm,
+        max_relative_norm=report.max_relative_norm,
+    )
+
+
+def _duration(seconds: float | None) -> Duration | None:
+    if seconds is None:
+        return None
+    duration = Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration
