@@ -1,0 +1,124 @@
+"""The served path on the real embedded model, in fp32: tokens equal `generate`, readings equal an offline pass.
+
+The default set is small; the slow one is what the README states: 20 prompts, up to 400 tokens, seven neighbours.
+"""
+
+import asyncio
+import itertools
+import os
+
+import pytest
+import torch
+
+from sae_runtime.language_model import EMBEDDED_PACKAGE, embedded_gguf_path
+from service.assembly import Parts, assemble
+from service.client import TelltaleClient
+from service.client_request import Steering
+from service.config import Settings
+from service.server import Server
+
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Once upon a time, in a village by the sea,",
+    "The three laws of thermodynamics are",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "1, 1, 2, 3, 5, 8,",
+    "To make a good bread you need",
+    "SELECT name, COUNT(*) FROM",
+    "Les enfants jouent dans",
+    "In the beginning God created",
+    "The patient was given 20 mg of",
+    "Call me Ishmael.",
+    "Q: What is the boiling point of water?\nA:",
+    "The stock market fell sharply on Monday as",
+    "<html>\n<head>\n<title>",
+    "Roses are red, violets are blue,",
+    "The most important thing about gravity is that",
+    "import numpy as np\n\nx = np.",
+    "My fellow Americans, tonight",
+    "Wörter mit Umlauten: ä, ö, ü und",
+]
+WATCHED = [7, 100, 2000, 8191]
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    try:
+        embedded_gguf_path()
+    except Exception:
+        pytest.skip(f"needs {EMBEDDED_PACKAGE}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads, len(os.sched_getaffinity(0))))
+    yield assemble(Settings(dtype="float32", slots=8, context_length=1024))
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+async def client(parts):
+    server = Server(Settings(dtype="float32", grpc_port=0, http_port=0), parts)
+    await server.start()
+    async with TelltaleClient(f"127.0.0.1:{server.grpc_port}") as client:
+        yield client
+    await server.close()
+
+
+def generate(parts: Parts, ids: list[int], max_tokens: int) -> list[int]:
+    model, prompt = parts.runner.language_model, torch.tensor([ids])
+    out = model.model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_tokens, do_sample=False
+    )
+    new = out[0, len(ids) :].tolist()
+    return new[:-1] if new[-1] in model.eos_token_ids else new
+
+
+def offline(parts: Parts, ids: list[int]) -> torch.Tensor:
+    """[T, W] readings of one pass over the whole sequence."""
+    with torch.inference_mode():
+        hidden = parts.runner.language_model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    return parts.runner.sae.encode(hidden[parts.catalog.manifest.hook.hidden_state_index][0])[:, WATCHED]
+
+
+async def check(client: TelltaleClient, parts: Parts, prompts: list[str], max_tokens: int, num_neighbours: int) -> None:
+    tokenizer = parts.runner.language_model.tokenizer
+    stop = asyncio.Event()
+
+    async def neighbour(texts):
+        """Streams of changing length, every other one steered hard, until told to stop."""
+        for i, text in enumerate(texts):
+            steering = [Steering(feature=WATCHED[1], op="add", strength=30)] if i % 2 else []
+            await client.complete(text, max_tokens=5 + 7 * (i % 9), steering=steering, ignore_eos=True)
+            if stop.is_set():
+                return
+
+    neighbours = [
+        asyncio.create_task(neighbour(itertools.cycle(PROMPTS[i:] + PROMPTS[:i]))) for i in range(num_neighbours)
+    ]
+    try:
+        for prompt in prompts:
+            reply = await client.complete(prompt, max_tokens=max_tokens, watch=WATCHED, include_prompt=True)
+            ids = tokenizer(prompt).input_ids
+            got = [token.id for token in reply.tokens if not token.is_prompt]
+            assert got == generate(parts, ids, max_tokens), prompt
+            assert [token.index for token in reply.tokens] == list(range(len(ids) + len(got)))
+            readings = torch.tensor([token.readings for token in reply.tokens])
+            wanted = offline(parts, [token.id for token in reply.tokens])
+            # Relative to each latent's largest reading: a latent at its threshold may flip on the last bit.
+            torch.testing.assert_close(readings, wanted, rtol=1e-4, atol=1e-3)
+    finally:
+        stop.set()
+        await asyncio.gather(*neighbours)
+
+
+async def test_tokens_and_readings_alone(client, parts):
+    await check(client, parts, PROMPTS[:3], 30, 0)
+
+
+async def test_tokens_and_readings_among_others(client, parts):
+    await check(client, parts, PROMPTS[3:5], 30, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_neighbours", [0, 7])
+async def test_twenty_prompts_of_four_hundred_tokens(client, parts, num_neighbours):
+    await check(client, parts, PROMPTS, 400, num_neighbours)
