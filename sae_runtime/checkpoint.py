@@ -19,14 +19,12 @@ from torch import Tensor
 
 from sae_runtime.errors import CheckpointError
 from sae_runtime.hook_point import HookPoint
-from sae_runtime.sae import SAE, Activation, Normalization
+from sae_runtime.sae import ALWAYS_FLOAT32, SAE, Activation, Normalization
 
 WEIGHTS_FILE = "sae.safetensors"
 MANIFEST_FILE = "sae.json"
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# Small, and a rounded threshold moves the firing point; the mean is what figures are measured against.
-_ALWAYS_FLOAT32 = ("threshold", "resid_mean")
 
 
 class TensorRecord(BaseModel):
@@ -57,7 +55,7 @@ class Manifest(BaseModel):
     num_latents: int = Field(gt=0)
     activation: Activation
     k: int | None = None
-    scale: float = Field(default=1.0, gt=0)
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """`s` of the maths: residuals are multiplied by it before encoding."""
     apply_b_dec: bool = True
     normalization: Normalization = "scalar"
@@ -67,7 +65,7 @@ class Manifest(BaseModel):
     """Whether position 0 was part of the training data."""
     decoder_norms_folded: bool = False
     """True if decoder rows were scaled to norm 1 and latents accordingly."""
-    resid_norm_mean: float | None = Field(default=None, gt=0)
+    resid_norm_mean: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Mean ||x|| of the training residuals, position 0 left out; the yardstick for raw steering strengths."""
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
     training: dict[str, Any] = {}
@@ -108,8 +106,11 @@ def save_sae(sae: SAE, manifest: Manifest, folder: Path) -> Manifest:
             )
     tensors = {}
     for name, tensor in sae.state_dict().items():
-        dtype = torch.float32 if name in _ALWAYS_FLOAT32 else _DTYPES[manifest.dtype]
+        dtype = torch.float32 if name in ALWAYS_FLOAT32 else _DTYPES[manifest.dtype]
         tensors[name] = tensor.detach().to("cpu", dtype).contiguous()
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"tensor {name} must be finite in {manifest.dtype}, got NaN or infinite values")
     records = {name: _tensor_record(tensor) for name, tensor in tensors.items()}
     manifest = manifest.model_copy(update={"tensors": records})
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +128,8 @@ def load_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is no dictionary: it has no {MANIFEST_FILE}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from None
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
         raise CheckpointError(f"{path}: {problems}") from None
@@ -144,7 +147,7 @@ def load_sae(folder: Path | str, *, device: str | torch.device = "cpu") -> Loade
         tensors = load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has a manifest but no {WEIGHTS_FILE}") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {error}") from None
     try:
         sae = LoadedSAE(
@@ -159,6 +162,9 @@ def load_sae(folder: Path | str, *, device: str | torch.device = "cpu") -> Loade
         HookPoint.parse(manifest.hook_point)
     except ValueError as error:
         raise CheckpointError(f"{folder / MANIFEST_FILE}: {error}") from None
+    except RuntimeError:
+        size = f"{manifest.d_model} x {manifest.num_latents}"
+        raise CheckpointError(f"{folder / MANIFEST_FILE}: a dictionary of {size} does not fit into memory") from None
     problems = _tensor_problems(tensors, sae.state_dict(), manifest)
     if problems:
         raise CheckpointError(f"{path}: " + "; ".join(problems))
@@ -180,8 +186,8 @@ def _tensor_problems(tensors: dict[str, Tensor], wanted: dict[str, Tensor], mani
             problems.append(f"tensor {name} must be finite, got {bad} NaN or infinite of {tensor.numel()} values")
         elif name not in manifest.tensors:
             problems.append(f"tensor {name} has no record in the manifest")
-        elif manifest.tensors[name] != (found := _tensor_record(tensor)):
-            problems.append(f"tensor {name} must be {manifest.tensors[name].sha256[:12]}, got {found.sha256[:12]}")
+        elif (record := manifest.tensors[name]) != (found := _tensor_record(tensor)):
+            problems.append(f"tensor {name} must be {_in_words(record)}, got {_in_words(found)}")
     return problems
 
 
@@ -194,10 +200,18 @@ def _tensor_record(tensor: Tensor) -> TensorRecord:
     )
 
 
+def _in_words(record: TensorRecord) -> str:
+    return f"{record.dtype}{record.shape} with sha256 {record.sha256[:12]}"
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` so that readers see the old file or the new one, never a part."""
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(partial).chmod(0o644)
-    Path(partial).replace(path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(partial).chmod(0o644)
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise

@@ -5,6 +5,7 @@ transformers' layout, or a hub name. GGUF weights are de-quantised once into a c
 wrong ends in one ModelError with one line.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
@@ -114,10 +116,15 @@ def load_language_model(
     folder = _resolve_folder(source, progress)
     sha256 = _hash_weights(folder, cache_dir, progress)
     _check_hash(source, sha256, expected_sha256)
-    if quantization == "auto":
+    stored = _stored_quantization(folder)
+    if stored is not None:
+        if quantization not in ("auto", "none", stored):
+            raise ModelError(f"quantization of {source} must be auto or {stored}, as it is stored, got {quantization}")
+        quantization = "none"
+    elif quantization == "auto":
         quantization = "nf4" if device_name.startswith("cuda") else "none"
     name = Path(source).resolve().name if Path(source).exists() else source
-    return _load_folder(folder, name, sha256, quantization, torch_dtype, device_name)
+    return _load_folder(folder, name, sha256, quantization, torch_dtype, device_name, stored_quantization=stored)
 
 
 def default_cache_dir() -> Path:
@@ -136,7 +143,9 @@ def _resolve_device(device: str) -> str:
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise ModelError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
+        kind = "unknown"
+    if kind not in ("cpu", "cuda"):
+        raise ModelError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device {device!r} was asked for, but torch finds no CUDA device")
     return device
@@ -184,16 +193,19 @@ def embedded_gguf_path() -> Path:
 
 def _convert_gguf(path: Path, folder: Path, progress: bool) -> None:
     """De-quantise `path` into `folder`, once: fp32, so that every dtype starts from the same values."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoTokenizer, GgufConfig
 
     _check_memory(path.stat().st_size * 10, "cpu", f"converting {path.name}")
     partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ModelError(f"converted weights can't be kept in {folder.parent}: {error.strerror}") from None
     steps = tqdm(total=3, desc=f"converting {path.name}", disable=not progress, unit="step")
     try:
         with _quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
+            model = _from_pretrained(
                 path.parent,
                 gguf_file=path.name,
                 quantization_config=GgufConfig(dequantize=True),
@@ -205,7 +217,7 @@ def _convert_gguf(path: Path, folder: Path, progress: bool) -> None:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             steps.update()
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # the readers of a damaged file raise whatever its bytes make of them
         shutil.rmtree(partial, ignore_errors=True)
         raise ModelError(f"{path} can't be converted: {_one_line(error)}") from error
     finally:
@@ -262,14 +274,14 @@ def _load_folder(
     device: str,
     stored_quantization: str | None = None,
 ) -> LanguageModel:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     _check_memory(_resident_bytes(folder, weights, quantization, dtype), device, f"model {name}")
     with _quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(
+            model = _from_pretrained(
                 folder,
                 dtype=dtype,
                 attn_implementation="sdpa",
@@ -277,9 +289,34 @@ def _load_folder(
                 device_map={"": device},
                 local_files_only=True,
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(f"model {name} can't be loaded from {folder}: {_one_line(error)}") from error
     return wrap_model(model.eval(), tokenizer, name, sha256, stored_quantization or quantization, dtype, device)
+
+
+def _stored_quantization(folder: Path) -> str | None:
+    """How the weights of a folder that was saved quantised are stored; None for plain weights."""
+    stored = _read_config(folder).get("quantization_config")
+    if stored is None:
+        return None
+    return (
+        "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type") or stored.get("quant_method"))
+    )
+
+
+def _from_pretrained(folder: Path, **settings: Any) -> Any:
+    """transformers' loader; ValueError for what it would fill with random numbers: missing and misshaped weights."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, ignore_mismatched_sizes=True, output_loading_info=True, **settings
+    )
+    problems = [f"missing tensor {name}" for name in sorted(info["missing_keys"])]
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        problems.append(f"tensor {name} must have shape {list(wanted)}, got {list(found)}")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return model
 
 
 def wrap_model(
@@ -363,17 +400,30 @@ def _file_sha256_cached(path: Path, cache_dir: Path, progress: bool) -> str:
         while chunk := file.read(2**22):
             digest.update(chunk)
             bar.update(len(chunk))
-    record.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(record, digest.hexdigest())
+    with contextlib.suppress(OSError):  # a cache that can't be written costs time at the next start, nothing else
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(record, digest.hexdigest())
     return digest.hexdigest()
 
 
 def _resident_bytes(folder: Path, stored_bytes: int, quantization: str, dtype: torch.dtype) -> int:
     """About what the weights take once loaded."""
-    stored_dtype = json.loads((folder / "config.json").read_text()).get("dtype", "bfloat16")
+    config = _read_config(folder)
+    stored_dtype = config.get("dtype") or config.get("torch_dtype")  # the older name
     num_weights = stored_bytes / (4 if stored_dtype == "float32" else 2)
     per_weight = {"nf4": 0.6, "int8": 1.1}.get(quantization, float(dtype.itemsize))
     return int(num_weights * per_weight)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{path} is no model configuration: {_one_line(error)}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is no model configuration: it must hold an object, got {type(config).__name__}")
+    return config
 
 
 def _check_memory(needed_bytes: int, device: str, what: str) -> None:

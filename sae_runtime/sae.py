@@ -4,6 +4,7 @@ Shape suffixes: T tokens, D model width, F latents, W watched latents, N top lat
 Knows nothing of language models, files or requests.
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -14,6 +15,9 @@ Normalization = Literal["scalar", "constant_norm_rescale", "layer_norm"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+
+ALWAYS_FLOAT32 = ("threshold", "resid_mean")
+"""Small, and a rounded threshold moves the firing point; the mean is what figures are measured against."""
 
 
 class Normed(NamedTuple):
@@ -73,8 +77,8 @@ class SAE(nn.Module):
             raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
         if activation == "topk" and not (k is not None and 0 < k <= num_latents):
             raise ValueError(f"k must lie in 1..{num_latents} for activation topk, got {k}")
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {scale}")
         self.d_model, self.num_latents = d_model, num_latents
         self.activation, self.k = activation, k
         self.scale, self.apply_b_dec, self.normalization = scale, apply_b_dec, normalization
@@ -218,6 +222,6 @@ class SAE(nn.Module):
     def to_weights_dtype(self, dtype: torch.dtype) -> "SAE":
         """Round the weights to `dtype` and keep them in fp32: what serving from such a file computes."""
         for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
-            if name != "threshold":
+            if name not in ALWAYS_FLOAT32:
                 tensor.data = tensor.data.to(dtype).to(torch.float32)
         return self

@@ -18,6 +18,8 @@ from sae_runtime.sae import SAE
 
 # Keeps products of strength, activation and direction far from the end of 32-bit floats.
 _MAX_STRENGTH = 1e6
+# Outside of these the squares of 32-bit floats under- or overflow, and the direction is lost.
+_MIN_NORM, _MAX_NORM = 1e-12, 1e12
 
 
 class SteeringOp(StrEnum):
@@ -113,9 +115,10 @@ class SteeringLimits:
         length = self._length(spec)
         if not math.isfinite(length):
             raise SteeringError("vector must be finite, got NaN, infinity or a norm that overflows")
-        # 1e-30: what is smaller loses its direction in 32-bit floats.
-        if length < 1e-30:
+        if length == 0:
             raise SteeringError("direction must not be the zero vector")
+        if not _MIN_NORM <= length <= _MAX_NORM:
+            raise SteeringError(f"direction must have a norm of {_MIN_NORM:g} to {_MAX_NORM:g}, got {length:g}")
         if spec.op not in (SteeringOp.ADD, SteeringOp.SET):
             return
         if spec.unit is StrengthUnit.RELATIVE:
