@@ -150,10 +150,11 @@ class Engine:
                 self._step_started = time.monotonic()
                 self.step()
                 self._step_started = None
+            self._end_everything(NotReady("The server is shutting down."), Outcome.SHUTDOWN)
         except BaseException:
             logger.exception("the engine crashed")
             self._has_crashed = True
-            self._fail_everything()
+            self._end_everything(EngineFailed(uuid.uuid4().hex[:12]), Outcome.ENGINE_ERROR)
         finally:
             self._step_started = None
             self._warm.set()
@@ -384,16 +385,16 @@ class Engine:
         mailbox.fail(failure)
         self._out.mailboxes.append(mailbox)
 
-    def _fail_everything(self) -> None:
-        """The engine is lost: end every request with an error, so that no client waits for ever."""
+    def _end_everything(self, failure: ServiceError, outcome: Outcome) -> None:
+        """The engine stops: end every request with an error, so that no client waits for ever."""
         self.admission.is_draining = True
         self._take_inbox()
-        failure = EngineFailed(uuid.uuid4().hex[:12])
         for submission in self.scheduler.waiting:
-            self._refuse(submission, Outcome.ENGINE_ERROR, failure)
+            self._refuse(submission, outcome, failure)
         for row in self._rows:
+            self._flush(row)
             self._fail_mailbox(row.submission.mailbox, failure)
-            self._out.requests.append(row.record(Outcome.ENGINE_ERROR))
+            self._out.requests.append(row.record(outcome))
         self.scheduler.waiting.clear()
         self._rows.clear()
         self._publish()

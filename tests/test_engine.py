@@ -538,6 +538,14 @@ def test_records_add_up(model, dictionary):
         assert record.feature_max_W == pytest.approx([float(wanted)], rel=1e-4, abs=1e-5)
 
 
+def test_a_stop_answers_everybody(model, dictionary):
+    engine = tiny.engine(model, dictionary, num_slots=1)
+    submissions = submit(engine, *(request(model, request_id=str(i), max_tokens=200) for i in range(3)))
+    engine.start()
+    assert engine.stop()
+    assert all(isinstance(Reply(s).failure, NotReady) for s in submissions)
+
+
 def test_a_crash_ends_every_request(model, dictionary):
     engine = tiny.engine(model, dictionary)
 
@@ -547,7 +555,7 @@ def test_a_crash_ends_every_request(model, dictionary):
     engine._prefill = crash
     submission = submit(engine, request(model))[0]
     engine.start()
-    assert engine.stop()
+    engine._thread.join()  # it ends by itself
     assert isinstance(Reply(submission).failure, EngineFailed)
     assert not engine.is_healthy
     with pytest.raises(NotReady):
