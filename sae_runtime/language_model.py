@@ -116,15 +116,11 @@ def load_language_model(
     folder = _resolve_folder(source, progress)
     sha256 = _hash_weights(folder, cache_dir, progress)
     _check_hash(source, sha256, expected_sha256)
-    stored = _stored_quantization(folder)
-    if stored is not None:
-        if quantization not in ("auto", "none", stored):
-            raise ModelError(f"quantization of {source} must be auto or {stored}, as it is stored, got {quantization}")
-        quantization = "none"
-    elif quantization == "auto":
+    _refuse_stored_quantized(folder)
+    if quantization == "auto":
         quantization = "nf4" if device_name.startswith("cuda") else "none"
     name = Path(source).resolve().name if Path(source).exists() else source
-    return _load_folder(folder, name, sha256, quantization, torch_dtype, device_name, stored_quantization=stored)
+    return _load_folder(folder, name, sha256, quantization, torch_dtype, device_name)
 
 
 def default_cache_dir() -> Path:
@@ -294,14 +290,12 @@ def _load_folder(
     return wrap_model(model.eval(), tokenizer, name, sha256, stored_quantization or quantization, dtype, device)
 
 
-def _stored_quantization(folder: Path) -> str | None:
-    """How the weights of a folder that was saved quantised are stored; None for plain weights."""
+def _refuse_stored_quantized(folder: Path) -> None:
+    """ModelError for weights that were saved quantised: on CPUs they were seen to load and compute something else."""
     stored = _read_config(folder).get("quantization_config")
-    if stored is None:
-        return None
-    return (
-        "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type") or stored.get("quant_method"))
-    )
+    if stored is not None:
+        kind = stored.get("quant_method") if isinstance(stored, dict) else stored
+        raise ModelError(f"model folder {folder} must hold plain weights (they are quantised on loading), got {kind}")
 
 
 def _from_pretrained(folder: Path, **settings: Any) -> Any:

@@ -375,6 +375,13 @@ def test_quantised_weights_compute_nearly_the_same(wide, load, quantization, lay
     assert torch.nn.functional.cosine_similarity(got, wanted, dim=-1).min() > 0.8
 
 
+def test_a_folder_stored_quantised_is_refused(wide, load, refusal, tmp_path):
+    loaded = load(wide, quantization="nf4")
+    loaded.model.save_pretrained(tmp_path / "stored")
+    loaded.tokenizer.save_pretrained(tmp_path / "stored")
+    assert "must hold plain weights (they are quantised on loading), got bitsandbytes" in refusal(tmp_path / "stored")
+
+
 def test_quantising_without_bitsandbytes(saved, refusal, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find_spec(name, *rest)
