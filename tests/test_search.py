@@ -1,0 +1,218 @@
+"""search, and what names are made with: a planted latent is found, luck told from it, only the right tokens count."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from sklearn.metrics import roc_auc_score
+
+from discovery.contrasts import CONTRASTS, Passage, composed_passages, corpus_passages
+from discovery.corpus import Context
+from discovery.harvest import harvest, load_shard, shard_paths
+from discovery.named_features import largest_hits, read_held_out, reference_scale, source_shares
+from discovery.quantile_threshold import quantile_threshold, reply_statistics
+from discovery.search import (
+    auroc,
+    format_table,
+    make_item,
+    permute_labels,
+    read_item_latents,
+    read_items,
+    search,
+    split_groups,
+)
+from discovery.steering_trial import continue_greedily
+from monitors.monitor import max_rolling_mean
+from sae_runtime.tap import Tap
+
+NUM, LATENTS, PLANTED = 120, 400, 137
+
+
+@pytest.fixture
+def contrast():
+    """Noise, but for one latent that is larger on positives. Two items to a group, one of each label."""
+    generator = torch.Generator().manual_seed(0)
+    scores_IF = torch.randn(NUM, LATENTS, generator=generator).relu()
+    labels_I = torch.arange(NUM) % 2
+    scores_IF[:, PLANTED] += 2.0 * labels_I
+    return scores_IF, labels_I, [f"g{i // 2}" for i in range(NUM)]
+
+
+def test_auroc_is_sklearns():
+    scores_IF = torch.randn(40, 5, generator=torch.Generator().manual_seed(1)).relu()
+    labels_PI = torch.stack([torch.arange(40) % 2, (torch.arange(40) < 13).long()])
+    found_PF = auroc(scores_IF, labels_PI)
+    for p in range(2):
+        for latent in range(5):
+            assert float(found_PF[p, latent]) == pytest.approx(roc_auc_score(labels_PI[p], scores_IF[:, latent]))
+
+
+def test_planted_latent_is_found_and_luck_is_not(contrast):
+    result = search(*contrast, top=5, num_permutations=20)
+    best = result.candidates[0]
+    assert best.latent == PLANTED
+    assert best.auroc_selection > 0.9 and best.auroc_held_out > 0.9
+    assert best.mean_positive > best.mean_negative + 1.5
+    assert best.top_slice_positive == 1.0
+    # The winner of 400 latents looks good where it was chosen and is nothing elsewhere.
+    assert max(result.permuted_best_selection) < best.auroc_selection
+    assert min(result.permuted_best_selection) > 0.6
+    held_out = torch.tensor(result.permuted_best_held_out)
+    assert abs(float(held_out.mean()) - 0.5) < 0.05
+    assert str(PLANTED) in format_table(result)
+
+
+def test_latents_asked_for_are_measured_too(contrast):
+    result = search(*contrast, top=2, also=[5, PLANTED], num_permutations=0)
+    assert [candidate.latent for candidate in result.candidates][2:] == [5]
+    assert len(result.candidates) == 3 and result.candidates[0].latent == PLANTED
+
+
+def test_without_a_signal_the_best_is_no_better_than_luck(contrast):
+    scores_IF, labels_I, groups = contrast
+    scores_IF[:, PLANTED] -= 2.0 * labels_I
+    result = search(scores_IF, labels_I, groups, num_permutations=40)
+    assert result.candidates[0].auroc_selection <= max(result.permuted_best_selection)
+
+
+def test_groups_are_never_divided():
+    groups = [f"g{i // 3}" for i in range(60)]
+    chosen_I = split_groups(groups, seed=0)
+    assert 0 < int(chosen_I.sum()) < 60
+    for start in range(0, 60, 3):
+        assert len(set(chosen_I[start : start + 3].tolist())) == 1
+
+
+def test_permutations_swap_labels_within_mixed_groups():
+    labels_I, groups = torch.tensor([0, 1] * 10), [f"g{i // 2}" for i in range(20)]
+    permuted_PI = permute_labels(labels_I, groups, 30, seed=0)
+    assert (permuted_PI.view(30, 10, 2).sum(-1) == 1).all()
+    assert 0.3 < float((permuted_PI == labels_I).float().mean()) < 0.7
+
+
+def test_permutations_trade_labels_between_pure_groups():
+    groups = [f"g{i // 4}" for i in range(40)]
+    labels_I = torch.tensor([i // 4 % 2 for i in range(40)])
+    permuted_PI = permute_labels(labels_I, groups, 30, seed=0)
+    by_group = permuted_PI.view(30, 10, 4)
+    assert (by_group == by_group[..., :1]).all()
+    assert (by_group[..., 0].sum(-1) == 5).all()
+
+
+def test_one_sided_halves_are_refused():
+    with pytest.raises(ValueError, match="more groups"):
+        search(torch.rand(4, 3), torch.tensor([0, 0, 1, 1]), ["a", "a", "b", "b"])
+
+
+def test_only_the_characters_in_range_of_the_last_message_are_scored(model):
+    record = {
+        "messages": [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "defgh"}],
+        "score_from_char": 1,
+        "score_to_char": 4,
+        "label": 1,
+        "group": "g",
+    }
+    item = make_item(record, model.tokenizer, 512, "x")
+    assert model.tokenizer.decode([item.tokens[position] for position in item.scored]) == "efg"
+    assert item.label == 1 and item.group == "g"
+
+
+def test_plain_text_is_scored_from_position_1(model):
+    item = make_item({"text": "abcd", "label": 0}, model.tokenizer, 512, "x")
+    assert item.scored == [1, 2, 3]
+    cut = make_item({"text": "abcd", "label": 0}, model.tokenizer, 3, "x")
+    assert cut.scored == [1, 2] and len(cut.tokens) == 3
+
+
+def test_items_without_a_label_are_skipped(model, tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps({"text": "abcd", "label": label}) + "\n" for label in (0, None, 1)))
+    assert [item.label for item in read_items([path], model.tokenizer)] == [0, 1]
+
+
+def test_readings_are_means_and_maxima_over_the_scored_tokens(model, dictionary):
+    texts = ["hello there", "hi", "a somewhat longer text"]
+    items = [make_item({"text": text, "label": 0}, model.tokenizer, 512, text) for text in texts]
+    tap = Tap(model.model, tiny.HOOK_POINT, model.d_model)
+    readings = read_item_latents(model, tap, dictionary, items, batch_tokens=30)
+    for row, item in enumerate(items):
+        with tap.step(len(item.tokens)) as record, torch.inference_mode():
+            model.model(input_ids=torch.tensor([item.tokens]))
+        f_TF = dictionary.encode(record.resid_BTD[0, 1:])
+        assert torch.allclose(readings.mean_IF[row], f_TF.mean(0), atol=1e-4)
+        assert torch.allclose(readings.max_IF[row], f_TF.amax(0), atol=1e-4)
+    tap.remove()
+
+
+# --- contrasts, evidence, thresholds and steering -------------------------------------------------------------------
+
+
+def test_every_contrast_has_passages_of_both_kinds_among_composed_and_made_ones():
+    by_name = {contrast.name: contrast for contrast in CONTRASTS}
+    assert len(by_name) == len(CONTRASTS)
+    composed = list(composed_passages())
+    for name in ("french", "deceit", "sadness", "anger", "joy"):
+        labels = [by_name[name].label(passage) for passage in composed]
+        assert labels.count(1) >= 20 and labels.count(0) >= 20
+    reply = Passage("Dogs bark. 1. One", "chat", "chat/1", "dogs")
+    assert by_name["animals"].label(reply) == 1 and by_name["cooking"].label(reply) == 0
+    assert by_name["bible"].label(reply) is None
+    prose = Passage("I saw that I was late, and I ran.", "npm_moby_dick", "x")
+    assert by_name["first_person"].label(prose) == 1 and by_name["quoted_dialogue"].label(prose) == 0
+
+
+def test_corpus_passages_take_as_many_of_each_source(tmp_path):
+    path = tmp_path / "a.jsonl"
+    records = [{"text": f"text {n} " * 50, "source": "many" if n else "one"} for n in range(30)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    passages = list(corpus_passages([path], per_source=8))
+    assert [passage.source for passage in passages].count("one") == 8
+    assert len({passage.group for passage in passages if passage.source == "many"}) == 8
+    assert passages == list(corpus_passages([path], per_source=8))
+
+
+def test_held_out_readings_equal_the_dictionary(model, dictionary, tmp_path):
+    contexts = [Context(list(range(3, 20)), 11, 0, "a"), Context(list(range(40, 52)), 22, 0, "b")]
+    harvest(model, tiny.HOOK_POINT, contexts, tmp_path)
+    readings = read_held_out(dictionary, [tmp_path], [5, 9])
+    shard = load_shard(shard_paths(tmp_path)[0])
+    assert torch.allclose(readings.column(9), dictionary.encode(shard.resid_ND)[:, 9], atol=1e-4)
+    hits = largest_hits(readings, 9, {11: "a", 22: "b"}, lambda ids: f"<{ids}>", wanted={"b"}.__contains__)
+    assert [hit.source for hit in hits] == ["b"]
+    assert hits[0].value == pytest.approx(float(readings.column(9)[16:].max()), abs=1e-3)
+    shares = source_shares(readings, 9, {11: "a", 22: "b"})
+    assert sum(shares.values()) == pytest.approx(1, abs=0.01)
+
+
+def test_reference_scale_is_a_quantile_or_the_maximum():
+    readings_N = torch.arange(10_000.0)
+    assert reference_scale(readings_N) == pytest.approx(9_989, abs=2)
+    rare_N = torch.zeros(10_000)
+    rare_N[7] = 3.0
+    assert reference_scale(rare_N) == 3.0
+
+
+def test_threshold_is_the_conformal_quantile():
+    found = quantile_threshold([float(n) for n in range(1, 200)])
+    assert found.threshold == 198 and found.num_replies == 199 and found.max_statistic == 199
+    assert quantile_threshold([1.0, 2.0]).threshold == 2.0
+    with pytest.raises(ValueError, match="at least one"):
+        quantile_threshold([])
+
+
+def test_reply_statistics_are_the_monitors():
+    readings = [torch.rand(30, 2, generator=torch.Generator().manual_seed(0)), torch.rand(3, 2)]
+    (statistic,) = reply_statistics(readings, column=1, scale=2.0, window=4, min_tokens=8)
+    wanted = max_rolling_mean([value / 2.0 for value in readings[0][:, 1].tolist()], 4, 8)
+    assert statistic == pytest.approx(wanted)
+
+
+def test_steering_changes_only_generated_positions(model):
+    tap = Tap(model.model, tiny.HOOK_POINT, model.d_model)
+    prompt = list(range(3, 12))
+    plain = continue_greedily(model, tap, prompt, 6)
+    assert continue_greedily(model, tap, prompt, 6, torch.zeros(tiny.D_MODEL)) == plain
+    pushed = continue_greedily(model, tap, prompt, 6, 50 * torch.randn(tiny.D_MODEL))
+    assert pushed != plain
+    tap.remove()
