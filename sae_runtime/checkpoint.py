@@ -116,6 +116,7 @@ def save_sae(sae: SAE, manifest: Manifest, folder: Path) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (WEIGHTS_FILE + ".partial")
     save_file(tensors, partial)
+    partial.chmod(0o644)  # as any other file: safetensors writes for the owner alone
     partial.replace(folder / WEIGHTS_FILE)
     write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
     return manifest

@@ -31,6 +31,7 @@ PALETTE: tuple[RGB, ...] = (
     (128, 128, 128),
 )
 FAINTEST_RATIO = 0.05
+LEGEND_ROWS = 8
 """Below this share of the reference scale a token stays plain: a page of near-white boxes shows nothing."""
 
 # Beside control characters: line and paragraph separators, and what reorders or hides text (bidi controls, tags).
@@ -130,17 +131,35 @@ def token_segments(token: Token, full: Sequence[float]) -> list[Segment]:
 
 
 def legend(watched: Sequence[WatchedFeature], peaks: Sequence[Peak]) -> Table:
-    """Per watched feature: its colour, its name, its peak, and the token that read it."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    """Per watched feature: its colour, its name, its peak, and the token that read it.
+
+    Of more than LEGEND_ROWS features only those that read most, against their scale, are listed; the rest are counted.
+    """
+    shown = _most_active(watched, peaks)
+    num_left_out = len(watched) - len(shown)
+    caption = f"and {num_left_out} more that read less" if num_left_out else None
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), header_style="dim", caption=caption, caption_justify="left", caption_style="dim"
+    )
     for column in ("", "feature", "max", "of scale", "at"):
         table.add_column(column, justify="right" if column in ("max", "of scale") else "left")
-    for position, (feature, peak) in enumerate(zip(watched, peaks, strict=True)):
+    for position in shown:
+        feature, peak = watched[position], peaks[position]
         name = sanitize(feature.label) + ("" if feature.validated else " (not validated)")
         swatch = Text("  ", style=Style(bgcolor=Color.from_rgb(*color_of(position))))
         of_scale = f"{peak.value / feature.reference_scale:.0%}" if feature.reference_scale > 0 else "unknown"
         at = f"{peak.token.index} {_quoted(peak.token.text)}" if peak.token else ""
         table.add_row(swatch, Text(name), f"{peak.value:.3g}", of_scale, Text(at))
     return table
+
+
+def _most_active(watched: Sequence[WatchedFeature], peaks: Sequence[Peak]) -> list[int]:
+    """Positions in the watch list to show, in its order; without a scale a reading counts as it is."""
+    if len(watched) <= LEGEND_ROWS:
+        return list(range(len(watched)))
+    shares = [peak.value / (feature.reference_scale or 1.0) for feature, peak in zip(watched, peaks, strict=True)]
+    ranked = sorted(range(len(watched)), key=lambda position: shares[position], reverse=True)
+    return sorted(position for position in ranked[:LEGEND_ROWS] if shares[position] > 0)
 
 
 def alert_line(alert: Alert) -> Text:

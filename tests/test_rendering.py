@@ -1,6 +1,7 @@
 """Colours, legend and lines as pure functions, and that no text of the model reaches the terminal as a command."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -168,6 +169,14 @@ def test_a_feature_without_scale_is_measured_against_twice_its_own_peak():
 
 
 # Lines
+
+
+def test_a_long_legend_lists_what_read_most_and_counts_the_rest():
+    features = [replace(LYING, feature=i, name=f"name{i}", reference_scale=2.0) for i in range(12)]
+    peaks = [Peak(float(i), token(float(i), index=i)) for i in range(12)]
+    text = shown(legend(features, peaks))
+    assert [f"name{i} " in text for i in range(12)] == [False] * 4 + [True] * 8
+    assert "and 4 more that read less" in text
 
 
 def test_the_legend_names_each_feature_with_its_peak():
