@@ -21,6 +21,7 @@ import torch
 
 from sae_runtime.language_model import load_language_model
 from service.client import TelltaleClient
+from service.client_events import Token
 
 PROMPT = "The history of navigation at sea began when people first"
 STREAMS = (1, 4, 16)
@@ -29,20 +30,21 @@ STREAMS = (1, 4, 16)
 def start_server(module: str, *arguments: str) -> tuple[subprocess.Popen[str], int]:
     """A server process and its gRPC port, once it is ready."""
     command = [sys.executable, "-m", module, *arguments, "--grpc-port", "0", "--http-port", "0", "--log-format", "json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
+    command += ["--log-level", "warning"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, int(json.loads(process.stdout.readline())["grpc"])
 
 
 async def run_streams(client: TelltaleClient, num_streams: int, num_tokens: int, *, watch: bool) -> float:
-    """Tokens per second over `num_streams` equal streams, from the first token of the last to the end."""
+    """Tokens per second over `num_streams` equal streams, from their first tokens (the mean time) to the end."""
     first_tokens: list[float] = []
 
     async def stream() -> None:
         is_first = True
         options: dict[str, Any] = {} if watch else {"no_defaults": True}
         async for event in client.generate(PROMPT, max_tokens=num_tokens, ignore_eos=True, **options):
-            if is_first and type(event).__name__ == "Token":
+            if is_first and isinstance(event, Token):
                 first_tokens.append(time.perf_counter())
                 is_first = False
 

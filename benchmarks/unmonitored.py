@@ -39,7 +39,13 @@ def forward(
     n = ids_BT.numel()
     nothing: Any = torch.zeros(n)
     stats = TokenStats(
-        torch.zeros(n, len(latents)), torch.zeros(n, num_top), torch.zeros(n, num_top), nothing, nothing, torch.ones(n)
+        torch.zeros(n, len(latents)),
+        torch.zeros(n, num_top),
+        torch.zeros(n, num_top),
+        nothing,
+        nothing,
+        torch.ones(n),
+        nothing,
     )
     return PassOutput(logits, stats, {}, n, 0.0)
 

@@ -74,7 +74,9 @@ class MonitorBank:
         """Whether an alert has asked for steering; `triggered` says whose."""
         return any(policy.action == PolicyAction.STEER for policy in self._triggered)
 
-    def observe(self, position: int, readings: Mapping[int, float], is_prompt: bool) -> list[tuple[str, MonitorUpdate]]:
+    def observe(
+        self, position: int, readings: Mapping[int, float], is_prompt: bool, is_off_scale: bool = False
+    ) -> list[tuple[str, MonitorUpdate]]:
         """Shows one token to every monitor; (monitor name, update) in the order the specs were given.
 
         Raises what `Monitor.observe` raises. Some monitors have then seen the token and others not: the request
@@ -82,7 +84,7 @@ class MonitorBank:
         """
         updates = []
         for monitor in self._monitors:
-            update = monitor.observe(position, readings, is_prompt)
+            update = monitor.observe(position, readings, is_prompt, is_off_scale)
             updates.append((monitor.spec.name, update))
             self._trigger(update)
         return updates

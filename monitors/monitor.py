@@ -175,15 +175,18 @@ class Monitor:
         self._first_fired_position: int | None = None
         self._last_position: int | None = None
 
-    def observe(self, position: int, readings: Mapping[int, float], is_prompt: bool) -> MonitorUpdate:
+    def observe(
+        self, position: int, readings: Mapping[int, float], is_prompt: bool, is_off_scale: bool = False
+    ) -> MonitorUpdate:
         """Takes the readings at one position: latent -> activation, at least those of the spec.
 
-        The first position may be any; each further one must be the next, so that no token can be missed or counted
+        `is_off_scale` says that the token carries a massive activation: it is not scored, as position 0 never is. The
+        first position may be any; each further one must be the next, so that no token can be missed or counted
         twice. Raises MonitorError for a position out of turn and, at tokens that are scored, for a missing or
         non-finite reading; the monitor is then as it was before.
         """
         self._check_position(position)
-        if position == 0 or (is_prompt and not self.spec.score_prompt):
+        if position == 0 or is_off_scale or (is_prompt and not self.spec.score_prompt):
             self._last_position = position
             return MonitorUpdate(score=None, token_score=None, firing=self._state.firing, alert=None)
 

@@ -28,3 +28,8 @@ class SteeringError(RuntimeFault, ValueError):
 
 class TapError(RuntimeFault):
     """The tap did not see exactly the tokens of the step. Never ignored: it means unmonitored tokens."""
+
+    def __init__(self, message: str, *, num_wanted: int = 0, num_seen: int = 0) -> None:
+        """The counts are those of a step whose tokens the tap missed, in whole or in part."""
+        super().__init__(message)
+        self.num_wanted, self.num_seen = num_wanted, num_seen

@@ -213,12 +213,16 @@ def _convert_gguf(path: Path, folder: Path, progress: bool) -> None:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             steps.update()
+        complete = {"source": path.name, "quantization": _gguf_quantization(path)}
+        (partial / "complete").write_text(json.dumps(complete))
+        # What an interrupted copy may have left there is of no use.
+        if folder.exists() and not (folder / "complete").exists():
+            shutil.rmtree(folder)
     except Exception as error:  # the readers of a damaged file raise whatever its bytes make of them
         shutil.rmtree(partial, ignore_errors=True)
         raise ModelError(f"{path} can't be converted: {_one_line(error)}") from error
     finally:
         steps.close()
-    (partial / "complete").write_text(json.dumps({"source": path.name, "quantization": _gguf_quantization(path)}))
     try:
         partial.replace(folder)
     except OSError:

@@ -207,25 +207,22 @@ class Steering:
             counted yet: `account` does, once the pass has succeeded.
         """
         positions = range(start, start + resid_TD.shape[0])
-        h_TD = resid_TD.to(torch.float32)
+        start_TD = h_TD = resid_TD.to(torch.float32)
         touched_T = torch.zeros(len(positions), dtype=torch.bool)
         for op in self._operations:
             covered_T = torch.tensor([op.covers(p, self.num_prompt_tokens) for p in positions])
             if covered_T.any():
                 touched_T |= covered_T
-                moved_TD = h_TD + self._limited(self._delta(op, h_TD), h_TD)
+                moved_TD = start_TD + self._limited(h_TD + self._delta(op, h_TD) - start_TD, start_TD)
                 h_TD = torch.where(covered_T.to(h_TD.device)[:, None], moved_TD, h_TD)
         return torch.where(touched_T.to(h_TD.device)[:, None], h_TD.to(resid_TD.dtype), resid_TD)
 
-    def account(self, before_TD: Tensor, after_TD: Tensor) -> None:
-        """Count what a pass changed: residuals before and after `apply`, as the model's dtype holds them."""
-        before_TD, after_TD = before_TD.to(torch.float32), after_TD.to(torch.float32)
-        moved_T = (after_TD - before_TD).norm(dim=-1)
-        relative_T = (moved_T / before_TD.norm(dim=-1))[moved_T > 0]
-        if relative_T.numel():
-            self._num_changed += relative_T.numel()
-            self._sum_relative += float(relative_T.sum())
-            self._max_relative = max(self._max_relative, float(relative_T.max()))
+    def account(self, relative_norms: Sequence[float]) -> None:
+        """Count what a pass changed, from `relative_moves` of its positions; 0 is a position that stayed as it was."""
+        changed = [norm for norm in relative_norms if norm > 0]
+        self._num_changed += len(changed)
+        self._sum_relative += math.fsum(changed)
+        self._max_relative = max([self._max_relative, *changed])
 
     def report(self) -> SteeringReport:
         mean = self._sum_relative / self._num_changed if self._num_changed else 0.0
@@ -279,3 +276,9 @@ class Steering:
         limit_T1 = self.limits.max_relative_norm * h_TD.norm(dim=-1, keepdim=True)
         length_T1 = delta_TD.norm(dim=-1, keepdim=True)
         return torch.where(length_T1 > limit_T1, delta_TD * (limit_T1 / length_T1), delta_TD)
+
+
+def relative_moves(before_TD: Tensor, after_TD: Tensor) -> Tensor:
+    """||after - before|| / ||before|| per position, [T], of residuals as the model's dtype holds them."""
+    before_TD, after_TD = before_TD.to(torch.float32), after_TD.to(torch.float32)
+    return (after_TD - before_TD).norm(dim=-1) / before_TD.norm(dim=-1)

@@ -61,7 +61,11 @@ class Tap:
         finally:
             self._record = None
         if record.num_tokens != num_tokens:
-            raise TapError(f"tap at {self.hook_point} must see {num_tokens} tokens, got {record.num_tokens}")
+            raise TapError(
+                f"tap at {self.hook_point} must see {num_tokens} tokens, got {record.num_tokens}",
+                num_wanted=num_tokens,
+                num_seen=record.num_tokens,
+            )
 
     def _on_output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         if self._record is None:

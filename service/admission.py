@@ -8,6 +8,7 @@ import time
 from collections import deque
 
 from service.errors import NotReady, QueueFull
+from service.records import Outcome
 from service.request import Mailbox, Request
 from service.row import Submission
 
@@ -20,6 +21,7 @@ class Admission:
         self.bell = threading.Condition()
         """Rung whenever there is something new for the engine."""
         self.is_draining = False
+        self._is_closed = False
         self.num_waiting = 0
         """Requests reserved or submitted that have no slot yet."""
         self._num_running = 0
@@ -47,9 +49,15 @@ class Admission:
             self.num_waiting -= 1
 
     def submit(self, request: Request) -> Submission:
-        """Hand over a request whose place was reserved. QueueFull, its place given back, if its prompt is too much."""
+        """Hand over a request whose place was reserved. Its place is given back if it can't be taken.
+
+        QueueFull if its prompt is too much; NotReady if the engine has gone since.
+        """
         num_tokens = len(request.prompt_ids)
         with self.bell:
+            if self._is_closed:
+                self.num_waiting -= 1
+                raise NotReady("The engine is not running.")
             # A prompt longer than the bound alone may still pass when nobody waits.
             if self._num_tokens and self._num_tokens + num_tokens > self._max_prompt_tokens:
                 self.num_waiting -= 1
@@ -61,8 +69,10 @@ class Admission:
             self.bell.notify()
         return submission
 
-    def cancel(self, submission: Submission) -> None:
-        """The client is gone. Harmless for a request that has ended."""
+    def cancel(self, submission: Submission, outcome: Outcome = Outcome.CANCELLED) -> None:
+        """The client is gone, or will get no answer. Harmless for a request that has ended; the first outcome holds."""
+        if not submission.is_cancelled:
+            submission.cancelled_as = outcome
         submission.is_cancelled = True
         self.ring()
 
@@ -71,6 +81,11 @@ class Admission:
             self.bell.notify()
 
     # --- engine ---
+
+    def close(self) -> None:
+        """Take nothing any more: there is no engine left to look at it."""
+        with self.bell:
+            self.is_draining = self._is_closed = True
 
     def has_mail(self) -> bool:
         return bool(self._inbox)

@@ -67,7 +67,11 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
     slots, context_length, cache_bytes = _size(settings, model)
     return Parts(
         runner=ModelRunner(
-            model, sae, Tap(model.model, manifest.hook, facts.d_model), _make_cache(model, slots, context_length)
+            model,
+            sae,
+            Tap(model.model, manifest.hook, facts.d_model),
+            _make_cache(model, slots, context_length),
+            resid_norm_mean=manifest.resid_norm_mean,
         ),
         catalog=Catalog(facts, manifest, tuple(mismatches), watchlist, limits.direction_norms),
         steering_limits=limits,
@@ -122,8 +126,8 @@ def _size(settings: Settings, model: LanguageModel) -> tuple[int, int, int]:
     available = available_memory_bytes(model.identity.device)
     budget = int(available * settings.memory_fraction) // per_position
     longest = settings.context_length or model.context_length
-    if longest > model.context_length:
-        raise ModelError(f"context_length must be at most the model's {model.context_length}, got {longest}")
+    if not 2 <= longest <= model.context_length:
+        raise ModelError(f"context_length must lie in 2..{model.context_length}, the model's, got {longest}")
     slots = settings.slots or DEFAULT_SLOTS
     if not settings.slots:
         while slots > 1 and budget // slots < min(longest, _MIN_CONTEXT_LENGTH):

@@ -104,6 +104,11 @@ class Limits:
     max_queued_prompt_tokens: int
     max_steering_relative_norm: float
     prefill_chunk_tokens: int
+    max_top_features: int = 0
+    max_watched_features: int = 0
+    max_steering_operations: int = 0
+    max_stop_strings: int = 0
+    max_request_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,7 +44,9 @@ class Token:
     special: bool
     is_prompt: bool
     is_first_position: bool
-    """Position 0, whose readings are off scale."""
+    """Position 0."""
+    off_scale: bool = False
+    """A massive activation, position 0 always: its readings mean nothing and are not scored."""
     readings: tuple[float, ...]
     """One per watched feature, taken before any steering. By name: `reading("lying")`."""
     steered_readings: tuple[float, ...]

@@ -14,6 +14,9 @@ from service.request import AlertEvent, Event, Mailbox
 # Alerts a watcher may fall behind by before it is let go.
 MAX_UNREAD_ALERTS = 1024
 
+Watcher = asyncio.Queue[AlertEvent | SlowConsumer | None]
+"""Alerts one watcher has not read yet; an exception ends its stream with it, None ends it well."""
+
 
 class Delivery:
     """One per server; made on the event loop that the handlers run on."""
@@ -23,7 +26,7 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._on_published = on_published
         self._wakers: dict[Mailbox, asyncio.Event] = {}
-        self._watchers: set[asyncio.Queue[AlertEvent | None]] = set()
+        self._watchers: set[Watcher] = set()
 
     def publish(self, published: Published) -> None:
         """Engine thread: hand over what a step has to say."""
@@ -41,7 +44,7 @@ class Delivery:
                 if queue.qsize() < MAX_UNREAD_ALERTS:
                     queue.put_nowait(event)
                 elif queue.qsize() == MAX_UNREAD_ALERTS:
-                    queue.put_nowait(None)  # the mark that it has fallen behind
+                    queue.put_nowait(SlowConsumer(f"The watcher fell behind by {MAX_UNREAD_ALERTS} alerts."))
         self._on_published(published)
 
     async def events(self, mailbox: Mailbox) -> AsyncGenerator[list[Event], None]:
@@ -61,8 +64,8 @@ class Delivery:
             self._wakers.pop(mailbox, None)
 
     @contextmanager
-    def _watcher(self) -> Iterator[asyncio.Queue[AlertEvent | None]]:
-        queue: asyncio.Queue[AlertEvent | None] = asyncio.Queue()
+    def _watcher(self) -> Iterator[Watcher]:
+        queue: Watcher = asyncio.Queue()
         self._watchers.add(queue)
         try:
             yield queue
@@ -78,9 +81,9 @@ class Delivery:
             while True:
                 event = await queue.get()
                 if event is None:
-                    if queue.qsize() >= MAX_UNREAD_ALERTS - 1:
-                        raise SlowConsumer(f"The watcher fell behind by {MAX_UNREAD_ALERTS} alerts.")
                     return
+                if isinstance(event, SlowConsumer):
+                    raise event
                 if not monitors or event.alert.monitor in monitors:
                     yield event
 

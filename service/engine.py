@@ -20,7 +20,7 @@ from service.admission import Admission
 from service.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, ServiceError, SlowConsumer
 from service.model_runner import Fetched, ModelRunner, PassOutput, RowInput
 from service.read_plan import ReadPlan, Wants, plan_reading
-from service.records import EngineState, Outcome, Phase, RequestRecord, StepRecord
+from service.records import EngineState, Outcome, Phase, RequestRecord, RowFailure, StepRecord
 from service.request import AlertEvent, FinishReason, Mailbox
 from service.row import Row, Submission
 from service.sampling import Draw, draw_rows, token_logprobs
@@ -39,6 +39,7 @@ class Published:
     mailboxes: list[Mailbox] = field(default_factory=list)
     """Those with something new."""
     steps: list[StepRecord] = field(default_factory=list)
+    failures: list[RowFailure] = field(default_factory=list)
     requests: list[RequestRecord] = field(default_factory=list)
     alerts: list[AlertEvent] = field(default_factory=list)
     state: EngineState | None = None
@@ -161,7 +162,8 @@ class Engine:
 
     def _wait_for_work(self) -> None:
         with self.admission.bell:
-            if not (self.admission.has_mail() or self._rows or self._is_stopping):
+            # Those who wait count too: when all rows end in one step, nobody else need ring for them.
+            if not (self.admission.has_mail() or self.scheduler.waiting or self._rows or self._is_stopping):
                 self.admission.bell.wait()
 
     def step(self) -> None:
@@ -190,19 +192,19 @@ class Engine:
 
     def _drop_if_ended(self, row: Row) -> bool:
         """Whether a row was ended from outside, and so is gone."""
-        if self._is_finishing and row.prompt_read_at is not None and not row.submission.is_cancelled:
-            row.end(FinishReason.SHUTDOWN)
-            self._finish_row(row)
-            return True
         failure = self._reason_to_end(row.submission)
-        if failure is not None:
-            self._fail_row(row, *failure)
-        return failure is not None
+        if failure is None:
+            return False
+        if failure[0] is Outcome.SHUTDOWN and row.pending is not None:
+            row.end_after_pending(FinishReason.SHUTDOWN)
+            return False
+        self._fail_row(row, *failure)
+        return True
 
     def _reason_to_end(self, submission: Submission) -> tuple[Outcome, ServiceError] | None:
         now, deadline = time.monotonic(), submission.request.deadline
         if submission.is_cancelled:
-            return Outcome.CANCELLED, ServiceError("The request was cancelled.")
+            return submission.cancelled_as, ServiceError("The request was cancelled.")
         if deadline is not None and now >= deadline:
             return Outcome.DEADLINE, DeadlineExceeded("The request's time was up.")
         if submission.mailbox.unread_seconds(now) > self._slow_consumer_seconds:
@@ -220,8 +222,9 @@ class Engine:
                 self.scheduler.release(slot)
                 self._refuse(submission, Outcome.ENGINE_ERROR, _engine_failed(error))
                 continue
-            self.admission.left_queue(submission, to_slot=True)
+            # In this order: in between the request is counted twice, never not at all.
             self._rows.append(row)
+            self.admission.left_queue(submission, to_slot=True)
 
     def _make_row(self, submission: Submission, slot: int) -> Row:
         model = self.runner.language_model
@@ -248,7 +251,7 @@ class Engine:
                 self._fail_row(chunk.row, Outcome.ENGINE_ERROR, QueueFull("Out of memory while reading the prompt."))
             except Exception as error:
                 self._consecutive_failures += 1
-                self._fail_row(chunk.row, Outcome.ENGINE_ERROR, _engine_failed(error))
+                self._fail_row(chunk.row, Outcome.ENGINE_ERROR, _engine_failed(error), error)
 
     def _prefill_chunk(self, chunk: Chunk[Row]) -> None:
         row, num_tokens = chunk
@@ -286,12 +289,15 @@ class Engine:
         rows = sorted((row for row in self._rows if row.pending is not None), key=lambda row: row.slot)
         if not rows:
             return
+        generators = [row.sampler.state() for row in rows]
         try:
             self._decode_rows(rows)
             self._consecutive_failures = 0
         except Exception:
             # Nothing was taken from the failed pass, and repeating it writes the same keys and values again.
             logger.exception("a pass over %d rows failed; each is tried alone", len(rows))
+            for row, state in zip(rows, generators, strict=True):
+                row.sampler.restore(state)
             self._decode_alone(rows)
 
     def _decode_alone(self, rows: list[Row]) -> None:
@@ -301,7 +307,7 @@ class Engine:
                 self._decode_rows([row])
             except Exception as error:
                 num_failed += 1
-                self._fail_row(row, Outcome.ENGINE_ERROR, _engine_failed(error))
+                self._fail_row(row, Outcome.ENGINE_ERROR, _engine_failed(error), error)
         self._consecutive_failures = self._consecutive_failures + 1 if num_failed == len(rows) else 0
 
     def _decode_rows(self, rows: list[Row]) -> None:
@@ -347,7 +353,7 @@ class Engine:
         try:
             yield
         except Exception as error:
-            self._fail_row(row, Outcome.ENGINE_ERROR, _engine_failed(error))
+            self._fail_row(row, Outcome.ENGINE_ERROR, _engine_failed(error), error)
         else:
             if row.finish is not None and row.pending is None:
                 self._finish_row(row)
@@ -359,7 +365,13 @@ class Engine:
         row.outbox.append(row.finished_event())
         self._retire(row, Outcome(row.finish.value))
 
-    def _fail_row(self, row: Row, outcome: Outcome, failure: Exception) -> None:
+    def _fail_row(self, row: Row, outcome: Outcome, failure: Exception, cause: Exception | None = None) -> None:
+        if outcome is Outcome.ENGINE_ERROR:
+            phase = Phase.PREFILL if row.num_unread else Phase.DECODE
+            self._out.failures.append(RowFailure.of(phase, cause))
+        if row.prompt_read_at is None:
+            # The stream has not begun, so they can't be told there.
+            self._out.alerts.extend(row.alerts)
         self._flush(row)
         self._fail_mailbox(row.submission.mailbox, failure)
         self._retire(row, outcome)
@@ -376,10 +388,8 @@ class Engine:
         """End a request that never got a slot."""
         self.admission.left_queue(submission, to_slot=False)
         self._fail_mailbox(submission.mailbox, failure)
-        waited, request_id = time.monotonic() - submission.arrived, submission.request.request_id
-        self._out.requests.append(
-            RequestRecord(outcome, 0, 0, waited, waited, None, None, None, [], request_id=request_id)
-        )
+        waited = time.monotonic() - submission.arrived
+        self._out.requests.append(RequestRecord.of_waiting(outcome, waited, submission.request.request_id))
 
     def _fail_mailbox(self, mailbox: Mailbox, failure: Exception) -> None:
         mailbox.fail(failure)
@@ -387,7 +397,7 @@ class Engine:
 
     def _end_everything(self, failure: ServiceError, outcome: Outcome) -> None:
         """The engine stops: end every request with an error, so that no client waits for ever."""
-        self.admission.is_draining = True
+        self.admission.close()
         self._take_inbox()
         for submission in self.scheduler.waiting:
             self._refuse(submission, outcome, failure)
@@ -409,9 +419,7 @@ class Engine:
     ) -> None:
         now = time.monotonic()
         is_finite_N = fetched.stats.finite_N.astype(bool)
-        owners = [rows[0]] * len(is_finite_N) if phase is Phase.PREFILL else rows
-        # Position 0 is off scale in every sequence: no metric sees it.
-        counts_N = is_finite_N & np.array([n > 0 or owner.num_read > 0 for n, owner in enumerate(owners)])
+        counts_N = is_finite_N & (fetched.stats.off_scale_N == 0)
         readings_NW = fetched.stats.readings_NU[:, plan.server_watch]
         for b, row in enumerate(rows):
             mine = counts_N if phase is Phase.PREFILL else np.arange(len(rows)) == b
@@ -424,7 +432,6 @@ class Engine:
                 num_tapped_tokens=output.num_tapped,
                 step_seconds=time.perf_counter() - started,
                 encode_seconds=output.encode_seconds,
-                num_failed_rows=len({id(owners[n]) for n in np.flatnonzero(~is_finite_N)}),
                 num_nonfinite_tokens=int((~is_finite_N).sum()),
                 readings_NW=readings_NW[counts_N],
                 inter_token_seconds=[now - row.last_token_at for row in rows if row.last_token_at is not None],
@@ -442,7 +449,7 @@ class Engine:
         for row in self._rows:
             self._flush(row)
         out, self._out = self._out, Published()
-        if out.mailboxes or out.steps or out.requests:
+        if out.mailboxes or out.steps or out.requests or out.failures:
             if out.steps:
                 self._last_step_unix = time.time()
             out.state = self.state()

@@ -1,6 +1,7 @@
 """`/metrics` and `/healthz` over plain HTTP, in threads of their own: they answer while the event loop is busy."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -9,12 +10,19 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+_POLL_SECONDS = 0.1
+"""How soon `close` is noticed."""
+
 Health = Callable[[], dict[str, Any]]
 """Facts for `/healthz`; `serving` among them says whether the answer is 200 or 503."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _QuietHandler(WSGIRequestHandler):
@@ -40,9 +48,12 @@ class HttpServer:
                 case _:
                     return _answer(start_response, "404 Not Found", "Try /metrics or /healthz.", "text/plain")
 
-        self._server = make_server(host, port, app, server_class=_Server, handler_class=_QuietHandler)
+        server_class = _Server6 if ":" in host else _Server
+        self._server = make_server(host, port, app, server_class=server_class, handler_class=_QuietHandler)
         self.port = int(self._server.server_port)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": _POLL_SECONDS}, name="http", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:

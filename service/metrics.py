@@ -15,7 +15,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from service.feature_metrics import FeatureMetrics, WatchedMetric, feature_slug
-from service.records import EngineState, Outcome, Phase, RequestRecord, StepRecord
+from service.records import EngineState, Outcome, Phase, RequestRecord, RowFailure, StepRecord
 
 __all__ = ["Metrics", "WatchedMetric", "feature_slug"]
 
@@ -62,6 +62,10 @@ class Metrics:
         self._engine.observe_step(record)
         self._features.observe_step(record)
 
+    def observe_failure(self, failure: RowFailure) -> None:
+        """Count a row that the engine failed, and the tokens that the tap missed if that is why."""
+        self._engine.observe_failure(failure)
+
     def observe_state(self, state: EngineState) -> None:
         self._engine.observe_state(state)
 
@@ -100,7 +104,7 @@ class _EngineMetrics:
         self.kv_used = gauge("kv_slot_tokens_used", "KV cache positions of live requests.")
         self.kv_capacity = gauge("kv_slot_tokens_capacity", "KV cache positions in all.")
         self.last_step = gauge("engine_last_step_timestamp_seconds", "Unix time of the last finished forward pass.")
-        self.up = gauge("engine_up", "1 while the engine thread is alive.")
+        self.up = gauge("engine_up", "1 while the engine thread is alive and passes succeed.")
         self.draining = gauge("draining", "1 while the server finishes its streams before it exits.")
 
         seconds = histogram("engine_step_seconds", "Wall time of a forward pass.", ["phase"], buckets=STEP_BUCKETS)
@@ -123,13 +127,17 @@ class _EngineMetrics:
         self.tapped.inc(record.num_tapped_tokens)  # right after: a scrape in between sees them differ
         self.tokens[record.phase].inc(record.num_tokens)
         self.nonfinite.inc(record.num_nonfinite_tokens)
-        self.failures[record.phase].inc(record.num_failed_rows)
         self.seconds[record.phase].observe(record.step_seconds)
         self.encode.observe(record.encode_seconds)
         if record.phase is Phase.DECODE:
             self.batch_size.observe(record.num_rows)
         for seconds in record.inter_token_seconds:
             self.inter_token.observe(seconds)
+
+    def observe_failure(self, failure: RowFailure) -> None:
+        self.failures[failure.phase].inc()
+        self.forward.inc(failure.num_tokens)
+        self.tapped.inc(failure.num_tapped_tokens)
 
     def observe_state(self, state: EngineState) -> None:
         self.running.set(state.requests_running)
@@ -151,8 +159,8 @@ class _RequestMetrics:
         phases = {
             "duration": "Arrival to end.",
             "queue": "Arrival to a slot.",
-            "prefill": "Slot to first token.",
-            "decode": "First token to end.",
+            "prefill": "Slot to prompt read.",
+            "decode": "Prompt read to end.",
         }
         self.phases = {
             name: histogram(f"request_{name}_seconds", text, buckets=DURATION_BUCKETS) for name, text in phases.items()

@@ -6,6 +6,7 @@ clients. A pass is one prompt chunk of one row (`prefill`) or one token of many 
 Shape suffixes: B rows, T tokens per row, N = B * T, D model width, V vocabulary, U latents read in this pass.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from torch import Tensor
 
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.sae import SAE
-from sae_runtime.steering import Steering
+from sae_runtime.steering import Steering, relative_moves
 from sae_runtime.tap import Tap, TapRecord
 from service.slot_cache import SlotCache
+
+OFF_SCALE_NORMS = 5.0
+"""Massive activations are about 100 times the mean norm, all other tokens at most twice it."""
 
 
 @dataclass(slots=True)
@@ -44,6 +48,19 @@ class TokenStats(NamedTuple):
     fvu_N: Any
     finite_N: Any
     """1 where the residual (as read on by the model) and all that was read from it were finite."""
+    off_scale_N: Any
+    """1 at position 0 and wherever else the residual is far longer than usual: readings there mean nothing."""
+
+
+class SteeredRow(NamedTuple):
+    """What steering did to one row's T tokens; on the device or on the host, as TokenStats."""
+
+    readings_TU: Any
+    """As the following blocks read them."""
+    relative_T: Any
+    """||delta|| / ||h||; 0 where nothing changed."""
+    covered_T: Any
+    """1 at positions that were to be steered."""
 
 
 class PassOutput(NamedTuple):
@@ -52,8 +69,8 @@ class PassOutput(NamedTuple):
     logits_BTV: Tensor
     """fp32; T is 1 if only the last token's were asked for."""
     stats: TokenStats
-    steered: dict[int, Tensor]
-    """Row -> its readings [T, U] after steering, for rows that were steered in this pass."""
+    steered: dict[int, SteeredRow]
+    """Rows that were steered in this pass."""
     num_tapped: int
     encode_seconds: float
 
@@ -62,19 +79,29 @@ class Fetched(NamedTuple):
     """The same on the host, in fp32 arrays, with what the sampler drew."""
 
     stats: TokenStats
-    steered: dict[int, NDArray[np.float32]]
+    steered: dict[int, SteeredRow]
     extra: list[NDArray[np.float32]]
 
 
 class ModelRunner:
     """A model, its slots, its tap and its dictionary."""
 
-    def __init__(self, language_model: LanguageModel, sae: SAE, tap: Tap, cache: SlotCache) -> None:
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        sae: SAE,
+        tap: Tap,
+        cache: SlotCache,
+        *,
+        resid_norm_mean: float | None = None,
+    ) -> None:
+        """`resid_norm_mean` is the usual ||residual||; without it only position 0 counts as off scale."""
         self.language_model = language_model
         self.sae = sae
         self.tap = tap
         self.cache = cache
         self._device = language_model.device
+        self._largest_norm = math.inf if resid_norm_mean is None else OFF_SCALE_NORMS * resid_norm_mean
 
     def forward(
         self,
@@ -131,13 +158,15 @@ class ModelRunner:
         Token ids, latents and counts are far below 2^24, so fp32 holds them exactly.
         """
         with torch.inference_mode():
-            tensors = [*output.stats, *output.steered.values(), *extra]
+            steered_parts = [part for row in output.steered.values() for part in row]
+            tensors = [*output.stats, *steered_parts, *extra]
             packed = torch.cat([t.to(torch.float32).flatten() for t in tensors]).cpu().numpy()
         ends = np.cumsum([t.numel() for t in tensors])
         arrays = [part.reshape(t.shape) for part, t in zip(np.split(packed, ends[:-1]), tensors, strict=True)]
-        num_stats, num_steered = len(output.stats), len(output.steered)
-        steered = dict(zip(output.steered, arrays[num_stats : num_stats + num_steered], strict=True))
-        return Fetched(TokenStats(*arrays[:num_stats]), steered, arrays[num_stats + num_steered :])
+        rest = iter(arrays)
+        stats = TokenStats(*(next(rest) for _ in output.stats))
+        steered = {b: SteeredRow(*(next(rest) for _ in row)) for b, row in output.steered.items()}
+        return Fetched(stats, steered, list(rest))
 
     def warm_up(self) -> None:
         """Run a prompt and a token through slot 0, so that the first request does not pay for first times."""
@@ -161,7 +190,7 @@ class ModelRunner:
         steered_rows: list[int],
         latents: Sequence[int],
         num_top: int,
-    ) -> tuple[TokenStats, dict[int, Tensor]]:
+    ) -> tuple[TokenStats, dict[int, SteeredRow]]:
         """Encode all residuals, and steered rows once more as they were left."""
         resid_BTD, edited_BTD = record.resid_BTD, record.edited_BTD
         assert resid_BTD is not None
@@ -169,12 +198,28 @@ class ModelRunner:
         seen = self.sae.read_tokens(resid_BTD.flatten(0, 1), latents_U, num_top)
         read_on_ND = (resid_BTD if edited_BTD is None else edited_BTD).flatten(0, 1)
         finite_N = read_on_ND.isfinite().all(-1) & seen.fvu_T.isfinite()
-        stats = TokenStats(seen.readings_TW, seen.top_values_TN, seen.top_indices_TN, seen.l0_T, seen.fvu_T, finite_N)
+        is_first_N = torch.tensor(
+            [t + row.start == 0 for row in rows for t in range(len(row.ids))], device=self._device
+        )
+        norm_N = resid_BTD.flatten(0, 1).to(torch.float32).norm(dim=-1)
+        stats = TokenStats(
+            seen.readings_TW,
+            seen.top_values_TN,
+            seen.top_indices_TN,
+            seen.l0_T,
+            seen.fvu_T,
+            finite_N,
+            is_first_N | (norm_N > self._largest_norm),
+        )
         steered = {}
         for b in steered_rows:
-            assert edited_BTD is not None
             steering = rows[b].steering
+            assert edited_BTD is not None
             assert steering is not None
-            steering.account(resid_BTD[b], edited_BTD[b])
-            steered[b] = self.sae.read(edited_BTD[b], latents_U)
+            positions = range(rows[b].start, rows[b].start + len(rows[b].ids))
+            steered[b] = SteeredRow(
+                self.sae.read(edited_BTD[b], latents_U),
+                relative_moves(resid_BTD[b], edited_BTD[b]),
+                torch.tensor([steering.covers(p, p + 1) for p in positions], device=self._device),
+            )
         return stats, steered

@@ -3,6 +3,8 @@
 Runs beside the engine, in a worker thread: a long text takes a while to tokenise.
 """
 
+import secrets
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ class Prompt(NamedTuple):
 
     ids: tuple[int, ...]
     assistant_positions: frozenset[int]
-    """Positions whose token belongs to the content of an assistant message."""
+    """Positions whose token belongs to the content of an assistant message, if that was asked for."""
 
 
 Message = dict[str, str]
@@ -28,21 +30,15 @@ def from_text(tokenizer: Any, text: str) -> Prompt:
 def from_chat(tokenizer: Any, messages: Sequence[Message], *, add_reply: bool) -> Prompt:
     """A conversation through the model's template; with `add_reply` it ends where the assistant's reply begins.
 
+    Assistant positions are for reading what was said: with `add_reply` they are left empty.
+
     InvalidRequest if the model has no template, or the template refuses the conversation.
     """
     rendered = _render(tokenizer, messages, add_reply=add_reply)
     encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
-    spans = [
-        _content_span(tokenizer, messages, i, rendered)
-        for i, message in enumerate(messages)
-        if message["role"] == "assistant"
-    ]
+    spans = [] if add_reply else _assistant_spans(tokenizer, messages, rendered)
     # A token that straddles the border counts if it begins inside.
-    positions = (
-        i
-        for i, (start, end) in enumerate(encoded.offset_mapping)
-        if start < end and any(first <= start < last for first, last in spans)
-    )
+    positions = (i for i, (start, end) in enumerate(encoded.offset_mapping) if start < end and _is_inside(start, spans))
     return Prompt(tuple(encoded.input_ids), frozenset(positions))
 
 
@@ -56,13 +52,39 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, add_reply: bool) -> 
         raise InvalidRequest.field("chat.messages", f"must suit the model's chat template. It says: {error}") from None
 
 
-def _content_span(tokenizer: Any, messages: Sequence[Message], index: int, rendered: str) -> tuple[int, int]:
-    """Where the content of message `index` stands in the rendered conversation, [start, end) in characters."""
-    header = _render(tokenizer, messages[:index], add_reply=True) if index else ""
-    content = messages[index]["content"].strip()
-    start = rendered.find(content, len(header) if rendered.startswith(header) else 0)
-    if start < 0:
-        raise InvalidRequest.field(
-            f"chat.messages[{index}].content", "must survive the model's chat template as it is."
-        )
-    return start, start + len(content)
+def _assistant_spans(tokenizer: Any, messages: Sequence[Message], rendered: str) -> list[tuple[int, int]]:
+    """Where the contents of assistant messages stand in the rendered conversation, [start, end) in characters.
+
+    Others may say the same words, and so may the template; so the contents are not looked for. The template renders
+    the conversation once more with marks in their places, and what stands between the marks tells where they are.
+    """
+    spoken = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m["content"].strip()]
+    if not spoken:
+        return []
+    mark = secrets.token_hex(16)
+    marked = [{**m, "content": mark} if i in spoken else m for i, m in enumerate(messages)]
+    between = _render(tokenizer, marked, add_reply=False).split(mark)
+    spans, end = [], len(between[0])
+    for i, following in zip(spoken, between[1:], strict=False):
+        content, start = messages[i]["content"], end
+        # Many templates trim.
+        found = next((c for c in (content, content.strip()) if rendered.startswith(c + following, start)), None)
+        if found is None:
+            raise _lost(i)
+        spans.append((start, start + len(found)))
+        end = start + len(found) + len(following)
+    if len(between) != len(spoken) + 1 or end != len(rendered) or not rendered.startswith(between[0]):
+        raise _lost(spoken[0])
+    return spans
+
+
+def _is_inside(character: int, spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether one of `spans`, which rise, holds it."""
+    before = bisect_right(spans, character, key=lambda span: span[0])
+    return before > 0 and character < spans[before - 1][1]
+
+
+def _lost(index: int) -> InvalidRequest:
+    return InvalidRequest.field(
+        f"chat.messages[{index}].content", "must survive the model's chat template as it is, and once."
+    )

@@ -56,14 +56,26 @@ class StepRecord:
     """Wall time of the pass, its SAE work and sampling included."""
     encode_seconds: float
     """Wall time of the SAE part alone."""
-    num_failed_rows: int
-    """Rows failed in this pass: non-finite values or an exception of their own."""
     num_nonfinite_tokens: int
     """Tokens whose residual or readings held NaN or infinity."""
     readings_NW: NDArray[np.float32]
     """Readings of the server's own watch list, one line per token; position 0 is left out."""
     inter_token_seconds: list[float] = field(default_factory=list)
     """Per row that emitted a token and had emitted one before: time since that one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFailure:
+    """A row that the engine failed: an exception, non-finite values, or a tap that did not see every token."""
+
+    phase: Phase
+    num_tokens: int = 0
+    """Tokens of a pass that the tap missed, in whole or in part, wanted and seen; 0 for other failures."""
+    num_tapped_tokens: int = 0
+
+    @classmethod
+    def of(cls, phase: Phase, cause: Exception | None) -> "RowFailure":
+        return cls(phase, getattr(cause, "num_wanted", 0), getattr(cause, "num_seen", 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ PALETTE: tuple[RGB, ...] = (
     (240, 228, 66),
     (128, 128, 128),
 )
-FAINTEST_RATIO = 0.05
 LEGEND_ROWS = 8
+FAINTEST_RATIO = 0.05
 """Below this share of the reference scale a token stays plain: a page of near-white boxes shows nothing."""
 
 # Beside control characters: line and paragraph separators, and what reorders or hides text (bidi controls, tags).
@@ -75,7 +75,7 @@ class Strongest:
 
 def raise_peaks(peaks: Sequence[Peak], token: Token) -> list[Peak]:
     """`peaks` after one more token."""
-    if token.is_first_position or not token.readings:
+    if token.is_first_position or token.off_scale or not token.readings:
         return list(peaks)
     return [
         Peak(value, token) if value > peak.value else peak for peak, value in zip(peaks, token.readings, strict=True)
@@ -93,7 +93,7 @@ def scales(watched: Sequence[WatchedFeature], peaks: Sequence[Peak]) -> list[flo
 
 def strongest(token: Token, full: Sequence[float]) -> Strongest | None:
     """The feature with the largest reading / scale, the first one of equals; None if there is nothing to see."""
-    if token.is_first_position:
+    if token.is_first_position or token.off_scale:
         return None
     ratios = [reading / scale if scale > 0 else 0.0 for reading, scale in zip(token.readings, full, strict=True)]
     top = max(range(len(ratios)), key=ratios.__getitem__, default=None)

@@ -91,6 +91,8 @@ class TokenEvent:
     scores: list[Score]
     fvu: float
     l0: int
+    off_scale: bool
+    """A massive activation, position 0 always: its readings mean nothing and are not scored."""
 
 
 @dataclass(frozen=True, slots=True)

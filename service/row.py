@@ -43,6 +43,8 @@ class Submission:
     arrived: float
     """`time.monotonic()` at submission."""
     is_cancelled: bool = False
+    cancelled_as: Outcome = Outcome.CANCELLED
+    """What to count it as."""
 
 
 @dataclass(slots=True)
@@ -131,6 +133,7 @@ class Row:
 
     def take_prompt(self, fetched: Fetched, columns: Columns, logprobs: Sequence[float] | None) -> None:
         """Take the readings of the next chunk of prompt. `logprobs[t]` is that of the token after the chunk's t-th."""
+        self._account(fetched, 0)
         for t in range(len(fetched.stats.l0_N)):
             position = self.num_read
             event = self._observe(fetched, columns, t, 0, t, self.ids[position], is_prompt=True)
@@ -160,6 +163,7 @@ class Row:
     def take_token(self, fetched: Fetched, columns: Columns, b: int) -> None:
         """Take the readings of the pending token, read as row `b` of a decode pass."""
         assert self.pending is not None
+        self._account(fetched, b)
         event = self._observe(fetched, columns, b, b, 0, self.pending.id, is_prompt=False)
         event.text, event.logprob = self.pending.text, self.pending.logprob
         self.num_read += 1
@@ -182,11 +186,17 @@ class Row:
         if self._text.matched_stop is not None:
             self.finish = FinishReason.STOP_SEQUENCE
         elif len(self.ids) - self.num_prompt >= sampling.max_tokens:
-            self.finish = self.request.length_reason
+            self.end_after_pending(self.request.length_reason)
+
+    def end_after_pending(self, reason: FinishReason) -> None:
+        """Let the pending token be the last; it takes along what text is still held back."""
+        assert self.pending is not None
+        if self.finish is None:
+            self.finish = reason
             self.pending.text += self._text.flush()
 
     def end(self, reason: FinishReason) -> None:
-        """End here: nothing pending will be read. Text still held back goes to the last token sent."""
+        """End with the token just taken. Text still held back goes to it."""
         self.finish = reason
         self.pending = None
         last = next((e for e in reversed(self.outbox) if isinstance(e, TokenEvent) and not e.is_prompt), None)
@@ -194,6 +204,10 @@ class Row:
             last.text += self._text.flush()
 
     # --- readings to events ---
+
+    def _account(self, fetched: Fetched, b: int) -> None:
+        if self.steering is not None and b in fetched.steered:
+            self.steering.account(fetched.steered[b].relative_T.tolist())
 
     def _observe(
         self, fetched: Fetched, columns: Columns, n: int, b: int, t: int, token_id: int, *, is_prompt: bool
@@ -204,9 +218,10 @@ class Row:
         scored = self.request.scored_positions
         counts_as_prompt = is_prompt and not (scored is not None and position in scored)
         read = dict(zip(columns.monitored_latents, readings_U[columns.monitored].tolist(), strict=True))
-        updates = self.bank.observe(position, read, counts_as_prompt)
+        off_scale = bool(stats.off_scale_N[n])
+        updates = self.bank.observe(position, read, counts_as_prompt, off_scale)
         steered = fetched.steered.get(b)
-        was_steered = steered is not None and self.steering is not None and self.steering.covers(position, position + 1)
+        was_steered = steered is not None and bool(steered.covered_T[t])
         top = zip(stats.top_indices_Nk[n].tolist(), stats.top_values_Nk[n].tolist(), strict=True)
         now = time.time()
         for _, update in updates:
@@ -219,20 +234,28 @@ class Row:
             text="",
             is_prompt=is_prompt,
             readings=readings_U[columns.watched].tolist(),
-            steered_readings=steered[t][columns.watched].tolist() if was_steered and steered is not None else [],
+            steered_readings=steered.readings_TU[t][columns.watched].tolist() if steered and was_steered else [],
             top_features=[(int(i), v) for i, v in top if v > 0][: self.request.top_features],
             logprob=None,
             scores=[Score(name, u.score, u.firing) for name, u in updates if u.score is not None],
             fvu=float(stats.fvu_N[n]),
             l0=int(stats.l0_N[n]),
+            off_scale=off_scale,
         )
 
     def _apply_policies(self, position: int) -> None:
+        """Switch on the steering of monitors that fired.
+
+        From the next position on; if it was a prompt token, from the first generated one, since how much of the prompt
+        is read in one pass must not matter.
+        """
         for policy in self.bank.triggered:
             if policy.action is PolicyAction.STEER and policy.monitor not in self._steered_by:
                 assert self.steering is not None
                 self._steered_by.add(policy.monitor)
-                self.steering.add(self.request.policy_steering[policy.monitor], active_from=position + 1)
+                self.steering.add(
+                    self.request.policy_steering[policy.monitor], active_from=max(position + 1, self.num_prompt)
+                )
 
     def _take_alerts(self, event: TokenEvent) -> list[Event]:
         return [a for a in self.alerts if a.alert.position == event.index]

@@ -10,8 +10,8 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Protocol
 
 import grpc
@@ -27,6 +27,15 @@ from service.errors import ServiceError
 logger = logging.getLogger(__name__)
 
 DOMAIN = "telltale"
+
+# A status travels in HTTP/2 trailers, and peers refuse more than 8 KiB of them: what is wrong with a request that is
+# wrong a thousand times over has to be cut, or the client learns nothing at all.
+_MAX_MESSAGE_CHARACTERS = 256
+_MAX_DESCRIPTION_CHARACTERS = 256
+_MAX_VIOLATIONS_BYTES = 2048
+
+Refused = Callable[[str, ServiceError], None]
+"""Called with the method's name for an RPC that is refused before its handler sees it."""
 
 
 class RpcCounter(Protocol):
@@ -62,16 +71,25 @@ class Undecodable:
 
 
 def handlers(
-    service: descriptor.ServiceDescriptor, servicer: object, counter: RpcCounter, keys: ApiKeys
+    service: descriptor.ServiceDescriptor,
+    servicer: object,
+    counter: RpcCounter,
+    keys: ApiKeys,
+    refused: Refused = lambda _method, _error: None,
 ) -> grpc.GenericRpcHandler:
     """Handlers for all methods of `service`, which `servicer` implements under the same names."""
     return grpc.method_handlers_generic_handler(
         service.full_name,
-        {method.name: _handler(method, getattr(servicer, method.name), counter, keys) for method in service.methods},
+        {
+            method.name: _handler(method, getattr(servicer, method.name), counter, keys, refused)
+            for method in service.methods
+        },
     )
 
 
-def _handler(method: descriptor.MethodDescriptor, behaviour: Any, counter: RpcCounter, keys: ApiKeys) -> Any:
+def _handler(
+    method: descriptor.MethodDescriptor, behaviour: Any, counter: RpcCounter, keys: ApiKeys, refused: Refused
+) -> Any:
     request_type = message_factory.GetMessageClass(method.input_type)
     kind = "server_stream" if method.server_streaming else "unary"
 
@@ -81,12 +99,20 @@ def _handler(method: descriptor.MethodDescriptor, behaviour: Any, counter: RpcCo
         except (DecodeError, UnicodeDecodeError):
             return Undecodable()
 
+    def check(request: Any, context: Any) -> None:
+        keys.check(context.invocation_metadata())
+        if isinstance(request, Undecodable):
+            wanted = f"must be a {request_type.DESCRIPTOR.full_name} message."
+            raise errors.InvalidRequest([errors.FieldViolation("", wanted)], f"The request {wanted}")
+
     @asynccontextmanager
     async def around(request: Any, context: Any) -> AsyncIterator[None]:
         async with _counted(counter, method, kind, context), _mapped(context):
-            keys.check(context.invocation_metadata())
-            if isinstance(request, Undecodable):
-                raise errors.InvalidRequest.field("", f"must be a {request_type.DESCRIPTOR.full_name} message.")
+            try:
+                check(request, context)
+            except ServiceError as error:
+                refused(method.name, error)
+                raise
             yield
 
     async def unary(request: Any, context: Any) -> Any:
@@ -94,8 +120,8 @@ def _handler(method: descriptor.MethodDescriptor, behaviour: Any, counter: RpcCo
             return await behaviour(request, context)
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        async with around(request, context):
-            async for response in behaviour(request, context):
+        async with around(request, context), aclosing(behaviour(request, context)) as responses:
+            async for response in responses:
                 yield response
 
     make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
@@ -117,6 +143,8 @@ async def _counted(
         code = _code_of(context)
         raise
     finally:
+        if code is grpc.StatusCode.CANCELLED and context.time_remaining() == 0:
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
         seconds = time.monotonic() - started
         counter.observe_rpc_ended(service, method.name, kind, code=code.name, seconds=seconds)
 
@@ -145,16 +173,12 @@ async def _mapped(context: Any) -> AsyncIterator[None]:
 
 
 def to_status(error: ServiceError) -> status_pb2.Status:
-    """The status of an exception, with `google.rpc` details."""
+    """The status of an exception, with `google.rpc` details, short enough for trailers."""
     code, details = code_pb2.INTERNAL, []
     match error:
         case errors.InvalidRequest():
             code = code_pb2.INVALID_ARGUMENT
-            violations = [
-                error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                for v in error.violations
-            ]
-            details = [error_details_pb2.BadRequest(field_violations=violations)]
+            details = [_bad_request(error.violations)]
         case errors.NotFound():
             code = code_pb2.NOT_FOUND
         case errors.AccessDenied():
@@ -172,12 +196,28 @@ def to_status(error: ServiceError) -> status_pb2.Status:
             info = error_details_pb2.ErrorInfo(reason="ENGINE_FAILED", domain=DOMAIN)
             info.metadata["error_id"] = error.error_id
             details = [info]
-    status = status_pb2.Status(code=code, message=str(error))
+    status = status_pb2.Status(code=code, message=_shortened(str(error), _MAX_MESSAGE_CHARACTERS))
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _bad_request(violations: Sequence[errors.FieldViolation]) -> Any:
+    """The first violations, as many as fit."""
+    bad_request = error_details_pb2.BadRequest()
+    for violation in violations:
+        description = _shortened(violation.description, _MAX_DESCRIPTION_CHARACTERS)
+        bad_request.field_violations.add(field=violation.field, description=description)
+        if bad_request.ByteSize() > _MAX_VIOLATIONS_BYTES:
+            del bad_request.field_violations[-1]
+            break
+    return bad_request
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _retry_info(seconds: float) -> Any:

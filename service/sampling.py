@@ -44,15 +44,31 @@ class Sampler:
         # Seeds are unsigned 64-bit on the wire; torch takes them modulo 2^64 as well.
         return cls(params, processors, torch.Generator(device).manual_seed(params.seed))
 
-    def draw(self, logits_V: Tensor, ids: list[int]) -> Tensor:
-        """Next token [], long, from fp32 logits. `ids` are all tokens so far, prompt included."""
+    def state(self) -> Tensor | None:
+        """Where the generator stands."""
+        return None if self.generator is None else self.generator.get_state()
+
+    def restore(self, state: Tensor | None) -> None:
+        """Put the generator back, as if nothing had been drawn since `state`."""
+        if self.generator is not None and state is not None:
+            self.generator.set_state(state)
+
+    def draw(self, logits_V: Tensor, ids: list[int]) -> Tensor | None:
+        """Next token [], long, from finite fp32 logits; None if the filters leave nothing to draw from.
+
+        `ids` are all tokens so far, prompt included.
+        """
         logits_1V = logits_V[None]
         if self.processors:
             ids_1T = torch.tensor([ids], device=logits_V.device)
             logits_1V = self.processors(ids_1T, logits_1V.clone())
         if self.generator is None:
             return logits_1V[0].argmax()
-        return torch.multinomial(logits_1V[0].softmax(-1), 1, generator=self.generator)[0]
+        probabilities_V = logits_1V[0].softmax(-1)
+        # A tiny temperature or penalty can overflow what was finite; drawing from NaN would raise for the whole pass.
+        if not probabilities_V.isfinite().all():
+            return None
+        return torch.multinomial(probabilities_V, 1, generator=self.generator)[0]
 
 
 class Draw(NamedTuple):
@@ -62,7 +78,7 @@ class Draw(NamedTuple):
     logprobs_B: Any
     """Natural log-probabilities under the raw logits; zeros if nobody asked."""
     finite_B: Any
-    """False for a row whose logits were not finite: its token means nothing."""
+    """False for a row with nothing to draw from, its logits or probabilities not being finite: its token is void."""
 
 
 def draw_rows(samplers: Sequence[Sampler], ids: Sequence[list[int]], logits_BV: Tensor, wants_logprobs: bool) -> Draw:
@@ -73,7 +89,11 @@ def draw_rows(samplers: Sequence[Sampler], ids: Sequence[list[int]], logits_BV: 
     tokens_B = safe_BV.argmax(-1)
     for b, sampler in enumerate(samplers):
         if sampler.generator is not None or sampler.processors:
-            tokens_B[b] = sampler.draw(safe_BV[b], ids[b])
+            token = sampler.draw(safe_BV[b], ids[b])
+            if token is None:
+                finite_B[b] = False
+            else:
+                tokens_B[b] = token
     logprobs_B = token_logprobs(safe_BV, tokens_B) if wants_logprobs else torch.zeros_like(safe_BV[:, 0])
     return Draw(tokens_B, logprobs_B, finite_B)
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -28,13 +29,13 @@ from service.assembly import Parts, assemble
 from service.config import Settings
 from service.delivery import Delivery
 from service.engine import Engine, Published
-from service.errors import ConfigError
+from service.errors import ConfigError, NotReady, ServiceError
 from service.http import HttpServer
 from service.metrics import Metrics, WatchedMetric
 from service.records import RequestRecord
 from service.scheduler import Scheduler
 from service.servicer import FeatureServicer, GenerationServicer, MonitorServicer, make_server_info
-from service.wire_requests import RequestLimits, RequestReader
+from service.wire_requests import MAX_STEERING, MAX_STOP_STRINGS, MAX_WATCHED, RequestLimits, RequestReader
 from service.wire_responses import ResponseWriter
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,8 @@ class Server:
         await self._grpc.start()
         self.engine.start()
         await asyncio.to_thread(self.engine.wait_warm)
+        if not self.engine.is_healthy:
+            raise NotReady("The model failed on its first tokens; the log has the cause.")
         await self.update_health()
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> int:
@@ -174,6 +177,8 @@ class Server:
     def _observe(self, published: Published) -> None:
         for step in published.steps:
             self.metrics.observe_step(step)
+        for failure in published.failures:
+            self.metrics.observe_failure(failure)
         for event in published.alerts:
             if event.alert.state == "firing":
                 self.metrics.observe_alert(event.alert.monitor, event.alert.severity)
@@ -200,15 +205,18 @@ class Server:
             self.engine, catalog, reader, writer, version=self.version, limits=_limits(settings, parts),
             planned_memory_bytes=parts.planned_memory_bytes,
         )  # fmt: skip
+        generation = GenerationServicer(self.engine, self.delivery, reader, writer, self.metrics, server_info)
         servicers = {
-            GENERATION: GenerationServicer(self.engine, self.delivery, reader, writer, self.metrics, server_info),
+            GENERATION: generation,
             FEATURES: FeatureServicer(catalog, writer),
             MONITORS: MonitorServicer(catalog, self.delivery),
         }
         keys = rpc.ApiKeys(_read_keys(settings.api_keys_file))
         server = grpc.aio.server(options=_options(settings))
-        handlers = [rpc.handlers(service, of, self.metrics, keys) for service, of in servicers.items()]
-        server.add_generic_rpc_handlers(handlers)
+        refused = {GENERATION: generation.count_refused}
+        for service, servicer in servicers.items():
+            handler = rpc.handlers(service, servicer, self.metrics, keys, refused.get(service, _ignore))
+            server.add_generic_rpc_handlers([handler])
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         if settings.reflection:
             names = [service.full_name for service in servicers]
@@ -224,6 +232,10 @@ class Server:
         return int(self._grpc.add_secure_port(address, grpc.ssl_server_credentials([pair])))
 
 
+def _ignore(_method: str, _error: ServiceError) -> None:
+    """Only requests to read or generate are counted by outcome."""
+
+
 def _limits(settings: Settings, parts: Parts) -> Any:
     return generation_pb2.Limits(
         slots=parts.slots,
@@ -232,6 +244,11 @@ def _limits(settings: Settings, parts: Parts) -> Any:
         max_queued_prompt_tokens=settings.max_queued_prompt_tokens,
         max_steering_relative_norm=settings.max_steering_relative_norm,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        max_top_features=min(settings.top_features_cap, parts.catalog.manifest.num_latents),
+        max_watched_features=MAX_WATCHED,
+        max_steering_operations=MAX_STEERING,
+        max_stop_strings=MAX_STOP_STRINGS,
+        max_request_seconds=settings.max_request_seconds,
     )
 
 
@@ -253,7 +270,10 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
 def _read_keys(path: Path | None) -> list[str]:
     if path is None:
         return []
-    keys = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ConfigError(f"api_keys_file must be UTF-8 text. {path} is not.") from None
     if not keys:
         raise ConfigError(f"api_keys_file must hold at least one key, one per line. {path} holds none.")
     return keys
@@ -287,6 +307,7 @@ async def _until(condition: Callable[[], bool], seconds: float) -> None:
 async def serve(settings: Settings, *, on_ready: Callable[[Server], Awaitable[None]] | None = None) -> int:
     """Run a server until it is told to stop; its exit code. Startup errors are raised."""
     set_up_logging(settings)
+    _check_ports(settings)  # loading the model takes longer
     parts = await asyncio.to_thread(assemble, settings, progress=sys.stderr.isatty())
     server = Server(settings, parts)
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -310,6 +331,18 @@ async def serve(settings: Settings, *, on_ready: Callable[[Server], Awaitable[No
         # The engine hangs in a pass; its thread would keep the process from ending.
         os._exit(code)
     return code
+
+
+def _check_ports(settings: Settings) -> None:
+    """ConfigError for a port that is taken. gRPC itself would not say why, and log it in its own way."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    for name, port in (("grpc_port", settings.grpc_port), ("http_port", settings.http_port)):
+        if not port:
+            continue
+        try:
+            socket.create_server((settings.host, port), family=family).close()
+        except OSError as error:
+            raise ConfigError(f"{name} must be free on {settings.host}. Got {port}: {error.strerror}.") from None
 
 
 def _say_ready(server: Server, parts: Parts) -> None:

@@ -16,7 +16,7 @@ from service import wire_responses
 from service.catalog import Catalog
 from service.delivery import Delivery
 from service.engine import Engine
-from service.errors import InvalidRequest, NotReady, QueueFull, ServiceError
+from service.errors import AccessDenied, FieldViolation, InvalidRequest, NotReady, QueueFull, ServiceError
 from service.metrics import Metrics
 from service.records import Outcome
 from service.request import Event, FinishedEvent, Request
@@ -48,19 +48,32 @@ class GenerationServicer:
 
     async def Generate(self, message: Any, context: Any) -> AsyncIterator[Any]:
         submission = await self._submit(self._reader.read_generate, message, context)
-        async with aclosing(self._events(submission)) as batches:
+        async with aclosing(self._events(submission, context)) as batches:
             async for events in batches:
-                for response in self._writer.responses(events, submission.request):
+                for response in self._write(events, submission):
                     yield response
+
+    def _write(self, events: list[Event], submission: Submission) -> list[Any]:
+        try:
+            return self._writer.responses(events, submission.request)
+        except Exception:
+            # Our own fault: it must not pass for a client that left.
+            self._engine.admission.cancel(submission, Outcome.ENGINE_ERROR)
+            raise
 
     async def Score(self, message: Any, context: Any) -> Any:
         submission = await self._submit(self._reader.read_score, message, context)
-        async with aclosing(self._events(submission)) as batches:
+        async with aclosing(self._events(submission, context)) as batches:
             events = [event async for batch in batches for event in batch]
         return await asyncio.to_thread(self._writer.score, events, submission.request)
 
     async def GetServerInfo(self, _message: Any, _context: Any) -> Any:
         return self._server_info()
+
+    def count_refused(self, method: str, error: ServiceError) -> None:
+        """Count an RPC that never came here: no key, or bytes that are no message."""
+        if method in ("Generate", "Score"):
+            self._metrics.count_outcome(_refusal(error))
 
     async def _submit(self, read: Callable[..., Request], message: Any, context: Any) -> Submission:
         """Take a place in the queue, then read the message: a burst is refused before it costs anything."""
@@ -81,13 +94,13 @@ class GenerationServicer:
             self._metrics.count_outcome(_refusal(error))
             raise
         except asyncio.CancelledError:
-            self._metrics.count_outcome(Outcome.CANCELLED)
+            self._metrics.count_outcome(_left_because(context))
             raise
         except Exception:
             self._metrics.count_outcome(Outcome.ENGINE_ERROR)
             raise
 
-    async def _events(self, submission: Submission) -> AsyncGenerator[list[Event], None]:
+    async def _events(self, submission: Submission, context: Any) -> AsyncGenerator[list[Event], None]:
         try:
             async with aclosing(self._delivery.events(submission.mailbox)) as batches:
                 async for events in batches:
@@ -97,7 +110,12 @@ class GenerationServicer:
         finally:
             # Whatever ended it: a cancel (seen here as GeneratorExit or CancelledError), an error, or the last event,
             # for which it does nothing any more.
-            self._engine.admission.cancel(submission)
+            self._engine.admission.cancel(submission, _left_because(context))
+
+
+def _left_because(context: Any) -> Outcome:
+    """gRPC cancels a handler alike for a client that left and for a deadline that passed."""
+    return Outcome.DEADLINE if context.time_remaining() == 0 else Outcome.CANCELLED
 
 
 def _refusal(error: ServiceError) -> Outcome:
@@ -106,6 +124,8 @@ def _refusal(error: ServiceError) -> Outcome:
             return Outcome.REJECTED_QUEUE
         case NotReady():
             return Outcome.UNAVAILABLE
+        case AccessDenied():
+            return Outcome.UNAUTHENTICATED
         case _:
             return Outcome.INVALID
 
@@ -165,10 +185,14 @@ class MonitorServicer:
 
     async def WatchAlerts(self, message: Any, context: Any) -> AsyncIterator[Any]:
         known = self._catalog.watchlist.monitors_by_name
-        for i, name in enumerate(message.monitors):
-            if name not in known:
-                wanted = ", ".join(sorted(known)) or "none"
-                raise InvalidRequest.field(f"monitors[{i}]", f"must be one of the server's: {wanted}. Got {name!r}.")
+        wanted = ", ".join(sorted(known)) or "none"
+        wrong = [
+            FieldViolation(f"monitors[{i}]", f"must be one of the server's: {wanted}. Got {name!r}.")
+            for i, name in enumerate(message.monitors)
+            if name not in known
+        ]
+        if wrong:
+            raise InvalidRequest(wrong)
         async with aclosing(self._delivery.alerts(frozenset(message.monitors))) as alerts:
             # So that the client knows from when on it will miss nothing.
             await context.send_initial_metadata(())

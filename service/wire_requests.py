@@ -25,6 +25,8 @@ MAX_STEERING = 16
 MAX_STOP_STRINGS = 8
 MAX_STOP_BYTES = 256
 MAX_LABEL_CHARACTERS = 128
+# Of a message that is wrong all over, nobody reads more.
+MAX_VIOLATIONS = 64
 ROLES = ("system", "user", "assistant")
 
 _OPS: dict[int, SteeringOp] = {
@@ -135,13 +137,14 @@ class RequestReader:
 
 
 class Violations:
-    """Collects what is wrong with a message."""
+    """Collects what is wrong with a message, up to a bound."""
 
     def __init__(self) -> None:
         self.found: list[FieldViolation] = []
 
     def add(self, field: str, description: str) -> None:
-        self.found.append(FieldViolation(field, description))
+        if len(self.found) < MAX_VIOLATIONS:
+            self.found.append(FieldViolation(field, description))
 
     def require(self, condition: bool, field: str, wanted: str, got: object) -> None:
         if not condition:
@@ -188,7 +191,7 @@ class _Reading:
         is_full = asked is None and max_tokens == room
         return Request(
             prompt_ids=prompt.ids,
-            sampling=_with_max_tokens(sampling, max_tokens),
+            sampling=replace(sampling, max_tokens=max_tokens),
             policies=policies,
             policy_steering=policy_steering,
             length_reason=FinishReason.CONTEXT_LENGTH if is_full else FinishReason.LENGTH,
@@ -275,10 +278,11 @@ class _Reading:
             return value
 
         return SamplingParams(
-            temperature=number("temperature", "lie in [0, 100]", lambda v: 0 <= v <= 100),
+            temperature=number("temperature", "be 0, or lie in [0.001, 100]", lambda v: v == 0 or 1e-3 <= v <= 100),
             top_p=number("top_p", "lie in (0, 1]", lambda v: 0 < v <= 1),
             min_p=number("min_p", "lie in [0, 1]", lambda v: 0 <= v <= 1),
-            repetition_penalty=number("repetition_penalty", "lie in (0, 10]", lambda v: 0 < v <= 10),
+            # 0.01 as a 32-bit float is a little less.
+        repetition_penalty=number("repetition_penalty", "lie in [0.01, 10]", lambda v: 0.00999 <= v <= 10),
             top_k=number("top_k", "be 0 or more", lambda v: v >= 0),
             max_tokens=number("max_tokens", "be at least 1", lambda v: v >= 1),
             seed=message.seed if message.HasField("seed") else secrets.randbits(63),
@@ -357,7 +361,3 @@ class _Reading:
 
 def _prompt_field(message: Any) -> str:
     return str(message.WhichOneof("prompt") or "prompt")
-
-
-def _with_max_tokens(params: SamplingParams, max_tokens: int) -> SamplingParams:
-    return replace(params, max_tokens=max_tokens)

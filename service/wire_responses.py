@@ -28,6 +28,9 @@ _REASONS = {
     FinishReason.SHUTDOWN: generation_pb2.FINISH_REASON_SHUTDOWN,
 }
 
+# A token with every option on is under 2 KB, and gRPC's clients take messages of up to 4 MiB by default.
+MAX_TOKENS_PER_CHUNK = 256
+
 
 class ResponseWriter:
     """Writes wire messages, for one served model and dictionary."""
@@ -43,7 +46,7 @@ class ResponseWriter:
         responses: list[Any] = []
         for event in events:
             if isinstance(event, TokenEvent):
-                if not (responses and responses[-1].WhichOneof("event") == "tokens"):
+                if not _has_room(responses):
                     responses.append(generation_pb2.GenerateResponse(tokens=types_pb2.TokenChunk()))
                 responses[-1].tokens.tokens.append(self.token(event))
             elif isinstance(event, StartedEvent):
@@ -83,6 +86,7 @@ class ResponseWriter:
             fvu=event.fvu,
             l0=event.l0,
             is_first_position=event.index == 0,
+            off_scale=event.off_scale,
         )
 
     def score(self, events: Sequence[Event], request: Request) -> Any:
@@ -155,6 +159,13 @@ class ResponseWriter:
             if with_evidence:
                 feature.evidence.CopyFrom(ParseDict(dict(named.evidence), Struct()))
         return feature
+
+
+def _has_room(responses: Sequence[Any]) -> bool:
+    """Whether the last response is a chunk that can take another token."""
+    if not responses or responses[-1].WhichOneof("event") != "tokens":
+        return False
+    return len(responses[-1].tokens.tokens) < MAX_TOKENS_PER_CHUNK
 
 
 def monitor(spec: MonitorSpec) -> Any:

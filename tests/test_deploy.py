@@ -118,7 +118,7 @@ def exported() -> dict[str, set[str]]:
         quantization="q",
         version="0",
     )
-    metrics.observe_step(StepRecord(Phase.DECODE, 1, 1, 1, 0.1, 0.1, 0, 0, np.ones((1, 1), dtype=np.float32), [0.1]))
+    metrics.observe_step(StepRecord(Phase.DECODE, 1, 1, 1, 0.1, 0.1, 0, np.ones((1, 1), dtype=np.float32), [0.1]))
     metrics.observe_request(RequestRecord(Outcome.EOS, 1, 1, 1.0, 0.1, 0.1, 0.1, 0.1, [1.0]))
     metrics.observe_rpc_started("s", "m", "unary")
     metrics.observe_rpc_ended("s", "m", "unary", code="OK", seconds=0.1)

@@ -1,13 +1,15 @@
 """The engine against slower, obvious references: `generate`, one offline pass, and the same request run alone."""
 
+import threading
 import time
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
 
 from monitors.bank import Policy, PolicyAction
-from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec
+from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
 from service.engine import Engine, Published
 from service.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, SlowConsumer
 from service.records import Outcome
@@ -520,6 +522,23 @@ def test_shutdown_finishes_running_and_refuses_waiting_requests(model, dictionar
         engine.admission.reserve()
 
 
+def test_the_queue_is_worked_off_when_nobody_rings(model, dictionary):
+    """Handlers ring when their request ends, which may be too early: the engine must not sleep while others wait."""
+    done = threading.Semaphore(0)
+
+    def publish(published):
+        for _ in published.requests:
+            done.release()
+
+    engine = tiny.engine(model, dictionary, num_slots=1, publish=publish)
+    submissions = submit(engine, *(request(model, request_id=str(i), max_tokens=2) for i in range(3)))
+    engine.start()
+    try:
+        assert all([done.acquire(timeout=10) for _ in submissions])
+    finally:
+        assert engine.stop()
+
+
 def test_records_add_up(model, dictionary):
     published: list[Published] = []
     engine = tiny.engine(model, dictionary, num_slots=2, publish=published.append, server_watch=WATCHED[:1])
@@ -560,3 +579,92 @@ def test_a_crash_ends_every_request(model, dictionary):
     assert not engine.is_healthy
     with pytest.raises(NotReady):
         engine.admission.reserve()
+
+
+def test_a_repeated_pass_draws_and_accounts_once(model, dictionary):
+    """After a pass that failed behind the forward, the row-by-row repetition gives what an undisturbed run gives."""
+    sampling = {"temperature": 1.5, "seed": 3}
+    requests = [
+        request(model, t, request_id=t, max_tokens=10, sampling=sampling, steering=(steer(2.0),)) for t in TEXTS[:3]
+    ]
+    wanted = run(tiny.engine(model, dictionary), *requests)
+    engine = tiny.engine(model, dictionary)
+    inner, calls = engine.runner.fetch, []
+
+    def fetch(output, extra):
+        calls.append(output)
+        if len(calls) == 8:  # a decode pass
+            raise RuntimeError("copy failed")
+        return inner(output, extra)
+
+    engine.runner.fetch = fetch
+    got = run(engine, *requests)
+    assert [r.ids for r in got] == [r.ids for r in wanted]
+    assert [r.finished.steering.positions_changed for r in got] == [len(r.prompt_ids) + 10 for r in requests]
+
+
+def test_probabilities_that_overflow_fail_their_own_row_only(model, dictionary):
+    good = request(model, max_tokens=20, sampling={"temperature": 1.0, "seed": 3})
+    wild = request(model, "x", request_id="w", max_tokens=20, sampling={"temperature": 1e-44, "seed": 1})
+    alone = run_one(model, dictionary, good).ids
+    bad, beside = run(tiny.engine(model, dictionary), wild, good)
+    assert isinstance(bad.failure, EngineFailed)
+    assert beside.ids == alone
+
+
+def test_operations_together_stay_under_the_cap(model, dictionary):
+    relative = SteeringSpec(5, SteeringOp.ADD, 15.0, StrengthUnit.RELATIVE)
+    reply = run_one(model, dictionary, request(model, max_tokens=8, steering=(relative,) * 16))
+    assert reply.failure is None
+    assert reply.finished.steering.max_relative_norm == pytest.approx(20.0, rel=1e-4)
+
+
+def test_shutdown_sends_the_text_that_was_held_back(model, dictionary):
+    free = run_one(model, dictionary, request(model, max_tokens=40))
+    held = free.text[5:9] + "\0"  # begins like the reply, and is never completed
+    engine = tiny.engine(model, dictionary)
+    submission = submit(engine, request(model, max_tokens=200, sampling={"stop": (held,)}))[0]
+    for _ in range(9):
+        engine.step()
+    engine.finish_all()
+    engine.step()
+    reply = Reply(submission)
+    assert reply.finished.reason is FinishReason.SHUTDOWN
+    assert reply.text == model.tokenizer.decode(reply.ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 64])
+def test_steering_switched_on_in_the_prompt_begins_with_the_reply(model, dictionary, chunk_tokens):
+    spec = replace(tiny.monitor_spec(features=(WATCHED[0],), threshold=-1.0, window=1, min_tokens=1), score_prompt=True)
+    req = request(
+        model,
+        max_tokens=6,
+        monitors=(spec,),
+        policies=(Policy(spec.name, PolicyAction.STEER),),
+        policy_steering={spec.name: (steer(30.0),)},
+        include_prompt=True,
+    )
+    reply = run_one(model, dictionary, req, chunk_tokens=chunk_tokens)
+    assert reply.finished.steering.positions_changed == 6
+    assert [bool(t.steered_readings) for t in reply.tokens] == [not t.is_prompt for t in reply.tokens]
+
+
+def test_massive_activations_are_flagged_and_not_scored(model, dictionary):
+    engine = tiny.engine(model, dictionary)
+    usual = engine.runner._largest_norm = 1e-3  # every token is massive
+    spec = tiny.monitor_spec(features=(WATCHED[0],), threshold=-1.0, window=1, min_tokens=1)
+    reply = run(engine, request(model, max_tokens=6, monitors=(spec,)))[0]
+    assert usual and all(t.off_scale and not t.scores for t in reply.generated)
+    assert reply.alerts == []
+    normal = run_one(model, dictionary, request(model, max_tokens=6, monitors=(spec,), include_prompt=True))
+    assert [t.off_scale for t in normal.tokens] == [t.index == 0 for t in normal.tokens]
+
+
+def test_failures_and_missed_tokens_are_published(model, dictionary):
+    published: list[Published] = []
+    engine = tiny.engine(tiny.language_model(), dictionary, publish=published.append)
+    engine.runner.tap.remove()
+    req = request(model, "abc")
+    run(engine, req)
+    failures = [f for p in published for f in p.failures]
+    assert [(f.num_tokens, f.num_tapped_tokens) for f in failures] == [(3, 0)]

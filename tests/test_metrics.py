@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.feature_metrics import MAX_WATCHED, READING_BUCKETS, FeatureHistogram, FeatureMetrics
 from service.metrics import Metrics, WatchedMetric, feature_slug
-from service.records import EngineState, Outcome, Phase, RequestRecord, StepRecord
+from service.records import EngineState, Outcome, Phase, RequestRecord, RowFailure, StepRecord
 
 DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
 WATCHED = [WatchedMetric("f123_lying", 2.0), WatchedMetric("f7", 0.5)]
@@ -51,7 +51,6 @@ def step(phase=Phase.DECODE, readings=(), **changes):
         num_tapped_tokens=num_tokens,
         step_seconds=0.02,
         encode_seconds=0.002,
-        num_failed_rows=0,
         num_nonfinite_tokens=0,
         readings_NW=readings_NW,
     )
@@ -122,8 +121,16 @@ def test_a_tap_that_missed_tokens_shows(registry, metrics):
     assert value(registry, "telltale_forward_tokens_total") - value(registry, "telltale_tapped_tokens_total") == 1
 
 
+def test_a_tap_that_saw_nothing_shows(registry, metrics):
+    metrics.observe_failure(RowFailure(Phase.DECODE, num_tokens=3, num_tapped_tokens=0))
+    assert value(registry, "telltale_forward_tokens_total") - value(registry, "telltale_tapped_tokens_total") == 3
+    assert value(registry, "telltale_engine_step_failures_total", phase="decode") == 1
+
+
 def test_failures_are_counted(registry, metrics):
-    metrics.observe_step(step(num_failed_rows=2, num_nonfinite_tokens=1))
+    metrics.observe_step(step(num_nonfinite_tokens=1))
+    metrics.observe_failure(RowFailure(Phase.DECODE))
+    metrics.observe_failure(RowFailure(Phase.DECODE))
     assert value(registry, "telltale_engine_step_failures_total", phase="decode") == 2
     assert value(registry, "telltale_engine_step_failures_total", phase="prefill") == 0
     assert value(registry, "telltale_sae_nonfinite_tokens_total") == 1

@@ -21,6 +21,7 @@ from sae_runtime.steering import (
     SteeringReport,
     SteeringSpec,
     StrengthUnit,
+    relative_moves,
 )
 
 T, D = 9, tiny.D_MODEL
@@ -483,7 +484,7 @@ def test_reports_what_was_changed(op, unit, strength, direction):
     sae, h_TD = tiny.sae("relu"), residuals(num_tokens=30)
     made = steering(sae, SteeringSpec(direction, op, strength, unit, PositionScope.GENERATED))
     after_TD = made.apply(h_TD, 0)
-    made.account(h_TD, after_TD)
+    made.account(relative_moves(h_TD, after_TD).tolist())
     assert_reports(made, directly([(h_TD, after_TD)]))
     assert 0 < made.report().positions_changed <= 30 - NUM_PROMPT
     assert made.report().max_relative_norm > 1e-3
@@ -495,7 +496,7 @@ def test_reports_over_all_passes():
     for num_tokens in (3, 1, 4):
         h_TD = residuals(num_tokens=num_tokens, seed=start)
         pairs.append((h_TD, made.apply(h_TD, start)))
-        made.account(*pairs[-1])
+        made.account(relative_moves(*pairs[-1]).tolist())
         start += num_tokens
     assert made.report().positions_changed == 6
     assert made.report().mean_relative_norm < made.report().max_relative_norm
@@ -504,7 +505,7 @@ def test_reports_over_all_passes():
 
 def test_a_relative_strength_is_what_the_report_shows():
     made, h_TD = steering(tiny.sae("relu"), SteeringSpec(VECTOR, SteeringOp.ADD, 0.3, RELATIVE)), residuals()
-    made.account(h_TD, made.apply(h_TD, 0))
+    made.account(relative_moves(h_TD, made.apply(h_TD, 0)).tolist())
     assert made.report() == (T, pytest.approx(0.3, rel=1e-4), pytest.approx(0.3, rel=1e-4))
 
 
@@ -514,7 +515,7 @@ def test_the_report_of_half_width_residuals_is_of_what_was_written():
     made = steering(sae, spec)
     after_TD = made.apply(h_TD, 0)
     assert torch.equal(after_TD, made.apply(h_TD.to(torch.float32), 0).to(torch.bfloat16))
-    made.account(h_TD, after_TD)
+    made.account(relative_moves(h_TD, after_TD).tolist())
     assert_reports(made, directly([(h_TD, after_TD)]))
     assert made.report().mean_relative_norm != pytest.approx(0.004, rel=1e-2)
 
@@ -524,5 +525,5 @@ def test_a_change_that_half_width_swallows_is_no_change():
     h_TD = residuals(torch.bfloat16).sign() * 2
     after_TD = made.apply(h_TD, 0)
     assert not changed_rows(h_TD, after_TD)
-    made.account(h_TD, after_TD)
+    made.account(relative_moves(h_TD, after_TD).tolist())
     assert made.report() == (0, 0.0, 0.0)

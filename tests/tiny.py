@@ -123,7 +123,7 @@ def monitor_spec(
         description="A monitor of a test.",
         features=tuple(WeightedFeature(feature, 1.0, 1.0) for feature in features),
         transform="linear",
-        rule=Rule(threshold=threshold, clear_threshold=threshold * 0.8, **settings),  # type: ignore[arg-type]
+        rule=Rule(threshold=threshold, clear_threshold=threshold - abs(threshold) * 0.2, **settings),  # type: ignore[arg-type]
         threshold_source="Chosen by the test.",
         sae_sha256="0" * 64,
     )

@@ -197,20 +197,30 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("slots", "context_length", "max_queued_requests", "max_queued_prompt_tokens", "max_steering_relative_norm", "prefill_chunk_tokens")
+    __slots__ = ("slots", "context_length", "max_queued_requests", "max_queued_prompt_tokens", "max_steering_relative_norm", "prefill_chunk_tokens", "max_top_features", "max_watched_features", "max_steering_operations", "max_stop_strings", "max_request_seconds")
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEERING_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
     PREFILL_CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOP_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    MAX_WATCHED_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEERING_OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STOP_STRINGS_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_SECONDS_FIELD_NUMBER: _ClassVar[int]
     slots: int
     context_length: int
     max_queued_requests: int
     max_queued_prompt_tokens: int
     max_steering_relative_norm: float
     prefill_chunk_tokens: int
-    def __init__(self, slots: _Optional[int] = ..., context_length: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_queued_prompt_tokens: _Optional[int] = ..., max_steering_relative_norm: _Optional[float] = ..., prefill_chunk_tokens: _Optional[int] = ...) -> None: ...
+    max_top_features: int
+    max_watched_features: int
+    max_steering_operations: int
+    max_stop_strings: int
+    max_request_seconds: float
+    def __init__(self, slots: _Optional[int] = ..., context_length: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_queued_prompt_tokens: _Optional[int] = ..., max_steering_relative_norm: _Optional[float] = ..., prefill_chunk_tokens: _Optional[int] = ..., max_top_features: _Optional[int] = ..., max_watched_features: _Optional[int] = ..., max_steering_operations: _Optional[int] = ..., max_stop_strings: _Optional[int] = ..., max_request_seconds: _Optional[float] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
     __slots__ = ("version", "model", "sae", "limits", "sampling_defaults", "default_watched", "default_monitors", "requests_running", "requests_waiting", "uptime_seconds", "watch_generation", "planned_memory_bytes")

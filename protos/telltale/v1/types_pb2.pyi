@@ -188,7 +188,7 @@ class MonitorScore(_message.Message):
     def __init__(self, monitor: _Optional[str] = ..., value: _Optional[float] = ..., firing: _Optional[bool] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("index", "id", "text", "special", "is_prompt", "readings", "steered_readings", "top_features", "logprob", "scores", "fvu", "l0", "is_first_position")
+    __slots__ = ("index", "id", "text", "special", "is_prompt", "readings", "steered_readings", "top_features", "logprob", "scores", "fvu", "l0", "is_first_position", "off_scale")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +202,7 @@ class Token(_message.Message):
     FVU_FIELD_NUMBER: _ClassVar[int]
     L0_FIELD_NUMBER: _ClassVar[int]
     IS_FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    OFF_SCALE_FIELD_NUMBER: _ClassVar[int]
     index: int
     id: int
     text: str
@@ -215,7 +216,8 @@ class Token(_message.Message):
     fvu: float
     l0: int
     is_first_position: bool
-    def __init__(self, index: _Optional[int] = ..., id: _Optional[int] = ..., text: _Optional[str] = ..., special: _Optional[bool] = ..., is_prompt: _Optional[bool] = ..., readings: _Optional[_Iterable[float]] = ..., steered_readings: _Optional[_Iterable[float]] = ..., top_features: _Optional[_Iterable[_Union[FeatureReading, _Mapping]]] = ..., logprob: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[MonitorScore, _Mapping]]] = ..., fvu: _Optional[float] = ..., l0: _Optional[int] = ..., is_first_position: _Optional[bool] = ...) -> None: ...
+    off_scale: bool
+    def __init__(self, index: _Optional[int] = ..., id: _Optional[int] = ..., text: _Optional[str] = ..., special: _Optional[bool] = ..., is_prompt: _Optional[bool] = ..., readings: _Optional[_Iterable[float]] = ..., steered_readings: _Optional[_Iterable[float]] = ..., top_features: _Optional[_Iterable[_Union[FeatureReading, _Mapping]]] = ..., logprob: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[MonitorScore, _Mapping]]] = ..., fvu: _Optional[float] = ..., l0: _Optional[int] = ..., is_first_position: _Optional[bool] = ..., off_scale: _Optional[bool] = ...) -> None: ...
 
 class TokenChunk(_message.Message):
     __slots__ = ("tokens",)
