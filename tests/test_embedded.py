@@ -1,6 +1,6 @@
 """The served path on the real embedded model, in fp32: tokens equal `generate`, readings equal an offline pass.
 
-The default set is small; the slow one is what the README states: 20 prompts, up to 400 tokens, seven neighbours.
+The default set is small; `-m slow` runs 20 prompts of 20 to 400 tokens, alone and with seven neighbours.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 
-from sae_runtime.language_model import EMBEDDED_PACKAGE, embedded_gguf_path
+from sae_runtime.language_model import EMBEDDED_PACKAGE, LanguageModel, embedded_gguf_path, load_language_model
 from service.assembly import Parts, assemble
 from service.client import TelltaleClient
 from service.client_request import Steering
@@ -55,6 +55,12 @@ def parts() -> Parts:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def reference(parts) -> LanguageModel:
+    """A second copy: the served one belongs to the engine's thread."""
+    return load_language_model(dtype=parts.catalog.model.identity.dtype)
+
+
 @pytest.fixture
 async def client(parts):
     server = Server(Settings(dtype="float32", grpc_port=0, http_port=0), parts)
@@ -64,8 +70,8 @@ async def client(parts):
     await server.close()
 
 
-def generate(parts: Parts, ids: list[int], max_tokens: int) -> list[int]:
-    model, prompt = parts.runner.language_model, torch.tensor([ids])
+def generate(model: LanguageModel, ids: list[int], max_tokens: int) -> list[int]:
+    prompt = torch.tensor([ids])
     out = model.model.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_tokens, do_sample=False
     )
@@ -73,10 +79,10 @@ def generate(parts: Parts, ids: list[int], max_tokens: int) -> list[int]:
     return new[:-1] if new[-1] in model.eos_token_ids else new
 
 
-def offline(parts: Parts, ids: list[int]) -> torch.Tensor:
+def offline(model: LanguageModel, parts: Parts, ids: list[int]) -> torch.Tensor:
     """[T, F] latents of one pass over the whole sequence."""
     with torch.inference_mode():
-        hidden = parts.runner.language_model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        hidden = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
     return parts.runner.sae.encode(hidden[parts.catalog.manifest.hook.hidden_state_index][0])
 
 
@@ -91,8 +97,7 @@ def check_readings(got: torch.Tensor, wanted: torch.Tensor) -> None:
     assert ((got - wanted)[0].abs() / wanted[0].abs().max().clamp(min=1)).max() < 1e-4
 
 
-async def check(client: TelltaleClient, parts: Parts, prompts: list[str], max_tokens: int, num_neighbours: int) -> None:
-    tokenizer = parts.runner.language_model.tokenizer
+async def check(client, parts, reference, prompts: list[str], *, longest: int, num_neighbours: int) -> None:
     stop = asyncio.Event()
 
     async def neighbour(texts):
@@ -107,10 +112,11 @@ async def check(client: TelltaleClient, parts: Parts, prompts: list[str], max_to
         asyncio.create_task(neighbour(itertools.cycle(PROMPTS[i:] + PROMPTS[:i]))) for i in range(num_neighbours)
     ]
     try:
-        for prompt in prompts:
-            ids = tokenizer(prompt).input_ids
-            wanted_ids = generate(parts, ids, max_tokens)
-            latents = offline(parts, [*ids, *wanted_ids])
+        for i, prompt in enumerate(prompts):
+            max_tokens = longest * (i + 1) // len(prompts)
+            ids = reference.tokenizer(prompt).input_ids
+            wanted_ids = generate(reference, ids, max_tokens)
+            latents = offline(reference, parts, [*ids, *wanted_ids])
             # Those that read most at ordinary positions: nearly all others are 0 on both sides.
             watched = latents[1:].amax(0).topk(NUM_WATCHED).indices.tolist()
             reply = await client.complete(prompt, max_tokens=max_tokens, watch=watched, include_prompt=True)
@@ -123,15 +129,15 @@ async def check(client: TelltaleClient, parts: Parts, prompts: list[str], max_to
         await asyncio.gather(*neighbours)
 
 
-async def test_tokens_and_readings_alone(client, parts):
-    await check(client, parts, PROMPTS[:3], 30, 0)
+async def test_tokens_and_readings_alone(client, parts, reference):
+    await check(client, parts, reference, PROMPTS[:3], longest=30, num_neighbours=0)
 
 
-async def test_tokens_and_readings_among_others(client, parts):
-    await check(client, parts, PROMPTS[3:5], 30, 3)
+async def test_tokens_and_readings_among_others(client, parts, reference):
+    await check(client, parts, reference, PROMPTS[3:5], longest=30, num_neighbours=3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_neighbours", [0, 7])
-async def test_twenty_prompts_of_four_hundred_tokens(client, parts, num_neighbours):
-    await check(client, parts, PROMPTS, 400, num_neighbours)
+async def test_twenty_prompts_of_four_hundred_tokens(client, parts, reference, num_neighbours):
+    await check(client, parts, reference, PROMPTS, longest=400, num_neighbours=num_neighbours)
