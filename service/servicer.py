@@ -21,6 +21,7 @@ from service.metrics import Metrics
 from service.records import Outcome
 from service.request import Event, FinishedEvent, Request
 from service.row import Submission
+from service.rpc import is_past_deadline
 from service.wire_requests import RequestReader
 from service.wire_responses import ResponseWriter
 
@@ -115,7 +116,7 @@ class GenerationServicer:
 
 def _left_because(context: Any) -> Outcome:
     """gRPC cancels a handler alike for a client that left and for a deadline that passed."""
-    return Outcome.DEADLINE if context.time_remaining() == 0 else Outcome.CANCELLED
+    return Outcome.DEADLINE if is_past_deadline(context) else Outcome.CANCELLED
 
 
 def _refusal(error: ServiceError) -> Outcome:

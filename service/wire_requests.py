@@ -282,7 +282,7 @@ class _Reading:
             top_p=number("top_p", "lie in (0, 1]", lambda v: 0 < v <= 1),
             min_p=number("min_p", "lie in [0, 1]", lambda v: 0 <= v <= 1),
             # 0.01 as a 32-bit float is a little less.
-        repetition_penalty=number("repetition_penalty", "lie in [0.01, 10]", lambda v: 0.00999 <= v <= 10),
+            repetition_penalty=number("repetition_penalty", "lie in [0.01, 10]", lambda v: 0.00999 <= v <= 10),
             top_k=number("top_k", "be 0 or more", lambda v: v >= 0),
             max_tokens=number("max_tokens", "be at least 1", lambda v: v >= 1),
             seed=message.seed if message.HasField("seed") else secrets.randbits(63),
