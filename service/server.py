@@ -12,7 +12,9 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -308,7 +310,11 @@ async def serve(settings: Settings, *, on_ready: Callable[[Server], Awaitable[No
     """Run a server until it is told to stop; its exit code. Startup errors are raised."""
     set_up_logging(settings)
     _check_ports(settings)  # loading the model takes longer
-    parts = await asyncio.to_thread(assemble, settings, progress=sys.stderr.isatty())
+    # In a thread that ends: OpenMP keeps a team of workers for every thread that has computed, and where all teams
+    # together outnumber the cores it stops spinning at its barriers, which made a step half as slow again.
+    with ThreadPoolExecutor(1) as pool:
+        load = partial(assemble, settings, progress=sys.stderr.isatty())
+        parts = await asyncio.get_running_loop().run_in_executor(pool, load)
     server = Server(settings, parts)
     stop, hurry = asyncio.Event(), asyncio.Event()
 
