@@ -43,16 +43,13 @@ from discovery.corpus import (
     shuffle_contexts,
     take_tokens,
 )
+from discovery.errors import HarvestError
 from sae_runtime.checkpoint import write_atomically
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
 from sae_runtime.tap import Tap, decoder_layers
 
 MANIFEST_FILE = "manifest.json"
-
-
-class HarvestError(Exception):
-    """A harvest that cannot be begun, continued or read."""
 
 
 @dataclass(frozen=True, slots=True)

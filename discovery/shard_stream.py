@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from discovery.harvest import HarvestError, load_ordinary_resid, shard_paths
+from discovery.errors import HarvestError
+from discovery.harvest import load_ordinary_resid, shard_paths
 
 
 @dataclass(frozen=True, slots=True)

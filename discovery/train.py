@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from discovery.errors import TrainError
 from discovery.harvest import load_manifest
 from discovery.shard_stream import START, Place, Source, load_buffer, stream_batches
 from discovery.sparse_gradients import SparseResult, backpropagate
@@ -45,10 +46,6 @@ CHECKPOINT_FILE = "checkpoint.pt"
 LOG_FILE = "log.csv"
 
 _SCALE_TOKENS = 200_000
-
-
-class TrainError(Exception):
-    """A run that cannot be begun or continued."""
 
 
 @dataclass(frozen=True, slots=True)

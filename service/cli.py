@@ -11,6 +11,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from monitors.errors import MonitorError
 from sae_runtime.errors import RuntimeFault
@@ -27,9 +28,11 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Wrong usage raises SystemExit(2), as argparse does."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        return asyncio.run(execute(args))
+        if words[:1] == ["lab"]:
+            return run_lab(words[1:])
+        return asyncio.run(execute(build_parser().parse_args(words)))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -61,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=run_serve)
     cli_generate.add_parsers(commands)
     cli_inspect.add_parsers(commands)
+    # Its own parsers take over from there; see `main`.
+    commands.add_parser("lab", help="the offline half: train dictionaries, find and explain features", add_help=False)
     return parser
 
 
@@ -75,6 +80,11 @@ async def run_serve(args: argparse.Namespace) -> int:
     from service.server import serve  # torch and the model's libraries: seconds to import
 
     return await serve(settings)
+
+
+def run_lab(argv: list[str]) -> int:
+    """Hand `telltale lab ...` over. By name, so that nothing online depends on the offline half."""
+    return int(import_module("discovery.lab").main(argv))
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -1,0 +1,20 @@
+"""What can go wrong offline.
+
+    LabError
+    ├── HarvestError     residuals that cannot be taken, continued or read
+    └── TrainError       a dictionary that cannot be trained, or trained on
+
+Each ends a command as one line on stderr and exit code 1.
+"""
+
+
+class LabError(Exception):
+    """A run that cannot be begun, continued or read."""
+
+
+class HarvestError(LabError):
+    """A harvest that cannot be begun, continued or read."""
+
+
+class TrainError(LabError):
+    """A training run that cannot be begun or continued."""

@@ -1,0 +1,84 @@
+"""`telltale lab`: the offline half's commands, one module each.
+
+A command is imported only when it is asked for: `telltale lab --help` needs no torch. Each module's `main(argv)` parses
+its own flags, which `telltale lab COMMAND --help` lists, and `python -m discovery.MODULE` is the same thing.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+from discovery.errors import LabError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+class Command(NamedTuple):
+    """A command's module and what `--help` says of it."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "chat-corpus": Command("discovery.chat_corpus", "let the model write conversations to train on"),
+    "harvest": Command("discovery.harvest", "write the residuals at a hook point to disk"),
+    "train": Command("discovery.train", "train a dictionary on harvested residuals"),
+    "evaluate": Command("discovery.evaluate", "held-out figures of a dictionary"),
+    "search": Command("discovery.search", "find latents that tell two kinds of text apart"),
+    "contrasts": Command("discovery.contrasts", "build labelled contrasts out of a corpus and chat"),
+    "name": Command("discovery.name_features", "measure chosen latents and write a feature file"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Wrong usage raises SystemExit(2), as argparse does."""
+    name, *rest = [*(sys.argv[1:] if argv is None else argv), ""]
+    if name in ("", "-h", "--help"):
+        print(usage(), file=sys.stderr if not name else sys.stdout)
+        return 0 if name else EXIT_USAGE
+    if name not in COMMANDS:
+        print(f"telltale lab: the command must be one of {', '.join(COMMANDS)}, got {name!r}", file=sys.stderr)
+        return EXIT_USAGE
+    return run(name, rest[:-1])
+
+
+def run(name: str, argv: list[str]) -> int:
+    """Run command `name`. What goes wrong in a known way ends as a line on stderr and an exit code."""
+    program, sys.argv[0] = sys.argv[0], f"telltale lab {name}"  # what argparse calls the program in its messages
+    try:
+        module = import_module(COMMANDS[name].module)
+        from sae_runtime.errors import RuntimeFault  # late, like the command: it imports torch's side of the project
+
+        try:
+            return int(module.main(argv))
+        except (LabError, RuntimeFault, ValueError, OSError) as error:
+            print(f"telltale lab {name}: {error}", file=sys.stderr)
+            return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        hint = "run `pip install 'telltale-llm[discovery]'`"
+        print(f"telltale lab {name}: the library {error.name} is not installed: {hint}", file=sys.stderr)
+        return EXIT_FAILED
+    finally:
+        sys.argv[0] = program
+
+
+def usage() -> str:
+    """The list of commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: telltale lab COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "`telltale lab COMMAND --help` lists a command's options.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
