@@ -26,6 +26,7 @@ COMMANDS = {
     "chat-corpus": Command("discovery.chat_corpus", "let the model write conversations to train on"),
     "harvest": Command("discovery.harvest", "write the residuals at a hook point to disk"),
     "train": Command("discovery.train", "train a dictionary on harvested residuals"),
+    "revive": Command("discovery.revive", "give latents that never fire a new start"),
     "evaluate": Command("discovery.evaluate", "held-out figures of a dictionary"),
     "search": Command("discovery.search", "find latents that tell two kinds of text apart"),
     "contrasts": Command("discovery.contrasts", "build labelled contrasts out of a corpus and chat"),
