@@ -28,6 +28,7 @@ COMMANDS = {
     "train": Command("discovery.train", "train a dictionary on harvested residuals"),
     "revive": Command("discovery.revive", "give latents that never fire a new start"),
     "evaluate": Command("discovery.evaluate", "held-out figures of a dictionary"),
+    "fidelity": Command("discovery.fidelity", "compare a dictionary's readings on two quantisations of a model"),
     "search": Command("discovery.search", "find latents that tell two kinds of text apart"),
     "contrasts": Command("discovery.contrasts", "build labelled contrasts out of a corpus and chat"),
     "name": Command("discovery.name_features", "measure chosen latents and write a feature file"),

@@ -1,0 +1,58 @@
+"""How a dictionary's decoder rows lie to each other.
+
+`max_cosine_F` is each row's largest cosine with another row. Random directions in D dimensions give about
+sqrt(2 ln F / D); far above it two latents share a direction, and near 1 one latent has been learnt twice.
+
+Shape suffixes: F latents, C rows of a chunk.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sae_runtime.sae import SAE
+
+_CHUNK_ROWS = 1024
+_TWINS = 0.9
+
+
+class Neighbours(NamedTuple):
+    """Each row's nearest other row."""
+
+    cosine_F: Tensor
+    latent_F: Tensor
+
+
+@torch.inference_mode()
+def nearest_rows(sae: SAE) -> Neighbours:
+    """The other row of largest cosine, for every row. Exact: F^2 * D operations, a chunk of rows at a time."""
+    rows_FD = normalize(sae.W_dec.float(), dim=-1)
+    cosines, latents = [], []
+    for first in range(0, len(rows_FD), _CHUNK_ROWS):
+        cosine_CF = rows_FD[first : first + _CHUNK_ROWS] @ rows_FD.T
+        own_C = torch.arange(first, first + len(cosine_CF))
+        cosine_CF[torch.arange(len(cosine_CF)), own_C] = -2
+        best = cosine_CF.max(-1)
+        cosines.append(best.values)
+        latents.append(best.indices)
+    return Neighbours(torch.cat(cosines), torch.cat(latents))
+
+
+def geometry_figures(sae: SAE) -> dict[str, Any]:
+    """Quantiles of the largest cosines, the share of twins, and what random rows would give."""
+    cosine_F = nearest_rows(sae).cosine_F
+    norm_F = sae.W_dec.float().norm(dim=-1)
+    quantiles = torch.tensor([0.05, 0.5, 0.95])
+    generator = torch.Generator().manual_seed(0)
+    chance = SAE(d_model=sae.d_model, num_latents=sae.num_latents, activation="relu")
+    with torch.no_grad():
+        chance.W_dec.copy_(torch.randn(chance.W_dec.shape, generator=generator))
+    return {
+        "max_cosine_quantiles": dict(zip(["5%", "50%", "95%"], cosine_F.quantile(quantiles).tolist(), strict=True)),
+        "max_cosine_random_median": float(nearest_rows(chance).cosine_F.median()),
+        "twin_ratio": float((cosine_F > _TWINS).float().mean()),
+        "decoder_norm_min": float(norm_F.min()),
+        "decoder_norm_max": float(norm_F.max()),
+    }

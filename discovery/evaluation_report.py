@@ -1,0 +1,109 @@
+"""One HTML page of a dictionary's held-out figures: what it is, the table, and what bends it.
+
+Self-contained: plotly's script is in the page, which opens without a network.
+"""
+
+from html import escape
+from importlib import metadata
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.io import to_html
+
+from discovery.decoder_geometry import geometry_figures, nearest_rows
+from discovery.reconstruction import DENSE, ReconstructionSums
+from sae_runtime.checkpoint import LoadedSAE
+
+ROWS = {
+    "tokens": ("tokens", "{:,.0f}"),
+    "massive_tokens_left_out": ("massive tokens left out", "{:,.0f}"),
+    "variance_explained": ("variance explained, against the mean", "{:.4f}"),
+    "median_token_variance_explained": ("per-token median of it", "{:.4f}"),
+    "l0": ("L0: active latents per token", "{:.1f}"),
+    "dead_ratio": ("dead latents", "{:.2%}"),
+    "dense_ratio": ("dense latents", "{:.2%}"),
+    "predictions": ("predictions", "{:,.0f}"),
+    "cross_entropy_clean": ("cross-entropy, clean (nats)", "{:.3f}"),
+    "cross_entropy_sae": ("with the dictionary spliced in", "{:.3f}"),
+    "cross_entropy_mean_ablated": ("mean-ablated", "{:.3f}"),
+    "cross_entropy_zero_ablated": ("zero-ablated", "{:.3f}"),
+    "cross_entropy_recovered": ("cross-entropy recovered", "{:.4f}"),
+    "cross_entropy_recovered_from_mean": ("recovered, from mean ablation", "{:.4f}"),
+    "kl_sae": ("KL(clean || spliced), nats", "{:.4f}"),
+    "kl_mean_ablated": ("KL(clean || mean-ablated)", "{:.3f}"),
+    "kl_zero_ablated": ("KL(clean || zero-ablated)", "{:.3f}"),
+}
+"""Figure -> its words and format, in the order of the table."""
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; } th, td { text-align: right; padding: .2rem .8rem; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; } code { font-size: .85em; overflow-wrap: anywhere; }
+"""
+
+
+def render(sae: LoadedSAE, figures: dict[str, dict[str, float]], sums: dict[str, ReconstructionSums]) -> str:
+    """The page. `figures` and `sums` by set."""
+    plots = [density_plot(sums), cosine_plot(sae)]
+    parts = [to_html(plot, full_html=False, include_plotlyjs=number == 0) for number, plot in enumerate(plots)]
+    manifest = sae.manifest
+    facts = {
+        "model": f"{manifest.model_name} {manifest.quantization}, {manifest.model_sha256}",
+        "dictionary": f"{manifest.name}, {manifest.sae_sha256}",
+        "hook point": manifest.hook_point,
+        "shape": f"{manifest.d_model} to {manifest.num_latents}, {manifest.activation}",
+        "measured with": f"telltale-llm {metadata.version('telltale-llm')}",
+    }
+    listed = "".join(f"<li>{escape(name)}: <code>{escape(value)}</code></li>" for name, value in facts.items())
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(manifest.name)}</title>'
+        f"<style>{_STYLE}</style><h1>{escape(manifest.name)}</h1><ul>{listed}</ul>"
+        f"<h2>Held-out figures</h2>{figure_table(figures)}"
+        "<p>Position 0 is left out of everything; cross-entropy and KL replace every other token.</p>"
+        f"<h2>How often latents fire</h2>{parts[0]}<h2>How close decoder rows lie</h2>{parts[1]}"
+        f"{geometry_words(geometry_figures(sae))}</html>"
+    )
+
+
+def figure_table(figures: dict[str, dict[str, float]]) -> str:
+    """The figures as an HTML table, a column for each set."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in figures)
+    rows = []
+    for key, (words, pattern) in ROWS.items():
+        if not any(key in of_set for of_set in figures.values()):
+            continue
+        cells = (pattern.format(of_set[key]) if key in of_set else "" for of_set in figures.values())
+        rows.append(f"<tr><td>{words}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+
+
+def density_plot(sums: dict[str, ReconstructionSums]) -> go.Figure:
+    """Latents by density, one outline per set."""
+    plot = go.Figure()
+    for name, of_set in sums.items():
+        histogram = of_set.density_histogram()
+        middles = [(a + b) / 2 for a, b in zip(histogram.edges, histogram.edges[1:], strict=False)]
+        label = f"{name} ({histogram.num_dead} dead)"
+        plot.add_scatter(x=[10**m for m in middles], y=histogram.counts, mode="lines", line_shape="hvh", name=label)
+    plot.add_vline(x=DENSE, line_dash="dot", annotation_text="dense")
+    plot.update_layout(xaxis_title="share of tokens at which it is active", yaxis_title="latents")
+    plot.update_xaxes(type="log")
+    return plot
+
+
+def cosine_plot(sae: LoadedSAE) -> go.Figure:
+    """Each decoder row's largest cosine with another."""
+    cosine_F = nearest_rows(sae).cosine_F
+    plot = go.Figure(go.Histogram(x=cosine_F.tolist(), xbins={"start": 0, "end": 1, "size": 0.02}))
+    plot.update_layout(xaxis_title="largest cosine with another decoder row", yaxis_title="latents")
+    return plot
+
+
+def geometry_words(figures: dict[str, Any]) -> str:
+    """What the cosines come to, in a sentence."""
+    median = figures["max_cosine_quantiles"]["50%"]
+    return (
+        f"<p>Median {median:.2f}; random directions would give {figures['max_cosine_random_median']:.2f}. "
+        f"{figures['twin_ratio']:.2%} of latents have a twin above 0.9.</p>"
+    )

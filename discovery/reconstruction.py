@@ -1,0 +1,119 @@
+"""How well a dictionary reconstructs residuals, and how often its latents fire.
+
+    variance_explained         1 - sum ||x - x_hat||^2 / sum ||x - mean||^2     (mean: of the training data)
+    median_token_variance_explained
+                               median over tokens of 1 - ||x - x_hat||^2 / ||x - mean||^2
+    l0                         mean number of active latents
+    dead_ratio                 share of latents that are active at none of the tokens
+    dense_ratio                share of latents that are active at more than a tenth of them
+
+Tokens with massive activations (see `harvest.ordinary`) are left out: the figures would be about them alone.
+
+Shape suffixes: N tokens, F latents, D model width.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from discovery.harvest import ordinary
+from sae_runtime.sae import SAE
+
+DENSE = 0.1
+"""Density above which a latent counts as dense."""
+
+_ENCODE_TOKENS = 2048
+_BINS_PER_DECADE = 4
+
+
+class DensityHistogram(NamedTuple):
+    """Latents by density, bins of equal width in its logarithm."""
+
+    edges: list[float]
+    """log10 of density, one more than counts."""
+    counts: list[int]
+    num_dead: int
+    """Latents that never fire have no logarithm."""
+
+
+@dataclass(slots=True)
+class ReconstructionSums:
+    """What reconstruction figures are made of; sums of several sets can be added up."""
+
+    num_latents: int
+    num_tokens: int = 0
+    """Ordinary ones; all figures are over them."""
+    num_massive: int = 0
+    """Tokens left out for their massive activation."""
+    error: float = 0.0
+    """Sum of ||x - x_hat||^2."""
+    spread: float = 0.0
+    """Sum of ||x - mean||^2."""
+    num_active: int = 0
+    token_variance_explained: list[Tensor] = field(default_factory=list)
+    firing_F: Tensor = field(init=False)
+    """Tokens at which each latent is active."""
+
+    def __post_init__(self) -> None:
+        self.firing_F = torch.zeros(self.num_latents, dtype=torch.long)
+
+    @torch.inference_mode()
+    def add(self, sae: SAE, resid_ND: Tensor) -> None:
+        """Count ordinary residuals in."""
+        resid_ND = resid_ND.float()
+        f_NF = sae.encode(resid_ND)
+        error_N = (resid_ND - sae.reconstruct(resid_ND, f_NF)).square().sum(-1)
+        spread_N = (resid_ND - sae.resid_mean).square().sum(-1)
+        active_F = (f_NF > 0).sum(0)
+        self.num_tokens += len(resid_ND)
+        self.error += float(error_N.double().sum())
+        self.spread += float(spread_N.double().sum())
+        self.num_active += int(active_F.sum())
+        self.firing_F += active_F.cpu()
+        self.token_variance_explained.append((1 - error_N / spread_N).cpu())
+
+    def __add__(self, other: "ReconstructionSums") -> "ReconstructionSums":
+        both = ReconstructionSums(self.num_latents)
+        both.num_tokens = self.num_tokens + other.num_tokens
+        both.num_massive = self.num_massive + other.num_massive
+        both.error, both.spread = self.error + other.error, self.spread + other.spread
+        both.num_active = self.num_active + other.num_active
+        both.token_variance_explained = self.token_variance_explained + other.token_variance_explained
+        both.firing_F = self.firing_F + other.firing_F
+        return both
+
+    def figures(self) -> dict[str, float]:
+        """The figures, by the names they have in manifests."""
+        density_F = self.firing_F / self.num_tokens
+        return {
+            "tokens": self.num_tokens,
+            "massive_tokens_left_out": self.num_massive,
+            "variance_explained": 1 - self.error / self.spread,
+            "median_token_variance_explained": float(torch.cat(self.token_variance_explained).median()),
+            "l0": self.num_active / self.num_tokens,
+            "dead_ratio": float((self.firing_F == 0).float().mean()),
+            "dense_ratio": float((density_F > DENSE).float().mean()),
+        }
+
+    def density_histogram(self) -> DensityHistogram:
+        """Latents by log10 of density, from the rarest that this many tokens can show up to 1."""
+        low = -math.ceil(math.log10(max(self.num_tokens, 10)))
+        edges = torch.linspace(low, 0, -low * _BINS_PER_DECADE + 1)
+        alive_A = self.firing_F[self.firing_F > 0]
+        counts = torch.histc((alive_A / self.num_tokens).log10(), bins=len(edges) - 1, min=low, max=0)
+        return DensityHistogram(edges.tolist(), [int(c) for c in counts], int((self.firing_F == 0).sum()))
+
+
+def measure_reconstruction(sae: SAE, residuals: Iterable[Tensor]) -> ReconstructionSums:
+    """Figures over [N, D] pieces of residuals, massive activations left out."""
+    sums = ReconstructionSums(sae.num_latents)
+    for piece_ND in residuals:
+        ordinary_N = ordinary(piece_ND)
+        sums.num_massive += int((~ordinary_N).sum())
+        for part_ND in torch.split(piece_ND[ordinary_N], _ENCODE_TOKENS):
+            sums.add(sae, part_ND)
+    return sums

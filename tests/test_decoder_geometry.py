@@ -1,0 +1,28 @@
+"""decoder_geometry: cosines against the obvious full matrix."""
+
+import pytest
+import tiny
+import torch
+
+from discovery import decoder_geometry
+from discovery.decoder_geometry import geometry_figures, nearest_rows
+
+
+def test_nearest_rows_are_those_of_the_full_matrix(dictionary, monkeypatch):
+    monkeypatch.setattr(decoder_geometry, "_CHUNK_ROWS", 7)  # no divisor of the number of latents
+    cosine_FF = torch.nn.functional.cosine_similarity(dictionary.W_dec[:, None], dictionary.W_dec[None], dim=-1)
+    cosine_FF.fill_diagonal_(-2)
+    found = nearest_rows(dictionary)
+    torch.testing.assert_close(found.cosine_F, cosine_FF.max(-1).values)
+    assert torch.equal(found.latent_F, cosine_FF.argmax(-1))
+
+
+def test_twins_are_seen():
+    sae = tiny.sae("relu")
+    with torch.no_grad():
+        sae.W_dec[5] = 3 * sae.W_dec[9]
+    figures = geometry_figures(sae)
+    before = geometry_figures(tiny.sae("relu"))
+    assert figures["twin_ratio"] == pytest.approx(before["twin_ratio"] + 2 / tiny.NUM_LATENTS)
+    assert nearest_rows(sae).latent_F[[5, 9]].tolist() == [9, 5]
+    assert figures["decoder_norm_max"] >= before["decoder_norm_max"]

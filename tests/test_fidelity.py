@@ -1,0 +1,103 @@
+"""fidelity: the comparison of two forms of a model against obvious computations."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import tiny_files
+import torch
+
+from discovery.corpus import Context
+from discovery.errors import LabError
+from discovery.fidelity import MIN_FIRINGS, FidelitySums, compare, main, paired_residuals
+from sae_runtime.checkpoint import save_sae
+from sae_runtime.tap import Tap
+
+D = tiny.D_MODEL
+
+
+def pair(noise: float, num: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    a_ND = torch.randn(num, D, generator=generator)
+    return a_ND, a_ND + noise * torch.randn(num, D, generator=generator)
+
+
+def test_the_same_residuals_agree_in_everything(dictionary):
+    a_ND, _ = pair(0)
+    figures = compare(dictionary, [(a_ND, a_ND)]).figures()
+    assert figures["correlation"]["1%"] == pytest.approx(1, abs=1e-6)
+    assert figures["flip_ratio"] == figures["residual_relative_error"] == 0
+    assert figures["l0"][0] == figures["l0"][1] > 0
+
+
+def test_figures_equal_their_definitions(dictionary):
+    a_ND, b_ND = pair(0.3)
+    sums = compare(dictionary, [(a_ND[:150], b_ND[:150]), (a_ND[150:], b_ND[150:])])
+    a_NF, b_NF = dictionary.encode(a_ND), dictionary.encode(b_ND)
+    often = ((a_NF > 0).sum(0) >= MIN_FIRINGS).nonzero()[:, 0].tolist()
+    wanted = [np.corrcoef(a_NF[:, f].double(), b_NF[:, f].double())[0, 1] for f in often]
+    correlation_F = sums.correlation()
+    np.testing.assert_allclose(correlation_F[often], wanted, atol=1e-5)
+    assert int((~correlation_F.isnan()).sum()) == len(often) < tiny.NUM_LATENTS + 1
+    figures = sums.figures()
+    flips = ((a_NF > 0) != (b_NF > 0)).sum() / ((a_NF > 0) | (b_NF > 0)).sum()
+    assert figures["flip_ratio"] == pytest.approx(float(flips), rel=1e-5)
+    error = ((b_ND - a_ND).norm(dim=-1) / (a_ND - dictionary.resid_mean).norm(dim=-1)).mean()
+    assert figures["residual_relative_error"] == pytest.approx(float(error), rel=1e-4)
+    assert figures["correlation"]["50%"] == pytest.approx(float(np.quantile(wanted, 0.5)), abs=1e-4)
+
+
+def test_a_latent_that_is_silent_in_the_second_agrees_in_nothing():
+    sae = tiny.sae("relu")
+    with torch.no_grad():
+        for tensor in sae.state_dict().values():
+            tensor.zero_()
+        sae.W_enc[:, :D] = torch.eye(D)
+    a_ND = pair(0)[0].abs()
+    sums = FidelitySums(tiny.NUM_LATENTS)
+    sums.add(sae, a_ND, -a_ND)
+    assert torch.equal(sums.correlation()[:D], torch.zeros(D))
+    assert sums.correlation()[D:].isnan().all()
+
+
+def test_too_little_text_is_said(dictionary):
+    a_ND, b_ND = pair(0.1, num=2)
+    with pytest.raises(LabError, match="of 2: use more text"):
+        compare(dictionary, [(a_ND, b_ND)]).figures()
+
+
+def test_pairs_are_the_same_tokens_in_both(model):
+    other = tiny.language_model(seed=1)
+    generator = torch.Generator().manual_seed(0)
+    texts = [Context(torch.randint(3, 200, (n,), generator=generator).tolist(), n, 0, "made") for n in (9, 14, 9, 5)]
+    taps = tuple(Tap(lm.model, tiny.HOOK_POINT, lm.d_model) for lm in (model, other))
+    pairs = list(paired_residuals((model, other), taps, texts, batch_tokens=20))
+    assert sum(len(a_ND) for a_ND, _ in pairs) == 8 + 13 + 8 + 4
+    longest = torch.tensor([texts[1].tokens])
+    for lm, resid_ND in zip((model, other), pairs[0], strict=True):
+        hidden = lm.model(input_ids=longest, output_hidden_states=True).hidden_states[tiny.HOOK_POINT.layer + 1]
+        torch.testing.assert_close(resid_ND, hidden[0, 1:])
+    for tap in taps:
+        tap.remove()
+
+
+def test_the_command_compares_two_forms_of_one_model(tmp_path, capsys):
+    sha256 = tiny_files.write_model(tmp_path / "model")
+    tiny_files.write_dictionary(tmp_path / "sae", sha256)
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"{n} words " * 20}) + "\n" for n in range(300)))
+    argv = [str(tmp_path / "sae"), "--corpus", str(tmp_path / "text.jsonl"), "--model", str(tmp_path / "model")]
+    assert main([*argv, "--quantization", "none", "--dtype", "float32", "--against-dtype", "bfloat16"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert [name.split()[-1] for name in figures["models"]] == ["float32", "bfloat16"]
+    assert 0.9 < figures["correlation"]["50%"] < 1
+    assert 0 < figures["residual_relative_error"] < 0.05
+
+
+def test_two_different_models_are_refused(dictionary, tmp_path):
+    tiny_files.write_model(tmp_path / "model")
+    save_sae(dictionary, tiny_files.manifest(), tmp_path / "sae")
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
+    argv = [str(tmp_path / "sae"), "--corpus", str(tmp_path / "text.jsonl"), "--model", str(tmp_path / "model")]
+    with pytest.raises(LabError, match="another form of the same model"):
+        main([*argv, "--against", "embedded"])
