@@ -23,7 +23,8 @@ from sae_runtime.sae import SAE
 from service.admission import Admission
 from service.assembly import Parts, assemble
 from service.config import Settings
-from service.engine import Engine, Published
+from service.engine import Engine
+from service.published import Published
 from service.request import Request, SamplingParams, TokenEvent
 from service.scheduler import Scheduler
 

@@ -33,3 +33,8 @@ class TapError(RuntimeFault):
         """The counts are those of a step whose tokens the tap missed, in whole or in part."""
         super().__init__(message)
         self.num_wanted, self.num_seen = num_wanted, num_seen
+
+
+def one_line(error: BaseException) -> str:
+    """An error of somebody else's as a part of our messages."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -10,7 +10,7 @@ from collections import deque
 from service.errors import NotReady, QueueFull
 from service.records import Outcome
 from service.request import Mailbox, Request
-from service.row import Submission
+from service.submission import Submission
 
 
 class Admission:

@@ -12,9 +12,10 @@ import torch
 from monitors.watchlist import Watchlist
 from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
 from sae_runtime.errors import CheckpointError, ModelError
-from sae_runtime.language_model import LanguageModel, available_memory_bytes, load_language_model
+from sae_runtime.language_model import LanguageModel, load_language_model
 from sae_runtime.steering import SteeringLimits
 from sae_runtime.tap import Tap
+from sae_runtime.weights import available_memory_bytes
 from service.catalog import Catalog, ModelFacts, provenance_mismatches
 from service.config import EMBEDDED, Settings
 from service.model_runner import ModelRunner

@@ -77,7 +77,7 @@ async def run_serve(args: argparse.Namespace) -> int:
     if args.print_config:
         sys.stdout.write(print_config(settings, given))
         return 0
-    from service.server import serve  # torch and the model's libraries: seconds to import
+    from service.run_server import serve  # torch and the model's libraries: seconds to import
 
     return await serve(settings)
 

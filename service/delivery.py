@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 
-from service.engine import Published
 from service.errors import SlowConsumer
+from service.published import Published
 from service.request import AlertEvent, Event, Mailbox
 
 # Alerts a watcher may fall behind by before it is let go.

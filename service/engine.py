@@ -10,39 +10,26 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from sae_runtime.steering import SteeringLimits
 from service.admission import Admission
-from service.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, ServiceError, SlowConsumer
-from service.model_runner import Fetched, ModelRunner, PassOutput, RowInput
-from service.read_plan import ReadPlan, Wants, plan_reading
-from service.records import EngineState, Outcome, Phase, RequestRecord, RowFailure, StepRecord
-from service.request import AlertEvent, FinishReason, Mailbox
-from service.row import Row, Submission
-from service.sampling import Draw, draw_rows, token_logprobs
+from service.errors import EngineFailed, NotReady, QueueFull, ServiceError
+from service.model_runner import ModelRunner
+from service.passes import Passes
+from service.published import Published
+from service.records import EngineState, Outcome, Phase, RequestRecord, RowFailure
+from service.request import FinishReason
+from service.row import Row
+from service.sampling import Draw
 from service.scheduler import Chunk, Scheduler
+from service.submission import Submission
 
 logger = logging.getLogger(__name__)
 
 # After so many passes in a row in which nobody came through, the engine calls itself broken.
 _MAX_CONSECUTIVE_FAILURES = 3
-
-
-@dataclass(slots=True)
-class Published:
-    """All that one step has to say; handed to the event loop in one piece."""
-
-    mailboxes: list[Mailbox] = field(default_factory=list)
-    """Those with something new."""
-    steps: list[StepRecord] = field(default_factory=list)
-    failures: list[RowFailure] = field(default_factory=list)
-    requests: list[RequestRecord] = field(default_factory=list)
-    alerts: list[AlertEvent] = field(default_factory=list)
-    state: EngineState | None = None
 
 
 class Engine:
@@ -68,8 +55,8 @@ class Engine:
         self.runner = runner
         self.scheduler = scheduler
         self.admission = admission
+        self._passes = Passes(runner, server_watch)
         self._steering_limits = steering_limits
-        self._server_watch = tuple(server_watch)
         self._slow_consumer_seconds = slow_consumer_seconds
         self._publish_to = publish
         self._rows: list[Row] = []
@@ -202,17 +189,10 @@ class Engine:
         return True
 
     def _reason_to_end(self, submission: Submission) -> tuple[Outcome, ServiceError] | None:
-        now, deadline = time.monotonic(), submission.request.deadline
-        if submission.is_cancelled:
-            return submission.cancelled_as, ServiceError("The request was cancelled.")
-        if deadline is not None and now >= deadline:
-            return Outcome.DEADLINE, DeadlineExceeded("The request's time was up.")
-        if submission.mailbox.unread_seconds(now) > self._slow_consumer_seconds:
-            message = f"The stream was not read for {self._slow_consumer_seconds:g} seconds."
-            return Outcome.SLOW_CONSUMER, SlowConsumer(message)
-        if self._is_finishing:
+        reason = submission.reason_to_end(self._slow_consumer_seconds)
+        if reason is None and self._is_finishing:
             return Outcome.SHUTDOWN, NotReady("The server is shutting down.")
-        return None
+        return reason
 
     def _admit(self) -> None:
         for slot, submission in self.scheduler.admit():
@@ -254,34 +234,16 @@ class Engine:
                 self._fail_row(chunk.row, Outcome.ENGINE_ERROR, _engine_failed(error), error)
 
     def _prefill_chunk(self, chunk: Chunk[Row]) -> None:
-        row, num_tokens = chunk
-        started, start, wants_logprobs = time.perf_counter(), row.num_read, row.request.include_logprobs
-        plan = self._plan([row])
-        row.num_written = start + num_tokens
-        output = self.runner.forward(
-            [RowInput(row.slot, start, row.ids[start : start + num_tokens], row.steering)],
-            plan.latents,
-            num_top=row.request.top_features,
-            all_logits=wants_logprobs,
-        )
-        extra = []
-        if wants_logprobs:
-            # Of each token's successor; the last one of the prompt has none yet.
-            successors = [*row.ids[start + 1 : start + num_tokens + 1], 0][:num_tokens]
-            extra = [token_logprobs(output.logits_BTV[0], torch.tensor(successors, device=output.logits_BTV.device))]
-        is_last = row.num_unread == num_tokens
-        draw = self._draw([row], output) if is_last and row.needs_draw else ()
-        fetched = self.runner.fetch(output, [*extra, *draw])
-        self._record(Phase.PREFILL, [row], plan, output, fetched, started)
+        row = chunk.row
+        done = self._passes.read_prompt(row, chunk.num_tokens)
+        self._out.steps.append(done.record)
         if self._drop_if_ended(row):
             return
         with self._isolating(row):
-            _require_finite(fetched.stats.finite_N.all(), "the residual or its readings")
-            row.take_prompt(fetched, plan.columns[0], fetched.extra[0].tolist() if wants_logprobs else None)
-            if draw and row.bank.stop_requested:
-                row.end(FinishReason.ALERT_STOP)
-            elif draw:
-                self._take_draw(row, Draw(*fetched.extra[len(extra) :]), 0)
+            _require_finite(done.fetched.stats.finite_N.all(), "the residual or its readings")
+            row.take_prompt(done.fetched, done.columns[0], done.prompt_logprobs)
+            if done.drawn is not None:
+                self._go_on(row, done.drawn, 0)
 
     # --- one token of everybody ---
 
@@ -311,41 +273,26 @@ class Engine:
         self._consecutive_failures = self._consecutive_failures + 1 if num_failed == len(rows) else 0
 
     def _decode_rows(self, rows: list[Row]) -> None:
-        started = time.perf_counter()
-        plan = self._plan(rows)
-        inputs = []
-        for row in rows:
-            assert row.pending is not None
-            row.num_written = row.num_read + 1
-            inputs.append(RowInput(row.slot, row.num_read, [row.pending.id], row.steering))
-        output = self.runner.forward(inputs, plan.latents, num_top=max(row.request.top_features for row in rows))
-        draw = self._draw(rows, output)
-        fetched = self.runner.fetch(output, draw)
-        self._record(Phase.DECODE, rows, plan, output, fetched, started)
-        drawn = Draw(*fetched.extra)
+        done = self._passes.read_tokens(rows)
+        self._out.steps.append(done.record)
         for b, row in enumerate(rows):
             # Before anything is taken: a cancel that came during the pass wins over what the pass gave.
             if self._drop_if_ended(row):
                 continue
             with self._isolating(row):
-                _require_finite(fetched.stats.finite_N[b], "the residual or its readings")
+                _require_finite(done.fetched.stats.finite_N[b], "the residual or its readings")
                 needs_draw = row.needs_draw
-                row.take_token(fetched, plan.columns[b], b)
-                if row.bank.stop_requested:
-                    row.end(FinishReason.ALERT_STOP)
-                elif needs_draw:
-                    self._take_draw(row, drawn, b)
+                row.take_token(done.fetched, done.columns[b], b)
+                self._go_on(row, done.drawn if needs_draw else None, b)
 
-    def _draw(self, rows: list[Row], output: PassOutput) -> Draw:
-        """Draw for every row. For one that ends with this pass it is in vain, and cheaper than to leave it out."""
-        wants_logprobs = any(row.request.include_logprobs for row in rows)
-        with torch.inference_mode():
-            samplers = [row.sampler for row in rows]
-            return draw_rows(samplers, [row.ids for row in rows], output.logits_BTV[:, -1], wants_logprobs)
-
-    def _take_draw(self, row: Row, drawn: Draw, b: int) -> None:
-        _require_finite(drawn.finite_B[b], "the logits")
-        row.take_draw(int(drawn.tokens_B[b]), float(drawn.logprobs_B[b]), self.runner.language_model.eos_token_ids)
+    def _go_on(self, row: Row, drawn: Draw | None, b: int) -> None:
+        """Stop where a monitor asked for it; else take what was drawn to come next, if anything was."""
+        if row.bank.stop_requested:
+            row.end(FinishReason.ALERT_STOP)
+        elif drawn is not None:
+            _require_finite(drawn.finite_B[b], "the logits")
+            eos_ids = self.runner.language_model.eos_token_ids
+            row.take_draw(int(drawn.tokens_B[b]), float(drawn.logprobs_B[b]), eos_ids)
 
     @contextmanager
     def _isolating(self, row: Row) -> Iterator[None]:
@@ -373,7 +320,7 @@ class Engine:
             # The stream has not begun, so they can't be told there.
             self._out.alerts.extend(row.alerts)
         self._flush(row)
-        self._fail_mailbox(row.submission.mailbox, failure)
+        self._out.fail(row.submission.mailbox, failure)
         self._retire(row, outcome)
 
     def _retire(self, row: Row, outcome: Outcome) -> None:
@@ -387,13 +334,9 @@ class Engine:
     def _refuse(self, submission: Submission, outcome: Outcome, failure: Exception) -> None:
         """End a request that never got a slot."""
         self.admission.left_queue(submission, to_slot=False)
-        self._fail_mailbox(submission.mailbox, failure)
+        self._out.fail(submission.mailbox, failure)
         waited = time.monotonic() - submission.arrived
         self._out.requests.append(RequestRecord.of_waiting(outcome, waited, submission.request.request_id))
-
-    def _fail_mailbox(self, mailbox: Mailbox, failure: Exception) -> None:
-        mailbox.fail(failure)
-        self._out.mailboxes.append(mailbox)
 
     def _end_everything(self, failure: ServiceError, outcome: Outcome) -> None:
         """The engine stops: end every request with an error, so that no client waits for ever."""
@@ -403,53 +346,22 @@ class Engine:
             self._refuse(submission, outcome, failure)
         for row in self._rows:
             self._flush(row)
-            self._fail_mailbox(row.submission.mailbox, failure)
+            self._out.fail(row.submission.mailbox, failure)
             self._out.requests.append(row.record(outcome))
         self.scheduler.waiting.clear()
         self._rows.clear()
         self._publish()
 
-    # --- what is read, and what is told ---
-
-    def _plan(self, rows: list[Row]) -> ReadPlan:
-        return plan_reading([Wants(row.request.watched, row.bank.features) for row in rows], self._server_watch)
-
-    def _record(
-        self, phase: Phase, rows: list[Row], plan: ReadPlan, output: PassOutput, fetched: Fetched, started: float
-    ) -> None:
-        now = time.monotonic()
-        is_finite_N = fetched.stats.finite_N.astype(bool)
-        counts_N = is_finite_N & (fetched.stats.off_scale_N == 0)
-        readings_NW = fetched.stats.readings_NU[:, plan.server_watch]
-        for b, row in enumerate(rows):
-            mine = counts_N if phase is Phase.PREFILL else np.arange(len(rows)) == b
-            row.note_features(readings_NW[mine & counts_N])
-        self._out.steps.append(
-            StepRecord(
-                phase=phase,
-                num_rows=len(rows),
-                num_tokens=len(is_finite_N),
-                num_tapped_tokens=output.num_tapped,
-                step_seconds=time.perf_counter() - started,
-                encode_seconds=output.encode_seconds,
-                num_nonfinite_tokens=int((~is_finite_N).sum()),
-                readings_NW=readings_NW[counts_N],
-                inter_token_seconds=[now - row.last_token_at for row in rows if row.last_token_at is not None],
-            )
-        )
-
     def _flush(self, row: Row) -> None:
         if row.outbox:
-            row.submission.mailbox.put(row.outbox)
-            self._out.mailboxes.append(row.submission.mailbox)
-            self._out.alerts.extend(event for event in row.outbox if isinstance(event, AlertEvent))
+            self._out.put(row.submission.mailbox, row.outbox)
             row.outbox = []
 
     def _publish(self) -> None:
         for row in self._rows:
             self._flush(row)
         out, self._out = self._out, Published()
-        if out.mailboxes or out.steps or out.requests or out.failures:
+        if not out.is_empty:
             if out.steps:
                 self._last_step_unix = time.time()
             out.state = self.state()

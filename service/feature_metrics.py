@@ -18,7 +18,7 @@ from prometheus_client.core import HistogramMetricFamily
 
 from service.records import RequestRecord, StepRecord
 
-MAX_WATCHED = 64
+MAX_EXPORTED_FEATURES = 64
 """Each watched feature costs about 30 time series."""
 READING_BUCKETS = (0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 4)
 
@@ -50,8 +50,8 @@ class FeatureMetrics:
 
     def __init__(self, registry: CollectorRegistry, watched: Sequence[WatchedMetric]) -> None:
         slugs = [metric.slug for metric in watched]
-        if len(slugs) > MAX_WATCHED:
-            raise ValueError(f"at most {MAX_WATCHED} watched features can be exported. Got {len(slugs)}.")
+        if len(slugs) > MAX_EXPORTED_FEATURES:
+            raise ValueError(f"at most {MAX_EXPORTED_FEATURES} watched features can be exported. Got {len(slugs)}.")
         if len(set(slugs)) != len(slugs):
             raise ValueError(f"watched features must have different slugs. Got {slugs}.")
         counter = partial(Counter, namespace="telltale", registry=registry)

@@ -24,27 +24,13 @@ from service.request import (
     Event,
     FinishedEvent,
     FinishReason,
-    Mailbox,
-    Request,
     Score,
     StartedEvent,
     Timings,
     TokenEvent,
 )
 from service.sampling import Sampler
-
-
-@dataclass(slots=True)
-class Submission:
-    """A request with its way back. The event loop sets `is_cancelled`; the engine looks at it between passes."""
-
-    request: Request
-    mailbox: Mailbox
-    arrived: float
-    """`time.monotonic()` at submission."""
-    is_cancelled: bool = False
-    cancelled_as: Outcome = Outcome.CANCELLED
-    """What to count it as."""
+from service.submission import Submission
 
 
 @dataclass(slots=True)

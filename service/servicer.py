@@ -20,8 +20,8 @@ from service.errors import AccessDenied, FieldViolation, InvalidRequest, NotRead
 from service.metrics import Metrics
 from service.records import Outcome
 from service.request import Event, FinishedEvent, Request
-from service.row import Submission
 from service.rpc import is_past_deadline
+from service.submission import Submission
 from service.wire_requests import RequestReader
 from service.wire_responses import ResponseWriter
 

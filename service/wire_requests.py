@@ -2,7 +2,6 @@
 
 import math
 import secrets
-import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,41 +11,20 @@ from telltale.v1 import types_pb2 as pb
 
 from monitors.bank import Policy, PolicyAction
 from monitors.monitor import MonitorSpec
-from sae_runtime.errors import SteeringError
-from sae_runtime.steering import PositionScope, SteeringLimits, SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering import SteeringLimits, SteeringSpec
 from service import prompt as prompts
 from service.catalog import Catalog
-from service.errors import FieldViolation, InvalidRequest
 from service.prompt import Prompt
 from service.request import FinishReason, Request, SamplingParams
+from service.violations import Violations
+from service.wire_steering import SteeringReader
 
-MAX_WATCHED = 256
-MAX_STEERING = 16
+MAX_WATCHED_FEATURES = 256
 MAX_STOP_STRINGS = 8
 MAX_STOP_BYTES = 256
 MAX_LABEL_CHARACTERS = 128
-# Of a message that is wrong all over, nobody reads more.
-MAX_VIOLATIONS = 64
 ROLES = ("system", "user", "assistant")
 
-_OPS: dict[int, SteeringOp] = {
-    pb.STEERING_OP_ADD: SteeringOp.ADD,
-    pb.STEERING_OP_SCALE: SteeringOp.SCALE,
-    pb.STEERING_OP_SET: SteeringOp.SET,
-    pb.STEERING_OP_PROJECT_OUT: SteeringOp.PROJECT_OUT,
-    pb.STEERING_OP_CAP: SteeringOp.CAP,
-}
-_UNITS: dict[int, StrengthUnit] = {
-    pb.STRENGTH_UNIT_UNSPECIFIED: StrengthUnit.RAW,
-    pb.STRENGTH_UNIT_RAW: StrengthUnit.RAW,
-    pb.STRENGTH_UNIT_RELATIVE: StrengthUnit.RELATIVE,
-}
-_SCOPES: dict[int, PositionScope] = {
-    pb.POSITION_SCOPE_UNSPECIFIED: PositionScope.ALL,
-    pb.POSITION_SCOPE_ALL: PositionScope.ALL,
-    pb.POSITION_SCOPE_PROMPT: PositionScope.PROMPT,
-    pb.POSITION_SCOPE_GENERATED: PositionScope.GENERATED,
-}
 _ACTIONS: dict[int, PolicyAction] = {
     pb.POLICY_ACTION_ANNOTATE: PolicyAction.ANNOTATE,
     pb.POLICY_ACTION_STOP: PolicyAction.STOP,
@@ -71,7 +49,7 @@ class RequestReader:
     def __init__(self, catalog: Catalog, tokenizer: Any, steering: SteeringLimits, limits: RequestLimits) -> None:
         self.catalog, self.limits = catalog, limits
         self._tokenizer = tokenizer
-        self._steering_limits = steering
+        self.steering = SteeringReader(catalog, steering)
 
     def read_generate(self, message: Any, *, time_remaining: float | None) -> Request:
         """A GenerateRequest; InvalidRequest with every field that is wrong."""
@@ -90,77 +68,6 @@ class RequestReader:
                 return prompts.from_chat(self._tokenizer, messages, add_reply=add_reply)
             case _:
                 return Prompt(tuple(message.token_ids.ids), frozenset())
-
-    def steering(self, specs: Sequence[Any], path: str, wrong: "Violations") -> tuple[SteeringSpec, ...]:
-        """The operations that are right; what is not is added to `wrong`."""
-        if len(specs) > MAX_STEERING:
-            wrong.add(path, f"must hold at most {MAX_STEERING} operations. Got {len(specs)}.")
-            return ()
-        read = [self._steering(spec, f"{path}[{i}]", wrong) for i, spec in enumerate(specs)]
-        return tuple(spec for spec in read if spec is not None)
-
-    def _steering(self, spec: Any, path: str, wrong: "Violations") -> SteeringSpec | None:
-        direction = self._direction(spec, path, wrong)
-        op = wrong.choice(f"{path}.op", _OPS, spec.op, pb.SteeringOp)
-        unit = wrong.choice(f"{path}.unit", _UNITS, spec.unit, pb.StrengthUnit)
-        scope = wrong.choice(f"{path}.scope", _SCOPES, spec.scope, pb.PositionScope)
-        if direction is None or op is None or unit is None or scope is None:
-            return None
-        window = (spec.window.start, spec.window.end) if spec.HasField("window") else None
-        try:
-            read = SteeringSpec(direction, op, spec.strength, unit, scope, window)
-            self._steering_limits.check(read)
-        except SteeringError as error:
-            field, _, description = str(error).partition(" ")
-            wrong.add(path if field == "direction" else f"{path}.{field}", f"{description}.")
-            return None
-        return read
-
-    def _direction(self, spec: Any, path: str, wrong: "Violations") -> int | tuple[float, ...] | None:
-        match spec.WhichOneof("direction"):
-            case "feature":
-                return int(spec.feature)
-            case "name":
-                feature = self.catalog.watchlist.by_name.get(spec.name)
-                if feature is None:
-                    wrong.add(f"{path}.name", f"must be the name of a feature. Got {spec.name!r}.")
-                return None if feature is None else feature.index
-            case "vector":
-                wanted = 4 * self.catalog.model.d_model
-                if len(spec.vector) != wanted:
-                    wrong.add(f"{path}.vector", f"must hold {wanted} bytes. Got {len(spec.vector)}.")
-                    return None
-                return struct.unpack(f"<{wanted // 4}f", spec.vector)
-            case _:
-                wrong.add(path, "must have a direction: feature, vector or name. Got none.")
-                return None
-
-
-class Violations:
-    """Collects what is wrong with a message, up to a bound."""
-
-    def __init__(self) -> None:
-        self.found: list[FieldViolation] = []
-
-    def add(self, field: str, description: str) -> None:
-        if len(self.found) < MAX_VIOLATIONS:
-            self.found.append(FieldViolation(field, description))
-
-    def require(self, condition: bool, field: str, wanted: str, got: object) -> None:
-        if not condition:
-            self.add(field, f"must {wanted}. Got {got}.")
-
-    def choice(self, field: str, choices: dict[int, Any], value: int, enum: Any) -> Any:
-        if value in choices:
-            return choices[value]
-        names = ", ".join(enum.Name(key) for key in choices)
-        got = enum.Name(value) if value in enum.values() else value
-        self.add(field, f"must be one of {names}. Got {got}.")
-        return None
-
-    def raise_if_any(self) -> None:
-        if self.found:
-            raise InvalidRequest(self.found)
 
 
 class _Reading:
@@ -232,7 +139,7 @@ class _Reading:
             "top_features": watch.top_features,
             "include_prompt": watch.include_prompt,
             "include_logprobs": watch.include_logprobs,
-            "steering": self._reader.steering(message.steering, "steering", self._wrong),
+            "steering": self._reader.steering.read(message.steering, "steering", self._wrong),
             "label": label,
             "deadline": time.monotonic() + remaining,
         }
@@ -304,9 +211,12 @@ class _Reading:
     def _watched(self) -> tuple[int, ...]:
         watch, num_latents = self._message.watch, self._reader.catalog.manifest.num_latents
         self._wrong.require(
-            len(watch.features) <= MAX_WATCHED, "watch.features", f"hold at most {MAX_WATCHED}", len(watch.features)
+            len(watch.features) <= MAX_WATCHED_FEATURES,
+            "watch.features",
+            f"hold at most {MAX_WATCHED_FEATURES}",
+            len(watch.features),
         )
-        for i, latent in enumerate(watch.features[: MAX_WATCHED + 1]):
+        for i, latent in enumerate(watch.features[: MAX_WATCHED_FEATURES + 1]):
             self._wrong.require(
                 latent < num_latents, f"watch.features[{i}]", f"be a latent below {num_latents}", latent
             )
@@ -348,7 +258,7 @@ class _Reading:
                 message.monitor not in policies, f"{path}.monitor", "have one policy", f"{message.monitor!r} again"
             )
             action = self._wrong.choice(f"{path}.action", _ACTIONS, message.action, pb.PolicyAction)
-            specs = self._reader.steering(message.steering, f"{path}.steering", self._wrong)
+            specs = self._reader.steering.read(message.steering, f"{path}.steering", self._wrong)
             if action is PolicyAction.STEER:
                 self._wrong.require(bool(message.steering), f"{path}.steering", "hold an operation for STEER", "none")
                 steering[message.monitor] = specs

@@ -28,7 +28,7 @@ _REASONS = {
     FinishReason.SHUTDOWN: generation_pb2.FINISH_REASON_SHUTDOWN,
 }
 
-# A token with every option on is under 2 KB, and gRPC's clients take messages of up to 4 MiB by default.
+# A token with every option on is about 3 KB, and gRPC's clients take messages of up to 4 MiB by default.
 MAX_TOKENS_PER_CHUNK = 256
 
 

@@ -1,10 +1,13 @@
 """Fixtures shared by all tests; the parts are made in `tests/tiny.py`."""
 
+from collections.abc import Callable
+
 import pytest
 import tiny
 import torch
 
-from sae_runtime.language_model import LanguageModel
+from sae_runtime.errors import ModelError
+from sae_runtime.language_model import LanguageModel, load_language_model
 from sae_runtime.sae import SAE
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
@@ -18,3 +21,26 @@ def model() -> LanguageModel:
 @pytest.fixture(scope="session")
 def dictionary() -> SAE:
     return tiny.sae()
+
+
+@pytest.fixture
+def load_model(tmp_path) -> Callable[..., LanguageModel]:
+    """load_language_model on the CPU, with a cache of its own."""
+
+    def load(source: object, **settings: object) -> LanguageModel:
+        return load_language_model(str(source), **({"device": "cpu", "cache_dir": tmp_path / "cache"} | settings))
+
+    return load
+
+
+@pytest.fixture
+def model_refusal(load_model) -> Callable[..., str]:
+    """The one line of the ModelError that loading ends in."""
+
+    def refusal(source: object, **settings: object) -> str:
+        with pytest.raises(ModelError) as error:
+            load_model(source, **settings)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    return refusal

@@ -374,9 +374,9 @@ def test_what_stops_the_server_from_starting_is_one_line(capsys, monkeypatch, ou
             raise outcome
         return outcome
 
-    module = types.ModuleType("service.server")
+    module = types.ModuleType("service.run_server")
     module.serve = serve
-    monkeypatch.setitem(sys.modules, "service.server", module)
+    monkeypatch.setitem(sys.modules, "service.run_server", module)
     assert cli.main(["serve", "--grpc-port", "0"]) == code
     assert capsys.readouterr().err == message
 

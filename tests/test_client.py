@@ -67,6 +67,13 @@ async def test_readings_are_known_by_name_and_by_latent(client):
         tokens[1].reading("hedging")
 
 
+async def test_massive_activations_are_known_by_their_flag(client, fake):
+    responses = reply()
+    responses[1].tokens.tokens[1].off_scale = True
+    fake.reply = lambda: responses
+    assert [token.off_scale for token in (await client.complete("x")).tokens] == [False, True, False]
+
+
 async def test_complete_gathers_the_reply(client):
     reply = await client.complete("x")
     assert reply.text == "Hello\x1b[2J ✓\n"

@@ -9,8 +9,8 @@ from serving import eventually
 
 from monitors.monitor import Alert
 from service.delivery import MAX_UNREAD_ALERTS, Delivery
-from service.engine import Published
 from service.errors import EngineFailed, SlowConsumer
+from service.published import Published
 from service.request import AlertEvent, FinishedEvent, FinishReason, Mailbox, Timings
 
 

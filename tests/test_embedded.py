@@ -10,7 +10,8 @@ import os
 import pytest
 import torch
 
-from sae_runtime.language_model import EMBEDDED_PACKAGE, LanguageModel, embedded_gguf_path, load_language_model
+from sae_runtime.gguf_file import EMBEDDED_PACKAGE, embedded_gguf_path
+from sae_runtime.language_model import LanguageModel, load_language_model
 from service.assembly import Parts, assemble
 from service.client import TelltaleClient
 from service.client_request import Steering

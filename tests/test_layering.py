@@ -60,7 +60,7 @@ def test_packages_import_downward_only(package, never):
 
 
 GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google.rpc", "telltale")
-GRPC_PLACES = ("rpc", "servicer", "server", "client", "client_", "cli_inspect", "wire_")
+GRPC_PLACES = ("rpc", "servicer", "server", "grpc_server", "client", "client_", "cli_inspect", "wire_")
 
 
 def is_among(module: str, places: tuple[str, ...]) -> bool:

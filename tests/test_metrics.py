@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.feature_metrics import MAX_WATCHED, READING_BUCKETS, FeatureHistogram, FeatureMetrics
+from service.feature_metrics import MAX_EXPORTED_FEATURES, READING_BUCKETS, FeatureHistogram, FeatureMetrics
 from service.metrics import Metrics, WatchedMetric, feature_slug
 from service.records import EngineState, Outcome, Phase, RequestRecord, RowFailure, StepRecord
 
@@ -262,7 +262,7 @@ def samples(registry):
 
 
 def test_more_than_64_features_are_refused(registry):
-    many = [WatchedMetric(f"f{i}", 1.0) for i in range(MAX_WATCHED + 1)]
+    many = [WatchedMetric(f"f{i}", 1.0) for i in range(MAX_EXPORTED_FEATURES + 1)]
     with pytest.raises(ValueError, match=r"at most 64 .* Got 65"):
         FeatureMetrics(registry, many)
     FeatureMetrics(registry, many[:-1])

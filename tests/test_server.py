@@ -31,13 +31,15 @@ from serving import (
     serving,
     target,
 )
-from telltale.v1 import generation_pb2, generation_pb2_grpc, monitor_pb2, monitor_pb2_grpc
+from telltale.v1 import generation_pb2, generation_pb2_grpc, monitor_pb2, monitor_pb2_grpc, types_pb2
 
 from service.client_events import Alert, Finished, Started, Token
 from service.client_request import Message, Policy, Steering
 from service.config import Settings
 from service.errors import AccessDenied, ConfigError, InvalidRequest, NotFound, NotReady
-from service.server import FEATURES, GENERATION, LIVENESS, MONITORS, Server
+from service.grpc_server import FEATURES, GENERATION, MONITORS
+from service.server import LIVENESS, Server
+from service.wire_responses import MAX_TOKENS_PER_CHUNK
 
 SERVICES = [service.full_name for service in (GENERATION, FEATURES, MONITORS)]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -118,6 +120,35 @@ async def test_log_probabilities_come_only_if_asked_for(client, model):
     assert [token.logprob for token in tokens[1:]] == pytest.approx(wanted, abs=1e-4)
     silent = await client.complete("The sea", **options)
     assert {token.logprob for token in [*silent.prompt, *silent.tokens]} == {None}
+
+
+async def test_a_long_prompt_comes_whole_in_chunks_of_bounded_size(monkeypatch):
+    monkeypatch.setattr(tiny, "NUM_POSITIONS", 3 * MAX_TOKENS_PER_CHUNK)
+    ids = [3 + i % 256 for i in range(2 * MAX_TOKENS_PER_CHUNK + 50)]
+    message = generation_pb2.GenerateRequest(
+        token_ids=types_pb2.TokenIds(ids=ids),
+        sampling=types_pb2.SamplingParams(max_tokens=4, ignore_eos=True),
+        watch=types_pb2.Watch(include_prompt=True),
+    )
+    async with serving() as server, raw_channel(server) as channel:
+        responses = [r async for r in generation_pb2_grpc.GenerationServiceStub(channel).Generate(message)]
+    chunks = [response.tokens.tokens for response in responses if response.HasField("tokens")]
+    assert [len(chunk) for chunk in chunks][:2] == [MAX_TOKENS_PER_CHUNK] * 2
+    assert max(map(len, chunks)) == MAX_TOKENS_PER_CHUNK
+    tokens = [token for chunk in chunks for token in chunk]
+    assert [token.index for token in tokens] == list(range(len(ids) + 4))
+    assert [token.id for token in tokens if token.is_prompt] == ids
+
+
+async def test_massive_activations_are_flagged(server, client, monkeypatch):
+    options = {"max_tokens": 4, "ignore_eos": True, "include_prompt": True}
+    usual = await client.complete("The sea", **options)
+    assert [t.off_scale for t in [*usual.prompt, *usual.tokens]] == [True] + [False] * 10
+    monkeypatch.setattr(server.engine.runner, "_largest_norm", 1e-3)
+    massive = await client.complete("The sea", **options)
+    assert [t.off_scale for t in [*massive.prompt, *massive.tokens]] == [True] * 11
+    assert massive.started.last_prompt_token.off_scale
+    assert [t.scores for t in massive.tokens] == [()] * 4
 
 
 async def test_no_defaults_reads_nothing_that_was_not_asked_for(client):

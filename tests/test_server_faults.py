@@ -35,8 +35,9 @@ from service import wire_requests, wire_responses
 from service.client_events import Token
 from service.config import Settings
 from service.errors import EngineFailed, InvalidRequest, NotReady, QueueFull
+from service.grpc_server import GENERATION
 from service.model_runner import ModelRunner
-from service.server import GENERATION, LIVENESS, Server
+from service.server import LIVENESS, Server
 from service.servicer import REQUEST_ID_KEY
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -2,7 +2,6 @@
 
 import math
 import re
-import struct
 import time
 
 import pytest
@@ -14,10 +13,11 @@ from serving import ALWAYS, NEVER, catalog
 from telltale.v1 import generation_pb2, types_pb2
 
 from monitors.bank import Policy, PolicyAction
-from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering import SteeringOp, SteeringSpec
 from service.errors import InvalidRequest
 from service.request import FinishReason
-from service.wire_requests import MAX_VIOLATIONS, RequestLimits, RequestReader
+from service.violations import MAX_VIOLATIONS
+from service.wire_requests import RequestLimits, RequestReader
 
 MODEL = tiny.language_model()
 CATALOG = catalog(MODEL)
@@ -298,29 +298,9 @@ def test_no_defaults_leaves_what_was_named():
     assert (named.watched, [spec.name for spec in named.monitors]) == ((1,), [NEVER])
 
 
-def test_steering_arrives_in_the_order_given():
-    request = generate(
-        """text: 'x'
-        steering { op: STEERING_OP_SCALE feature: 2 strength: 0 scope: POSITION_SCOPE_PROMPT }
-        steering { op: STEERING_OP_SET name: 'calm' strength: 3 scope: POSITION_SCOPE_GENERATED }
-        steering { op: STEERING_OP_CAP feature: 4 strength: 2 unit: STRENGTH_UNIT_RELATIVE scope: POSITION_SCOPE_ALL
-                   window { start: 3 end: 9 } }
-        steering { op: STEERING_OP_PROJECT_OUT feature: 5 unit: STRENGTH_UNIT_RAW }"""
-    )
-    assert request.steering == (
-        SteeringSpec(2, SteeringOp.SCALE, 0.0, scope=PositionScope.PROMPT),
-        SteeringSpec(40, SteeringOp.SET, 3.0, scope=PositionScope.GENERATED),
-        SteeringSpec(4, SteeringOp.CAP, 2.0, StrengthUnit.RELATIVE, PositionScope.ALL, (3, 9)),
-        SteeringSpec(5, SteeringOp.PROJECT_OUT),
-    )
-
-
-def test_a_vector_is_little_endian_floats():
-    numbers = tuple(float(i) - 4.5 for i in range(tiny.D_MODEL))
-    message = generation_pb2.GenerateRequest(text="x")
-    message.steering.add(op=types_pb2.STEERING_OP_CAP, vector=struct.pack(f"<{tiny.D_MODEL}f", *numbers), strength=1)
-    request = READER.read_generate(message, time_remaining=None)
-    assert request.steering[0].direction == numbers
+def test_steering_arrives():
+    request = generate(f"text: 'x' steering {{ {ADD} feature: 2 strength: 3 }} steering {{ {ADD} feature: 1 }}")
+    assert request.steering == (SteeringSpec(2, SteeringOp.ADD, 3.0), SteeringSpec(1, SteeringOp.ADD))
 
 
 def test_policies_bring_their_own_steering():

@@ -2,6 +2,7 @@
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from monitors.monitor import MonitorSpec, WeightedFeature
@@ -63,6 +64,12 @@ def language_model(*, seed: int = 0) -> LanguageModel:
     )
     model = LlamaForCausalLM(config).eval()
     return wrap_model(model, tokenizer, "tiny", "0" * 64, "none", torch.float32, "cpu")
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    """What a model makes of a few tokens [1, T, V]: equal for two only if they compute the same."""
+    with torch.inference_mode():
+        return model(torch.tensor([[0, 5, 9, 70, 31, 200]])).logits
 
 
 def sae(activation: str = "topk", *, seed: int = 1, **settings: object) -> SAE:

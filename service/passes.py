@@ -1,0 +1,115 @@
+"""Passes over rows: what to read, the forward pass, a draw for each row, one copy to the host, a record.
+
+Between `Row`, which knows one request, and `ModelRunner`, which knows tensors. Of what a pass read, rows keep nothing
+here but their maxima for the metrics; the engine decides what becomes of the rest.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from service.model_runner import Fetched, ModelRunner, PassOutput, RowInput
+from service.read_plan import Columns, ReadPlan, Wants, plan_reading
+from service.records import Phase, StepRecord
+from service.row import Row
+from service.sampling import Draw, draw_rows, token_logprobs
+
+
+class PassResult(NamedTuple):
+    """What a pass gave, on the host."""
+
+    fetched: Fetched
+    columns: list[Columns]
+    """Where each row finds what it wants to read."""
+    record: StepRecord
+    drawn: Draw | None
+    """The next token of each row; None after a piece of prompt that no token follows yet."""
+    prompt_logprobs: list[float] | None
+    """Of the successor of each prompt token, if they were asked for."""
+
+
+class Passes:
+    """Runs passes on a ModelRunner. Whatever the runner raises is passed on, and nothing was drawn from it then."""
+
+    def __init__(self, runner: ModelRunner, server_watch: Sequence[int]) -> None:
+        """`server_watch` are latents that the metrics follow in all requests."""
+        self._runner = runner
+        self._server_watch = tuple(server_watch)
+
+    def read_prompt(self, row: Row, num_tokens: int) -> PassResult:
+        """Read the next piece of a row's prompt."""
+        started, start, wants_logprobs = time.perf_counter(), row.num_read, row.request.include_logprobs
+        plan = self._plan([row])
+        row.num_written = start + num_tokens
+        output = self._runner.forward(
+            [RowInput(row.slot, start, row.ids[start : start + num_tokens], row.steering)],
+            plan.latents,
+            num_top=row.request.top_features,
+            all_logits=wants_logprobs,
+        )
+        extra = []
+        if wants_logprobs:
+            # Of each token's successor; the last one of the prompt has none yet.
+            successors = [*row.ids[start + 1 : start + num_tokens + 1], 0][:num_tokens]
+            extra = [token_logprobs(output.logits_BTV[0], torch.tensor(successors, device=output.logits_BTV.device))]
+        is_last = row.num_unread == num_tokens
+        draw = self._draw([row], output) if is_last and row.needs_draw else ()
+        fetched = self._runner.fetch(output, [*extra, *draw])
+        return PassResult(
+            fetched,
+            plan.columns,
+            self._record(Phase.PREFILL, [row], plan, output, fetched, started),
+            Draw(*fetched.extra[len(extra) :]) if draw else None,
+            fetched.extra[0].tolist() if wants_logprobs else None,
+        )
+
+    def read_tokens(self, rows: list[Row]) -> PassResult:
+        """Read the pending token of every row, and draw the next ones."""
+        started = time.perf_counter()
+        plan = self._plan(rows)
+        inputs = []
+        for row in rows:
+            assert row.pending is not None
+            row.num_written = row.num_read + 1
+            inputs.append(RowInput(row.slot, row.num_read, [row.pending.id], row.steering))
+        output = self._runner.forward(inputs, plan.latents, num_top=max(row.request.top_features for row in rows))
+        fetched = self._runner.fetch(output, self._draw(rows, output))
+        record = self._record(Phase.DECODE, rows, plan, output, fetched, started)
+        return PassResult(fetched, plan.columns, record, Draw(*fetched.extra), None)
+
+    def _plan(self, rows: list[Row]) -> ReadPlan:
+        return plan_reading([Wants(row.request.watched, row.bank.features) for row in rows], self._server_watch)
+
+    @staticmethod
+    def _draw(rows: list[Row], output: PassOutput) -> Draw:
+        """Draw for every row. For one that ends with this pass it is in vain, and cheaper than to leave it out."""
+        wants_logprobs = any(row.request.include_logprobs for row in rows)
+        with torch.inference_mode():
+            samplers = [row.sampler for row in rows]
+            return draw_rows(samplers, [row.ids for row in rows], output.logits_BTV[:, -1], wants_logprobs)
+
+    @staticmethod
+    def _record(
+        phase: Phase, rows: list[Row], plan: ReadPlan, output: PassOutput, fetched: Fetched, started: float
+    ) -> StepRecord:
+        now = time.monotonic()
+        is_finite_N = fetched.stats.finite_N.astype(bool)
+        counts_N = is_finite_N & (fetched.stats.off_scale_N == 0)
+        readings_NW = fetched.stats.readings_NU[:, plan.server_watch]
+        for b, row in enumerate(rows):
+            mine = counts_N if phase is Phase.PREFILL else np.arange(len(rows)) == b
+            row.note_features(readings_NW[mine & counts_N])
+        return StepRecord(
+            phase=phase,
+            num_rows=len(rows),
+            num_tokens=len(is_finite_N),
+            num_tapped_tokens=output.num_tapped,
+            step_seconds=time.perf_counter() - started,
+            encode_seconds=output.encode_seconds,
+            num_nonfinite_tokens=int((~is_finite_N).sum()),
+            readings_NW=readings_NW[counts_N],
+            inter_token_seconds=[now - row.last_token_at for row in rows if row.last_token_at is not None],
+        )
