@@ -9,7 +9,7 @@ largest pre-activations, as in TopK, so small a one never gets among them.) All 
 
     telltale lab revive DICTIONARY --source runs/harvest/corpus --source runs/harvest/chat --output runs/revived
 
-The result is a start to train on from (`telltale lab train --init`), not a dictionary to serve.
+The result is a start to train on from (`telltale lab train --init ... --only-revived`), not a dictionary to serve.
 
 Shape suffixes: N tokens, A dead latents, D model width, F latents.
 """
@@ -99,12 +99,12 @@ def main(argv: list[str] | None = None) -> int:
     if len(dead_A) > len(silence.candidates_ND):
         raise HarvestError(f"--source must hold {len(dead_A)} tokens, one for each latent, got {silence.num_tokens}")
     revive(sae, dead_A, silence.candidates_ND[: len(dead_A)])
-    record = {"latents": len(dead_A), "silent_over_tokens": silence.num_tokens, "max_firings": args.max_firings}
+    record = {"latents": dead_A.tolist(), "silent_over_tokens": silence.num_tokens, "max_firings": args.max_firings}
     training = {"revived": record | {"seed": args.seed}, "started_from": sae.manifest.training}
     save_sae(
         sae, sae.manifest.model_copy(update={"training": training, "metrics": {}, "dtype": "float32"}), args.output
     )
-    print(json.dumps(record))
+    print(json.dumps(record | {"latents": len(dead_A)}))
     return 0
 
 
