@@ -26,7 +26,6 @@ COMMANDS = {
     "chat-corpus": Command("discovery.chat_corpus", "let the model write conversations to train on"),
     "harvest": Command("discovery.harvest", "write the residuals at a hook point to disk"),
     "train": Command("discovery.train", "train a dictionary on harvested residuals"),
-    "revive": Command("discovery.revive", "give latents that never fire a new start"),
     "evaluate": Command("discovery.evaluate", "held-out figures of a dictionary"),
     "fidelity": Command("discovery.fidelity", "compare a dictionary's readings on two quantisations of a model"),
     "search": Command("discovery.search", "find latents that tell two kinds of text apart"),

@@ -23,7 +23,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -36,7 +36,7 @@ from discovery.errors import TrainError
 from discovery.harvest import load_manifest
 from discovery.shard_stream import START, Place, Source, load_buffer, stream_batches
 from discovery.sparse_gradients import SparseResult, backpropagate
-from sae_runtime.checkpoint import LoadedSAE, Manifest, load_sae, save_sae
+from sae_runtime.checkpoint import Manifest, load_sae, save_sae
 from sae_runtime.sae import SAE
 
 TrainedActivation = Literal["topk", "batchtopk"]
@@ -141,23 +141,9 @@ def project_decoder_gradient(sae: SAE) -> None:
 
 
 @torch.no_grad()
-def normalize_decoder(sae: SAE, latents: slice | Tensor = slice(None)) -> None:
+def normalize_decoder(sae: SAE) -> None:
     """Scale decoder rows to norm 1."""
-    rows_AD = sae.W_dec[latents]
-    sae.W_dec[latents] = rows_AD / rows_AD.norm(dim=-1, keepdim=True).clamp_min(1e-8)
-
-
-@torch.no_grad()
-def freeze_others(sae: SAE, trained_A: Tensor) -> None:
-    """Take out all gradients but those of the latents `trained_A`; b_dec is everybody's, and stays."""
-    for tensor in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec):
-        assert tensor.grad is not None
-        kept = torch.zeros_like(tensor.grad)
-        if tensor is sae.W_enc:
-            kept[:, trained_A] = tensor.grad[:, trained_A]
-        elif tensor is not sae.b_dec:
-            kept[trained_A] = tensor.grad[trained_A]
-        tensor.grad = kept
+    sae.W_dec.div_(sae.W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-8))
 
 
 def measure_scale(sources: list[Source], seed: int = 0) -> DataScale:
@@ -198,17 +184,8 @@ def new_sae(settings: TrainSettings, scale: DataScale, sources: list[Source]) ->
 class Trainer:
     """One run: dictionary, optimiser, and where in the data it is."""
 
-    def __init__(
-        self,
-        settings: TrainSettings,
-        sources: list[Source],
-        start_from: SAE | None = None,
-        *,
-        trained_latents: Sequence[int] | None = None,
-    ) -> None:
-        """With `trained_latents` all other weights, and the threshold, stay as they are in `start_from`."""
+    def __init__(self, settings: TrainSettings, sources: list[Source], start_from: SAE | None = None) -> None:
         self.settings, self.sources = settings, sources
-        self.trained_A = None if trained_latents is None else torch.tensor(trained_latents, dtype=torch.long)
         if start_from is None:
             scale = measure_scale(sources)
             self.sae = new_sae(settings, scale, sources)
@@ -234,12 +211,10 @@ class Trainer:
         if settings.aux_weight and bool(dead_F.any()):
             with torch.enable_grad():
                 add_aux_gradients(sae, x_BD, result.error_BD, dead_F, settings)
-        if self.trained_A is not None:
-            freeze_others(sae, self.trained_A)
         torch.nn.utils.clip_grad_norm_(sae.parameters(), settings.max_grad_norm)
         project_decoder_gradient(sae)
         self.optimizer.step()
-        normalize_decoder(sae, slice(None) if self.trained_A is None else self.trained_A)
+        normalize_decoder(sae)
         self._follow(result, len(x_BD))
         return StepFigures(result.fvu, result.l0)
 
@@ -247,7 +222,7 @@ class Trainer:
         """Update what is counted along the way: silence of each latent, threshold, steps."""
         self.silent_tokens_F += num_tokens
         self.silent_tokens_F[result.active.latents_N] = 0
-        if self.settings.activation == "batchtopk" and self.trained_A is None:
+        if self.settings.activation == "batchtopk":
             # Slow enough to average out single batches, fast enough to follow the weights.
             share = 1.0 if self.num_steps_done == 0 else 0.02
             self.sae.threshold.lerp_(torch.tensor(result.active.threshold), share)
@@ -392,7 +367,6 @@ def training_record(trainer: Trainer, started_from: dict[str, Any] | None) -> di
     record = {
         "recipe": asdict(trainer.settings),
         "tokens_seen": trainer.num_steps_done * trainer.settings.batch_size,
-        "trained_latents": "all" if trainer.trained_A is None else trainer.trained_A.tolist(),
         "data": [
             {
                 "sources": sorted(harvest["sources"]),
@@ -418,7 +392,7 @@ def finish(
     rounded_mean_D = sae.resid_mean.clone()
     sae.to_weights_dtype(torch.bfloat16)
     sae.resid_mean.copy_(rounded_mean_D)
-    if trainer.settings.activation == "batchtopk" and trainer.trained_A is None:
+    if trainer.settings.activation == "batchtopk":
         calibrate_threshold(sae, trainer.sources, target_l0 or trainer.settings.k)
     harvest_manifest = load_manifest(trainer.sources[0].shards[0].parent)
     manifest = manifest_of(
@@ -432,20 +406,12 @@ def finish(
     return save_sae(sae, manifest, folder)
 
 
-def _revived(first: LoadedSAE | None) -> list[int]:
-    record = first.manifest.training.get("revived") if first is not None else None
-    if record is None:
-        raise TrainError("--only-revived needs --init with a dictionary that `telltale lab revive` wrote")
-    return list(record["latents"])
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train a dictionary on harvested residuals.")
     parser.add_argument("--source", action="append", required=True, help="FOLDER or FOLDER:SHARDS_PER_BUFFER; repeat")
     parser.add_argument("--output", type=Path, required=True, help="folder; continued if it has a checkpoint")
     parser.add_argument("--name", default="sae")
     parser.add_argument("--init", type=Path, help="start from this dictionary instead of a random one")
-    parser.add_argument("--only-revived", action="store_true", help="train what discovery.revive began anew in --init")
     parser.add_argument("--target-l0", type=float, help="mean L0 the batchtopk threshold is set for; default k")
     parser.add_argument("--checkpoint-every", type=int, default=500, help="steps")
     for name, value in asdict(DEFAULTS).items():
@@ -454,7 +420,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = replace(DEFAULTS, **{name: getattr(args, name) for name in asdict(DEFAULTS)})
     sources = [Source.parse(text) for text in args.source]
     first = load_sae(args.init) if args.init else None
-    trainer = Trainer(settings, sources, first, trained_latents=_revived(first) if args.only_revived else None)
+    trainer = Trainer(settings, sources, first)
     run(trainer, args.output, checkpoint_every=args.checkpoint_every, progress=True)
     started_from = first.manifest.training if first is not None else None
     manifest = finish(trainer, args.output, name=args.name, target_l0=args.target_l0, started_from=started_from)

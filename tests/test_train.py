@@ -196,25 +196,6 @@ def test_a_run_can_start_from_a_finished_dictionary(source, tmp_path):
     assert manifest.training["started_from"]["recipe"]["seed"] == 0
 
 
-def test_only_the_latents_asked_for_are_trained(source, tmp_path):
-    run(first := Trainer(SETTINGS, [source]), tmp_path)
-    finish(first, tmp_path, name="first")
-    before = {name: tensor.clone() for name, tensor in load_sae(tmp_path).state_dict().items()}
-    trainer = Trainer(changed(num_steps=20), [source], load_sae(tmp_path), trained_latents=[2, 9])
-    for _ in trainer.steps():
-        pass
-    after, others = trainer.sae.state_dict(), [latent for latent in range(F) if latent not in (2, 9)]
-    for name in ("b_dec", "threshold", "resid_mean"):
-        assert torch.equal(after[name], before[name])
-    for name in ("W_dec", "b_enc"):
-        assert torch.equal(after[name][others], before[name][others])
-        assert not torch.equal(after[name][[2, 9]], before[name][[2, 9]])
-    assert torch.equal(after["W_enc"][:, others], before["W_enc"][:, others])
-    torch.testing.assert_close(after["W_dec"][[2, 9]].norm(dim=-1), torch.ones(2))
-    finish(trainer, tmp_path / "second", name="second")
-    assert torch.equal(load_sae(tmp_path / "second").threshold, before["threshold"])
-
-
 def test_stream_goes_on_from_any_place(source):
     stream = stream_batches([source], 128, seed=5)
     seen = [next(stream) for _ in range(25)]
