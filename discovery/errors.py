@@ -2,6 +2,7 @@
 
     LabError
     ├── HarvestError     residuals that cannot be taken, continued or read
+    ├── FitError         a dictionary that can't have been trained on the model or residuals it is used with
     └── TrainError       a dictionary that cannot be trained, or trained on
 
 Each ends a command as one line on stderr and exit code 1.
@@ -14,6 +15,10 @@ class LabError(Exception):
 
 class HarvestError(LabError):
     """A harvest that cannot be begun, continued or read."""
+
+
+class FitError(LabError):
+    """A dictionary that can't have been trained on the model or the residuals it is said to be for."""
 
 
 class TrainError(LabError):

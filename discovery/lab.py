@@ -28,6 +28,8 @@ COMMANDS = {
     "train": Command("discovery.train", "train a dictionary on harvested residuals"),
     "evaluate": Command("discovery.evaluate", "held-out figures of a dictionary"),
     "fidelity": Command("discovery.fidelity", "compare a dictionary's readings on two quantisations of a model"),
+    "import": Command("discovery.import_sae", "read a dictionary in another library's format"),
+    "export": Command("discovery.export_sae", "write a dictionary in another library's format"),
     "search": Command("discovery.search", "find latents that tell two kinds of text apart"),
     "contrasts": Command("discovery.contrasts", "build labelled contrasts out of a corpus and chat"),
     "name": Command("discovery.name_features", "measure chosen latents and write a feature file"),

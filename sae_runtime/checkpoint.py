@@ -104,15 +104,11 @@ def save_sae(sae: SAE, manifest: Manifest, folder: Path) -> Manifest:
             raise CheckpointError(
                 f"manifest field {field} must be the SAE's {getattr(sae, field)}, got {getattr(manifest, field)}"
             )
-    tensors = {}
-    for name, tensor in sae.state_dict().items():
-        dtype = torch.float32 if name in ALWAYS_FLOAT32 else _DTYPES[manifest.dtype]
-        tensors[name] = tensor.detach().to("cpu", dtype).contiguous()
+    tensors = stored_tensors(sae, manifest)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"tensor {name} must be finite in {manifest.dtype}, got NaN or infinite values")
-    records = {name: _tensor_record(tensor) for name, tensor in tensors.items()}
-    manifest = manifest.model_copy(update={"tensors": records})
+    manifest = with_records(manifest, tensors)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (WEIGHTS_FILE + ".partial")
     save_file(tensors, partial)
@@ -120,6 +116,20 @@ def save_sae(sae: SAE, manifest: Manifest, folder: Path) -> Manifest:
     partial.replace(folder / WEIGHTS_FILE)
     write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
     return manifest
+
+
+def stored_tensors(sae: SAE, manifest: Manifest) -> dict[str, Tensor]:
+    """What the weights file of `sae` holds: the manifest's dtype, or fp32 for what may not be rounded."""
+    tensors = {}
+    for name, tensor in sae.state_dict().items():
+        dtype = torch.float32 if name in ALWAYS_FLOAT32 else _DTYPES[manifest.dtype]
+        tensors[name] = tensor.detach().to("cpu", dtype).contiguous()
+    return tensors
+
+
+def with_records(manifest: Manifest, tensors: dict[str, Tensor]) -> Manifest:
+    """The manifest of the dictionary that has these tensors stored."""
+    return manifest.model_copy(update={"tensors": {name: _tensor_record(tensor) for name, tensor in tensors.items()}})
 
 
 def load_manifest(folder: Path) -> Manifest:
