@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.errors import FitError
-from discovery.evaluate import measure_reconstruction
 from discovery.harvest import load_manifest, load_resid, shard_paths
+from discovery.reconstruction import measure_reconstruction
 from sae_runtime.checkpoint import LoadedSAE
 from sae_runtime.formats import UNKNOWN
 from sae_runtime.hook_point import HookPoint
