@@ -1,7 +1,10 @@
 """What can go wrong offline.
 
     LabError
+    ├── ExampleError     examples that cannot be collected, continued or read
     ├── HarvestError     residuals that cannot be taken, continued or read
+    ├── PageError        pages that cannot be made
+    ├── SearchError      a search that has nothing to go by
     └── TrainError       a dictionary that cannot be trained, or trained on
 
 Each ends a command as one line on stderr and exit code 1.
@@ -12,8 +15,20 @@ class LabError(Exception):
     """A run that cannot be begun, continued or read."""
 
 
+class ExampleError(LabError):
+    """Examples of latents that cannot be collected, continued or read."""
+
+
 class HarvestError(LabError):
     """A harvest that cannot be begun, continued or read."""
+
+
+class PageError(LabError):
+    """Pages that cannot be made."""
+
+
+class SearchError(LabError, ValueError):
+    """A search that has nothing to go by."""
 
 
 class TrainError(LabError):

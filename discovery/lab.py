@@ -27,7 +27,10 @@ COMMANDS = {
     "harvest": Command("discovery.harvest", "write the residuals at a hook point to disk"),
     "train": Command("discovery.train", "train a dictionary on harvested residuals"),
     "evaluate": Command("discovery.evaluate", "held-out figures of a dictionary"),
-    "search": Command("discovery.search", "find latents that tell two kinds of text apart"),
+    "examples": Command("discovery.examples", "collect top examples of every latent in one pass"),
+    "latent": Command("discovery.latent_view", "show one latent of an example file"),
+    "search": Command("discovery.search", "find latents by contrast, text, direction or sentence"),
+    "pages": Command("discovery.pages", "write pages about a dictionary's latents, to open in a browser"),
     "contrasts": Command("discovery.contrasts", "build labelled contrasts out of a corpus and chat"),
     "name": Command("discovery.name_features", "measure chosen latents and write a feature file"),
 }
