@@ -1,8 +1,11 @@
 """What can go wrong offline.
 
     LabError
+    ├── ExampleError     examples that cannot be collected, continued or read
     ├── HarvestError     residuals that cannot be taken, continued or read
     ├── FitError         a dictionary that can't have been trained on the model or residuals it is used with
+    ├── PageError        pages that cannot be made
+    ├── SearchError      a search that has nothing to go by
     └── TrainError       a dictionary that cannot be trained, or trained on
 
 Each ends a command as one line on stderr and exit code 1.
@@ -13,12 +16,24 @@ class LabError(Exception):
     """A run that cannot be begun, continued or read."""
 
 
+class ExampleError(LabError):
+    """Examples of latents that cannot be collected, continued or read."""
+
+
 class HarvestError(LabError):
     """A harvest that cannot be begun, continued or read."""
 
 
 class FitError(LabError):
     """A dictionary that can't have been trained on the model or the residuals it is said to be for."""
+
+
+class PageError(LabError):
+    """Pages that cannot be made."""
+
+
+class SearchError(LabError, ValueError):
+    """A search that has nothing to go by."""
 
 
 class TrainError(LabError):

@@ -30,7 +30,10 @@ COMMANDS = {
     "fidelity": Command("discovery.fidelity", "compare a dictionary's readings on two quantisations of a model"),
     "import": Command("discovery.import_sae", "read a dictionary in another library's format"),
     "export": Command("discovery.export_sae", "write a dictionary in another library's format"),
-    "search": Command("discovery.search", "find latents that tell two kinds of text apart"),
+    "examples": Command("discovery.examples", "collect top examples of every latent in one pass"),
+    "latent": Command("discovery.latent_view", "show one latent of an example file"),
+    "search": Command("discovery.search", "find latents by contrast, text, direction or sentence"),
+    "pages": Command("discovery.pages", "write pages about a dictionary's latents, to open in a browser"),
     "contrasts": Command("discovery.contrasts", "build labelled contrasts out of a corpus and chat"),
     "name": Command("discovery.name_features", "measure chosen latents and write a feature file"),
 }

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from discovery.contrast_search import Candidate, SearchResult, auroc, search
 from discovery.contrasts import CONTRASTS, Passage, read_pool
+from discovery.item_readings import read_item_latents
 from discovery.named_features import (
     HeldOutReadings,
     document_sources,
@@ -31,7 +33,7 @@ from discovery.named_features import (
     reference_scale,
 )
 from discovery.quantile_threshold import quantile_threshold, read_replies, reply_statistics
-from discovery.search import Candidate, Item, SearchResult, auroc, make_item, read_item_latents, read_items, search
+from discovery.search_items import Item, make_item, read_items
 from discovery.steering_trial import try_steering
 from monitors.monitor import MonitorSpec, WeightedFeature
 from monitors.rules import Rule

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from discovery.corpus import Context
 from discovery.harvest import read_in_batches
-from discovery.search import Item
+from discovery.search_items import Item
 from monitors.monitor import max_rolling_mean
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.sae import SAE

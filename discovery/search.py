@@ -1,315 +1,51 @@
-"""Contrast search: which latents tell two kinds of text apart, and would that many have done so by luck?
+"""Find latents: by contrast, by text, by direction, or by what a sentence activates.
 
-Items are texts or conversations with a label and a group; what belongs together (the two answers to one question) is in
-one group. Each item becomes one number per latent: its mean over the scored tokens, in the dictionary's own scale.
+    telltale lab search DICTIONARY contrast.jsonl                                labelled items (discovery.search_items)
+    telltale lab search DICTIONARY --positive "I lied." --negative "It rained."  prompts; or --positive-file FILE
+    telltale lab search DICTIONARY --text "whale ship" --store examples.sqlite   explanations, else examples
+    telltale lab search DICTIONARY --like 2242                                   cosine of decoder rows; or a file
+    telltale lab search DICTIONARY --sentence "Call me Ishmael."                 strongest latents, token by token
 
-    selection half   AUROC of every latent; the best are the candidates
-    held-out half    AUROC of the candidates, which is what is reported
-    permutations     the same selection with labels shuffled among groups: the best of 8192 latents looks good by luck
-
-    python -m discovery.search DICTIONARY contrast.jsonl --top 20 --json
-
-Items are JSON lines: `text` or `messages` (the last one is scored, between the characters `score_from_char` and
-`score_to_char`), `label` (1 or 0, others are skipped), `group`.
-
-Shape suffixes: I items, P permutations, T tokens, F latents, D model width.
+A contrast ranks latents on half of the items and measures them on the other, beside permuted labels
+(`discovery.contrast_search`). With few prompts nothing can be held out: they are ranked on all, and the p-value says
+whether the best of so many latents would have looked as good by luck.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from scipy.stats import rankdata  # type: ignore[import-untyped]
-from torch import Tensor
-from tqdm import tqdm
+from rich.console import Console, RenderableType
 
-from discovery.corpus import Context, read_json_lines
-from discovery.harvest import read_in_batches
-from sae_runtime.checkpoint import load_sae
-from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
-from sae_runtime.sae import SAE
+from discovery.contrast_search import RANKINGS, search
+from discovery.errors import SearchError
+from discovery.item_readings import read_item_latents
+from discovery.latent_names import LatentNames, load_names, open_store
+from discovery.latent_search import read_direction, read_sentence, similar
+from discovery.search_items import Item, prompt_items, read_items, read_prompts
+from discovery.search_tables import contrast_table, match_table, similar_table, strongest_table, token_table
+from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
+from sae_runtime.language_model import EMBEDDED, load_language_model
 from sae_runtime.tap import Tap
 
+_LEAST_TO_HOLD_OUT = 8
+"""Groups with each label that it takes to leave half of them out."""
 
-class Item(NamedTuple):
-    """A text as the model reads it, and which of its tokens count."""
-
-    tokens: list[int]
-    scored: list[int]
-    """Positions, never 0."""
-    label: int
-    group: str
-    name: str
-    """For pages and messages."""
+Found = tuple[dict[str, Any], list[RenderableType]]
+"""What a search found, as JSON and as tables."""
 
 
-class ItemReadings(NamedTuple):
-    """What the dictionary says of each item."""
-
-    mean_IF: Tensor
-    """Mean over the scored tokens, fp32."""
-    max_IF: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A latent and how well it tells the labels apart."""
-
-    latent: int
-    auroc_selection: float
-    auroc_held_out: float
-    mean_positive: float
-    """Mean reading over the positive items of both halves."""
-    mean_negative: float
-    share_positive: float
-    """Of positive items, the share on which it is active at all."""
-    share_negative: float
-    top_slice_positive: float
-    """Share of positives among the tenth of items with the largest readings."""
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """Candidates of one contrast, best first, and what luck would have given."""
-
-    num_positive: int
-    num_negative: int
-    num_held_out: int
-    candidates: list[Candidate]
-    permuted_best_selection: list[float]
-    """For each permutation of labels, the selection AUROC of the best of all latents."""
-    permuted_best_held_out: list[float]
-    """The held-out AUROC of that latent."""
-
-
-# --- items ----------------------------------------------------------------------------------------------------------
-
-
-def read_items(paths: Iterable[Path], tokenizer: Any, max_tokens: int = 512) -> Iterator[Item]:
-    """The labelled items of the files that have a scored token within the first `max_tokens`."""
-    for path in paths:
-        for number, record in enumerate(read_json_lines(path)):
-            if record.get("label") not in (0, 1):
-                continue
-            item = make_item(record, tokenizer, max_tokens, name=str(record.get("id", f"{path.stem}-{number}")))
-            if item.scored:
-                yield item
-
-
-def make_item(record: dict[str, Any], tokenizer: Any, max_tokens: int, name: str) -> Item:
-    """One record as tokens. Conversations go through the chat template; only the last message is scored."""
-    if "messages" in record and record["messages"][-1]["role"] != "text":
-        tokens, scored = tokenize_chat(record, tokenizer)
-    else:
-        text = record["text"] if "text" in record else record["messages"][-1]["content"]
-        encoding = tokenizer(text, return_offsets_mapping=True)
-        tokens = encoding["input_ids"]
-        scored = _positions_within(encoding["offset_mapping"], *_score_range(record, len(text)))
-    scored = [position for position in scored if 0 < position < max_tokens]
-    return Item(tokens[:max_tokens], scored, int(record["label"]), str(record.get("group", name)), name)
-
-
-def tokenize_chat(record: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids of a conversation, and the positions of the last message's scored characters."""
-    messages = record["messages"]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    content = messages[-1]["content"].strip()
-    begin = text.rindex(content)
-    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-    first, last = _score_range(record, len(content))
-    return encoding["input_ids"], _positions_within(encoding["offset_mapping"], begin + first, begin + last)
-
-
-def _score_range(record: dict[str, Any], length: int) -> tuple[int, int]:
-    last = record.get("score_to_char")
-    return record.get("score_from_char") or 0, length if last is None else min(last, length)
-
-
-def _positions_within(offsets: list[tuple[int, int]], begin: int, end: int) -> list[int]:
-    return [i for i, (first, last) in enumerate(offsets) if first >= begin and last <= end and last > first]
-
-
-# --- readings -------------------------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def read_item_latents(
-    lm: LanguageModel, tap: Tap, sae: SAE, items: list[Item], *, batch_tokens: int = 4096, precision: str = "highest"
-) -> ItemReadings:
-    """Mean and maximum of every latent over each item's scored tokens.
-
-    With `precision` "medium" the encoder's products may run in bf16: enough for ranking latents, and much faster on a
-    processor that has instructions for it.
-    """
-    mean_IF = torch.zeros(len(items), sae.num_latents)
-    max_IF = torch.zeros(len(items), sae.num_latents)
-    contexts = [Context(item.tokens, 0, 0, item.name) for item in items]
-    bar = tqdm(total=len(items), desc="reading", unit="item", mininterval=5)
-    with bar, _matmul_precision(precision):
-        for index, resid_TD in read_in_batches(lm, tap, contexts, batch_tokens):
-            f_TF = sae.encode(resid_TD[items[index].scored])
-            mean_IF[index], max_IF[index] = f_TF.mean(0), f_TF.amax(0)
-            bar.update()
-    return ItemReadings(mean_IF, max_IF)
-
-
-@contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-# --- statistics -----------------------------------------------------------------------------------------------------
-
-
-def auroc(scores_IF: Tensor, labels_PI: Tensor) -> Tensor:
-    """[P, F] AUROC of every latent under every labelling: the chance that a positive scores above a negative.
-
-    Ties count half (ranks are averaged). AUROC = (R - n+ (n+ + 1) / 2) / (n+ n-), R the sum of the positives' ranks
-    (Mann and Whitney 1947).
-    """
-    ranks_IF = torch.from_numpy(rankdata(scores_IF.numpy(), axis=0).astype(np.float32))
-    labels_PI = labels_PI.to(torch.float32)
-    num_positive_P1 = labels_PI.sum(1, keepdim=True)
-    num_negative_P1 = labels_PI.shape[1] - num_positive_P1
-    rank_sum_PF = labels_PI @ ranks_IF
-    return (rank_sum_PF - num_positive_P1 * (num_positive_P1 + 1) / 2) / (num_positive_P1 * num_negative_P1)
-
-
-def split_groups(groups: list[str], seed: int) -> Tensor:
-    """[I] mask of the selection half: whole groups, about half of them."""
-    generator = np.random.default_rng(seed)
-    names = sorted(set(groups))
-    chosen = {names[i] for i in generator.permutation(len(names))[: len(names) // 2]}
-    return torch.tensor([group in chosen for group in groups])
-
-
-def permute_labels(labels_I: Tensor, groups: list[str], num: int, seed: int) -> Tensor:
-    """[P, I] labellings as luck would have them.
-
-    Where every group has both labels they are swapped within groups, all or none; else whole groups trade labels. So
-    what items of a group have in common stays in common.
-    """
-    generator = np.random.default_rng(seed)
-    names = sorted(set(groups))
-    member_I = torch.tensor([names.index(group) for group in groups])
-    positives_G = torch.bincount(member_I, weights=labels_I.double(), minlength=len(names))
-    means = positives_G / torch.bincount(member_I, minlength=len(names))
-    permuted = []
-    for _ in range(num):
-        if bool(((means > 0) & (means < 1)).all()):
-            swap_G = torch.from_numpy(generator.integers(0, 2, len(names)))
-            permuted.append(labels_I ^ swap_G[member_I])
-        else:
-            # A group's items share one label here; a mixed group takes its majority's.
-            traded_G = (means >= 0.5).long()[torch.from_numpy(generator.permutation(len(names)))]
-            permuted.append(traded_G[member_I])
-    return torch.stack(permuted) if permuted else labels_I.new_empty(0, len(labels_I))
-
-
-def search(
-    scores_IF: Tensor,
-    labels_I: Tensor,
-    groups: list[str],
-    *,
-    top: int = 20,
-    also: Iterable[int] = (),
-    num_permutations: int = 50,
-    seed: int = 0,
-) -> SearchResult:
-    """Find the latents that are larger on positive items: chosen on one half of the groups, measured on the other.
-
-    Latents of `also` are measured whether they are among the best or not.
-    """
-    labels_I = labels_I.long()
-    selection_I = split_groups(groups, seed)
-    halves = [selection_I, ~selection_I]
-    for half in halves:
-        if len(set(labels_I[half].tolist())) < 2:
-            raise ValueError("each half of the groups must have both labels: more groups are needed")
-    permuted_PI = permute_labels(labels_I, groups, num_permutations, seed)
-    # The first row holds the true labels.
-    labels_PI = torch.cat([labels_I[None], permuted_PI])
-    selection_PF, held_out_PF = (auroc(scores_IF[half], labels_PI[:, half]) for half in halves)
-    # A permutation of few groups can leave a half with one label; its AUROC means nothing.
-    usable_P = selection_PF.isfinite().all(1) & held_out_PF.isfinite().all(1)
-    best_P = selection_PF.nan_to_num(0).argmax(1)
-    rows = [p for p in range(1, len(labels_PI)) if usable_P[p]]
-    chosen = selection_PF[0].topk(min(top, selection_PF.shape[1])).indices.tolist()
-    return SearchResult(
-        num_positive=int(labels_I.sum()),
-        num_negative=int((1 - labels_I).sum()),
-        num_held_out=int((~selection_I).sum()),
-        candidates=[
-            _describe(latent, scores_IF, labels_I, selection_PF[0], held_out_PF[0])
-            for latent in [*chosen, *(latent for latent in also if latent not in chosen)]
-        ],
-        permuted_best_selection=[round(float(selection_PF[p, best_P[p]]), 4) for p in rows],
-        permuted_best_held_out=[round(float(held_out_PF[p, best_P[p]]), 4) for p in rows],
-    )
-
-
-def _describe(latent: int, scores_IF: Tensor, labels_I: Tensor, selection_F: Tensor, held_out_F: Tensor) -> Candidate:
-    score_I = scores_IF[:, latent]
-    positive, negative = score_I[labels_I == 1], score_I[labels_I == 0]
-    slice_size = max(1, len(score_I) // 10)
-    return Candidate(
-        latent=latent,
-        auroc_selection=round(float(selection_F[latent]), 4),
-        auroc_held_out=round(float(held_out_F[latent]), 4),
-        mean_positive=round(float(positive.mean()), 4),
-        mean_negative=round(float(negative.mean()), 4),
-        share_positive=round(float((positive > 0).float().mean()), 4),
-        share_negative=round(float((negative > 0).float().mean()), 4),
-        top_slice_positive=round(float(labels_I[score_I.topk(slice_size).indices].float().mean()), 4),
-    )
-
-
-def format_table(result: SearchResult) -> str:
-    """For a person."""
-    lines = [
-        f"{result.num_positive} positive, {result.num_negative} negative, {result.num_held_out} of them held out",
-        " latent   AUROC  held out   mean +   mean -   on +   on -  top 10% +",
-    ]
-    for c in result.candidates:
-        lines.append(
-            f"{c.latent:7d} {c.auroc_selection:7.3f} {c.auroc_held_out:9.3f} {c.mean_positive:8.3f} "
-            f"{c.mean_negative:8.3f} {c.share_positive:6.2f} {c.share_negative:6.2f} {c.top_slice_positive:10.2f}"
-        )
-    if result.permuted_best_selection:
-        lines.append(
-            f"labels permuted {len(result.permuted_best_selection)} times, best of all latents: selection "
-            f"{max(result.permuted_best_selection):.3f} at most, held out {max(result.permuted_best_held_out):.3f}"
-        )
-    return "\n".join(lines)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Find the latents that tell two kinds of text apart.")
-    parser.add_argument("dictionary", type=Path)
-    parser.add_argument("items", type=Path, nargs="+", help="labelled JSON lines")
-    parser.add_argument("--model", default=EMBEDDED)
-    parser.add_argument("--statistic", choices=["mean", "max"], default="mean", help="of the scored tokens")
-    parser.add_argument("--top", type=int, default=20)
-    parser.add_argument("--permutations", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
-    args = parser.parse_args(argv)
-    sae = load_sae(args.dictionary)
+def find_contrast(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -> Found:
+    """By labelled items or prompts."""
     lm = load_language_model(args.model, progress=True)
-    items = list(read_items(args.items, lm.tokenizer))
-    readings = read_item_latents(lm, Tap(lm.model, sae.manifest.hook, lm.d_model), sae, items, precision="medium")
+    items = list(read_items(args.items, lm.tokenizer)) if args.items else prompts_of(args, lm.tokenizer)
+    tap = Tap(lm.model, sae.manifest.hook, lm.d_model)
+    readings = read_item_latents(lm, tap, sae.to(lm.device), items, precision="medium")
     result = search(
         readings.mean_IF if args.statistic == "mean" else readings.max_IF,
         torch.tensor([item.label for item in items]),
@@ -317,8 +53,138 @@ def main(argv: list[str] | None = None) -> int:
         top=args.top,
         num_permutations=args.permutations,
         seed=args.seed,
+        rank_by=args.rank_by,
+        hold_out=bool(args.items) or can_hold_out(items),
     )
-    print(json.dumps(asdict(result)) if args.json else format_table(result))
+    record = asdict(result)
+    for candidate in record["candidates"]:
+        candidate |= words(names, candidate["latent"])
+    return record, [contrast_table(result, names)]
+
+
+def words(names: LatentNames, latent: int) -> dict[str, str]:
+    """What is known of a latent in words."""
+    return {"name": names.of(latent), "example": names.example(latent)}
+
+
+def prompts_of(args: argparse.Namespace, tokenizer: Any) -> list[Item]:
+    """The prompts of the command line and its files."""
+    positive = [*args.positive, *(text for path in args.positive_file for text in read_prompts(path))]
+    negative = [*args.negative, *(text for path in args.negative_file for text in read_prompts(path))]
+    return prompt_items(positive, negative, tokenizer)
+
+
+def can_hold_out(items: list[Item]) -> bool:
+    """Whether there are enough groups for two halves."""
+    groups = Counter(label for label, _ in {(item.label, item.group) for item in items})
+    return min(groups[0], groups[1]) >= _LEAST_TO_HOLD_OUT
+
+
+def find_text(args: argparse.Namespace, names: LatentNames) -> Found:
+    """By words of explanations and examples."""
+    if args.opened is None:
+        raise SearchError("--text needs an example file: give --store")
+    matches = args.opened.search(args.text, args.top)
+    matches = [match._replace(title=names.of(match.latent) or None) for match in matches]
+    return {"query": args.text, "latents": [match._asdict() for match in matches]}, [match_table(matches, args.text)]
+
+
+def find_similar(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -> Found:
+    """By cosine with a latent's decoder row or with a vector."""
+    direction_D = read_direction(args.like, sae)
+    latents_NN, cosines_NN = similar(sae, direction_D[None], args.top + args.like.isdecimal())
+    pairs = zip(latents_NN[0].tolist(), cosines_NN[0].tolist(), strict=True)
+    found = [(latent, cosine) for latent, cosine in pairs if str(latent) != args.like][: args.top]
+    what = f"latent {args.like} {names.of(int(args.like))}".strip() if args.like.isdecimal() else args.like
+    record = [{"latent": latent, "cosine": round(cosine, 4), **words(names, latent)} for latent, cosine in found]
+    return {"like": args.like, "latents": record}, [similar_table(found, names, f"decoder rows like {what}")]
+
+
+def find_in_sentence(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -> Found:
+    """By what a sentence activates."""
+    lm = load_language_model(args.model, progress=True)
+    sentence = read_sentence(lm, Tap(lm.model, sae.manifest.hook, lm.d_model), sae.to(lm.device), args.sentence)
+    maxima_F = torch.tensor(args.opened.maxima()) if args.opened else None
+    if args.by_share and maxima_F is None:
+        raise SearchError("--by-share needs an example file: give --store")
+    strongest = sentence.strongest(args.top, maxima_F, by_share=args.by_share)
+    latents = [{**_rounded(found._asdict()), **words(names, found.latent)} for found in strongest]
+    tokens = [
+        {
+            "position": position,
+            "id": sentence.token_ids[position],
+            "text": sentence.pieces[position],
+            "read": bool(sentence.read_T[position]),
+            "latents": [{"latent": latent, "value": round(value, 4)} for latent, value in pairs],
+        }
+        for position, pairs in enumerate(sentence.by_token(args.top))
+    ]
+    tables: list[RenderableType] = [strongest_table(sentence, strongest, names), token_table(sentence, names)]
+    return {"sentence": args.sentence, "latents": latents, "tokens": tokens}, tables
+
+
+def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()}
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Find latents by contrast, text, direction or sentence.")
+    parser.add_argument("dictionary", type=Path)
+    parser.add_argument("items", type=Path, nargs="*", help="labelled JSON lines")
+    prompts = parser.add_argument_group("by prompts")
+    for label in ("positive", "negative"):
+        prompts.add_argument(f"--{label}", action="append", default=[], metavar="TEXT", help="a prompt; repeat")
+        prompts.add_argument(
+            f"--{label}-file",
+            action="append",
+            default=[],
+            type=Path,
+            metavar="FILE",
+            help="a prompt per line, or .jsonl",
+        )
+    prompts.add_argument("--statistic", choices=["mean", "max"], default="mean", help="of an item's scored tokens")
+    prompts.add_argument("--rank-by", choices=RANKINGS, default="auroc")
+    prompts.add_argument("--permutations", type=int, default=50)
+    prompts.add_argument("--seed", type=int, default=0)
+    other = parser.add_argument_group("by something else")
+    other.add_argument("--text", metavar="WORDS", help="latents whose explanation or examples have these words")
+    other.add_argument("--like", metavar="LATENT|FILE", help="latents that write the same: an index, or a vector file")
+    other.add_argument("--sentence", metavar="TEXT", help="latents that fire in it")
+    other.add_argument("--by-share", action="store_true", help="of a sentence: order by share of each latent's maximum")
+    parser.add_argument("--store", type=Path, help="example file; default examples.sqlite in the dictionary's folder")
+    parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--top", type=int, default=20)
+    parser.add_argument("--json", action="store_true", help="print one JSON line instead of tables")
+    args = parser.parse_args(argv)
+    prompted = bool(args.positive or args.negative or args.positive_file or args.negative_file)
+    asked = [bool(args.items), prompted, args.text is not None, args.like is not None, args.sentence is not None]
+    if sum(asked) != 1:
+        parser.error("ask for one thing: labelled items, --positive and --negative, --text, --like or --sentence")
+    if args.top < 1:
+        parser.error(f"--top must be 1 or more, got {args.top}")
+    return args
+
+
+def find(args: argparse.Namespace) -> Found:
+    """Whatever search was asked for."""
+    manifest = load_manifest(args.dictionary)
+    args.opened = open_store(args.store, args.dictionary, manifest)
+    names = load_names(args.dictionary, manifest, args.opened)
+    if args.text is not None:
+        return find_text(args, names)
+    sae = load_sae(args.dictionary)
+    if args.like is not None:
+        return find_similar(args, sae, names)
+    return find_in_sentence(args, sae, names) if args.sentence is not None else find_contrast(args, sae, names)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    record, tables = find(args)
+    if args.json:
+        print(json.dumps(record))
+    else:
+        Console().print(*tables)
     return 0
 
 

@@ -7,21 +7,14 @@ import tiny
 import torch
 from sklearn.metrics import roc_auc_score
 
+from discovery.contrast_search import auroc, mean_difference, permute_labels, search, split_groups, top_slice
 from discovery.contrasts import CONTRASTS, Passage, composed_passages, corpus_passages
 from discovery.corpus import Context
 from discovery.harvest import harvest, load_shard, shard_paths
+from discovery.item_readings import read_item_latents
 from discovery.named_features import largest_hits, read_held_out, reference_scale, source_shares
 from discovery.quantile_threshold import quantile_threshold, reply_statistics
-from discovery.search import (
-    auroc,
-    format_table,
-    make_item,
-    permute_labels,
-    read_item_latents,
-    read_items,
-    search,
-    split_groups,
-)
+from discovery.search_items import make_item, read_items
 from discovery.steering_trial import continue_greedily
 from monitors.monitor import max_rolling_mean
 from sae_runtime.tap import Tap
@@ -60,7 +53,42 @@ def test_planted_latent_is_found_and_luck_is_not(contrast):
     assert min(result.permuted_best_selection) > 0.6
     held_out = torch.tensor(result.permuted_best_held_out)
     assert abs(float(held_out.mean()) - 0.5) < 0.05
-    assert str(PLANTED) in format_table(result)
+    assert best.p_value == round(1 / 21, 4)
+
+
+def test_other_statistics_are_what_they_say():
+    scores_IF = torch.randn(40, 5, generator=torch.Generator().manual_seed(1)).relu()
+    scores_IF[:, 4] = 0.0
+    labels_PI = torch.stack([torch.arange(40) % 2, (torch.arange(40) < 13).long()])
+    difference_PF, slice_PF = mean_difference(scores_IF, labels_PI), top_slice(scores_IF, labels_PI)
+    for p in range(2):
+        positive, negative = scores_IF[labels_PI[p] == 1], scores_IF[labels_PI[p] == 0]
+        n, m = len(positive), len(negative)
+        for latent in range(4):
+            pooled = ((n - 1) * positive[:, latent].var() + (m - 1) * negative[:, latent].var()) / (n + m - 2)
+            wanted = (positive[:, latent].mean() - negative[:, latent].mean()) / pooled.sqrt()
+            assert float(difference_PF[p, latent]) == pytest.approx(float(wanted), rel=1e-4)
+            largest = sorted(range(40), key=lambda i: -float(scores_IF[i, latent]))[:4]
+            assert float(slice_PF[p, latent]) == sum(int(labels_PI[p, i]) for i in largest) / 4
+        assert float(difference_PF[p, 4]) == float(slice_PF[p, 4]) == 0
+
+
+@pytest.mark.parametrize("rank_by", ["difference", "top-slice"])
+def test_the_planted_latent_is_best_by_other_statistics_too(contrast, rank_by):
+    result = search(*contrast, top=3, num_permutations=10, rank_by=rank_by)
+    assert result.candidates[0].latent == PLANTED
+    assert result.candidates[0].difference > 2
+    assert len(result.permuted_best_selection) == 10
+    assert max(result.permuted_best_selection) < result.candidates[0].auroc_selection
+
+
+def test_few_items_are_not_divided_and_luck_shows_in_the_p_value(contrast):
+    scores_IF, labels_I, _ = contrast
+    few = search(scores_IF[:6], labels_I[:6], [str(i) for i in range(6)], num_permutations=40, hold_out=False)
+    assert few.num_held_out == 0 and few.permuted_best_held_out == []
+    assert few.candidates[0].auroc_selection == 1.0 and few.candidates[0].auroc_held_out is None
+    # Among 400 latents some tell any three items from any other three.
+    assert few.candidates[0].p_value > 0.5
 
 
 def test_latents_asked_for_are_measured_too(contrast):

@@ -1,0 +1,247 @@
+"""Which latents tell two kinds of items apart, and would that many have done so by luck?
+
+    selection half   every latent is ranked, by AUROC or another statistic; the best are the candidates
+    held-out half    AUROC of the candidates, which is what is reported
+    permutations     the same with labels shuffled among groups: the best of 8192 latents looks good by luck
+
+A candidate's p-value is the share of labellings, the true one among them, under which the best AUROC of all latents is
+as large as its own (a max-statistic permutation test: it holds for all latents together).
+
+Shape suffixes: I items, P permutations, G groups, F latents.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from scipy.stats import rankdata  # type: ignore[import-untyped]
+from torch import Tensor
+
+from discovery.errors import SearchError
+
+Ranking = Literal["auroc", "difference", "top-slice"]
+RANKINGS: tuple[str, ...] = get_args(Ranking)
+
+_SLICE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A latent and how well it tells the labels apart."""
+
+    latent: int
+    auroc_selection: float
+    auroc_held_out: float | None
+    """None where nothing was held out."""
+    mean_positive: float
+    """Mean reading over the positive items of both halves."""
+    mean_negative: float
+    difference: float
+    """Difference of the two in pooled standard deviations (Cohen's d), so that latents of any size compare."""
+    share_positive: float
+    """Of positive items, the share on which it is active at all."""
+    share_negative: float
+    top_slice_positive: float
+    """Positives on which it is active, among the tenth of items with the largest readings, as a share of the tenth."""
+    p_value: float | None
+    """None without permutations."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Candidates of one contrast, best first, and what luck would have given."""
+
+    num_positive: int
+    num_negative: int
+    num_held_out: int
+    candidates: list[Candidate]
+    permuted_best_selection: list[float]
+    """For each permutation of labels, the selection AUROC of the latent ranked best."""
+    permuted_best_held_out: list[float]
+    """The held-out AUROC of that latent. Empty where nothing was held out."""
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+def auroc(scores_IF: Tensor, labels_PI: Tensor) -> Tensor:
+    """[P, F] AUROC of every latent under every labelling: the chance that a positive scores above a negative.
+
+    Ties count half (ranks are averaged). AUROC = (R - n+ (n+ + 1) / 2) / (n+ n-), R the sum of the positives' ranks
+    (Mann and Whitney 1947).
+    """
+    ranks_IF = torch.from_numpy(rankdata(scores_IF.numpy(), axis=0).astype(np.float32))
+    labels_PI = labels_PI.to(torch.float32)
+    num_positive_P1 = labels_PI.sum(1, keepdim=True)
+    num_negative_P1 = labels_PI.shape[1] - num_positive_P1
+    rank_sum_PF = labels_PI @ ranks_IF
+    return (rank_sum_PF - num_positive_P1 * (num_positive_P1 + 1) / 2) / (num_positive_P1 * num_negative_P1)
+
+
+def mean_difference(scores_IF: Tensor, labels_PI: Tensor) -> Tensor:
+    """[P, F] difference of the labels' means in pooled standard deviations; 0 where a latent does not vary."""
+    labels_PI = labels_PI.to(torch.float32)
+    num_positive_P1 = labels_PI.sum(1, keepdim=True)
+    num_negative_P1 = labels_PI.shape[1] - num_positive_P1
+    positive_PF = labels_PI @ scores_IF / num_positive_P1
+    negative_PF = (1 - labels_PI) @ scores_IF / num_negative_P1
+    within_PF = scores_IF.square().sum(0) - num_positive_P1 * positive_PF**2 - num_negative_P1 * negative_PF**2
+    deviation_PF = (within_PF / max(labels_PI.shape[1] - 2, 1)).clamp(min=0).sqrt()
+    # Rounding leaves a deviation of about this much where there is none.
+    floor_F = 1e-3 * scores_IF.abs().mean(0) + 1e-6
+    return (positive_PF - negative_PF) / deviation_PF.clamp(min=floor_F)
+
+
+def top_slice(scores_IF: Tensor, labels_PI: Tensor) -> Tensor:
+    """[P, F] positives among the tenth of items with the largest readings above 0, as a share of the tenth."""
+    size = max(1, len(scores_IF) // _SLICE)
+    top = scores_IF.topk(size, dim=0)
+    mask_IF = torch.zeros_like(scores_IF).scatter_(0, top.indices, (top.values > 0).to(scores_IF.dtype))
+    return labels_PI.to(torch.float32) @ mask_IF / size
+
+
+_STATISTICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "auroc": auroc,
+    "difference": mean_difference,
+    "top-slice": top_slice,
+}
+
+
+# --- halves and permutations ----------------------------------------------------------------------------------------
+
+
+def split_groups(groups: list[str], seed: int) -> Tensor:
+    """[I] mask of the selection half: whole groups, about half of them."""
+    generator = np.random.default_rng(seed)
+    names = sorted(set(groups))
+    chosen = {names[i] for i in generator.permutation(len(names))[: len(names) // 2]}
+    return torch.tensor([group in chosen for group in groups])
+
+
+def permute_labels(labels_I: Tensor, groups: list[str], num: int, seed: int) -> Tensor:
+    """[P, I] labellings as luck would have them.
+
+    Where every group has both labels they are swapped within groups, all or none; else whole groups trade labels. So
+    what items of a group have in common stays in common.
+    """
+    generator = np.random.default_rng(seed)
+    names = sorted(set(groups))
+    number = {name: index for index, name in enumerate(names)}
+    member_I = torch.tensor([number[group] for group in groups])
+    positives_G = torch.bincount(member_I, weights=labels_I.double(), minlength=len(names))
+    means = positives_G / torch.bincount(member_I, minlength=len(names))
+    permuted = []
+    for _ in range(num):
+        if bool(((means > 0) & (means < 1)).all()):
+            swap_G = torch.from_numpy(generator.integers(0, 2, len(names)))
+            permuted.append(labels_I ^ swap_G[member_I])
+        else:
+            # A group's items share one label here; a mixed group takes its majority's.
+            traded_G = (means >= 0.5).long()[torch.from_numpy(generator.permutation(len(names)))]
+            permuted.append(traded_G[member_I])
+    return torch.stack(permuted) if permuted else labels_I.new_empty(0, len(labels_I))
+
+
+# --- the search -----------------------------------------------------------------------------------------------------
+
+
+def search(
+    scores_IF: Tensor,
+    labels_I: Tensor,
+    groups: list[str],
+    *,
+    top: int = 20,
+    also: Iterable[int] = (),
+    num_permutations: int = 50,
+    seed: int = 0,
+    rank_by: Ranking = "auroc",
+    hold_out: bool = True,
+) -> SearchResult:
+    """Find the latents that are larger on positive items: chosen on one half of the groups, measured on the other.
+
+    Latents of `also` are measured whether they are among the best or not. Without `hold_out` they are chosen on all
+    items, and only the permutations say what luck would have given.
+    """
+    labels_I = labels_I.long()
+    selection_I = split_groups(groups, seed) if hold_out else torch.ones(len(labels_I), dtype=torch.bool)
+    for half in (selection_I, ~selection_I) if hold_out else (selection_I,):
+        if len(set(labels_I[half].tolist())) < 2:
+            raise SearchError("each half of the groups must have both labels: more groups are needed")
+    # The first row holds the true labels.
+    labels_PI = torch.cat([labels_I[None], permute_labels(labels_I, groups, num_permutations, seed)])
+    selection_PF = auroc(scores_IF[selection_I], labels_PI[:, selection_I])
+    held_out_PF = auroc(scores_IF[~selection_I], labels_PI[:, ~selection_I]) if hold_out else None
+    ranking_PF = selection_PF
+    if rank_by != "auroc":
+        # Shares of a small slice are often equal; AUROC decides then.
+        ranking_PF = _STATISTICS[rank_by](scores_IF[selection_I], labels_PI[:, selection_I]) + 1e-4 * selection_PF
+    luck = _luck(ranking_PF[1:], selection_PF[1:], None if held_out_PF is None else held_out_PF[1:])
+    chosen = ranking_PF[0].topk(min(top, ranking_PF.shape[1])).indices.tolist()
+    latents = [*chosen, *(latent for latent in also if latent not in chosen)]
+    held_out_C = None if held_out_PF is None else held_out_PF[0, latents]
+    return SearchResult(
+        num_positive=int(labels_I.sum()),
+        num_negative=int((1 - labels_I).sum()),
+        num_held_out=int((~selection_I).sum()),
+        candidates=_describe(latents, scores_IF[:, latents], labels_I, selection_PF[0, latents], held_out_C, luck),
+        permuted_best_selection=luck.best_selection,
+        permuted_best_held_out=luck.best_held_out,
+    )
+
+
+class _Luck(NamedTuple):
+    """What permuted labels give."""
+
+    best_selection: list[float]
+    """Selection AUROC of the latent ranked best."""
+    best_held_out: list[float]
+    largest_P: Tensor
+    """Largest selection AUROC of all latents."""
+
+
+def _luck(ranking_PF: Tensor, selection_PF: Tensor, held_out_PF: Tensor | None) -> _Luck:
+    # A permutation of few groups can leave a half with one label; its AUROC means nothing.
+    usable_P = selection_PF.isfinite().all(1)
+    if held_out_PF is not None:
+        usable_P &= held_out_PF.isfinite().all(1)
+    selection_PF = selection_PF[usable_P]
+    best_P1 = ranking_PF[usable_P].argmax(1, keepdim=True)
+
+    def of_best(auroc_PF: Tensor) -> list[float]:
+        return [round(value, 4) for value in auroc_PF.gather(1, best_P1)[:, 0].tolist()]
+
+    best_held_out = [] if held_out_PF is None else of_best(held_out_PF[usable_P])
+    return _Luck(of_best(selection_PF), best_held_out, selection_PF.amax(1))
+
+
+def _describe(
+    latents: list[int],
+    scores_IC: Tensor,
+    labels_I: Tensor,
+    selection_C: Tensor,
+    held_out_C: Tensor | None,
+    luck: _Luck,
+) -> list[Candidate]:
+    positive, negative = scores_IC[labels_I == 1], scores_IC[labels_I == 0]
+    columns = {
+        "auroc_selection": selection_C,
+        "mean_positive": positive.mean(0),
+        "mean_negative": negative.mean(0),
+        "difference": mean_difference(scores_IC, labels_I[None])[0],
+        "share_positive": (positive > 0).float().mean(0),
+        "share_negative": (negative > 0).float().mean(0),
+        "top_slice_positive": top_slice(scores_IC, labels_I[None])[0],
+    }
+    if held_out_C is not None:
+        columns["auroc_held_out"] = held_out_C
+    if len(luck.largest_P):
+        num_as_large_C = (luck.largest_P[:, None] >= selection_C - 1e-6).sum(0)
+        columns["p_value"] = (1 + num_as_large_C) / (1 + len(luck.largest_P))
+    values = [[round(value, 4) for value in column.tolist()] for column in columns.values()]
+    missing = {"auroc_held_out": None, "p_value": None}
+    return [
+        Candidate(latent=latent, **(missing | dict(zip(columns, row, strict=True))))
+        for latent, row in zip(latents, zip(*values, strict=True), strict=True)
+    ]

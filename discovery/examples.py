@@ -1,0 +1,270 @@
+"""Top examples of every latent, in one pass over a text, into one SQLite file.
+
+The text is a harvest (`--harvest`), or corpus files that the model reads now (`--corpus`): the two give the same file.
+With a harvest, `--corpus` names the files behind it, so that examples know their sources.
+
+    telltale lab examples DICTIONARY --harvest runs/harvest/held-out --corpus corpus/*.jsonl.gz --output examples.sqlite
+    telltale lab latent examples.sqlite 2242
+
+The state is saved beside the output every few shards. A run that was killed goes on from there when it is started with
+the same words, and its file is the same as if it had not been killed; with other words it is refused.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from discovery.corpus import DEFAULTS, CorpusSettings, read_contexts, shuffle_contexts, take_tokens
+from discovery.errors import ExampleError
+from discovery.example_collector import Collector, ExampleSettings
+from discovery.example_store import ExampleStore
+from discovery.example_writer import write_store
+from discovery.logit_effects import logit_effects
+from discovery.named_features import document_sources
+from discovery.text_pieces import HarvestedText, ModelText, Text
+from sae_runtime.checkpoint import LoadedSAE, load_sae
+from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
+from sae_runtime.tap import Tap
+
+_EFFECTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass: what is read, with what, and what is kept."""
+
+    sae: LoadedSAE
+    text: Text
+    settings: ExampleSettings
+    quote_sources: tuple[str, ...] | None = None
+    """Sources that examples may come from; None is all."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must agree for a pass to be continued; part of the file's manifest."""
+        facts = {
+            "sae_sha256": self.sae.manifest.sae_sha256,
+            "sae_name": self.sae.manifest.name,
+            **self.text.facts,
+            "sources": list(self.text.sources),
+            "quote_sources": None if self.quote_sources is None else sorted(self.quote_sources),
+            **asdict(self.settings),
+        }
+        return dict(json.loads(json.dumps(facts)))
+
+    def collector(self) -> Collector:
+        """An empty one."""
+        quotable = [self.quote_sources is None or source in self.quote_sources for source in self.text.sources]
+        if not any(quotable):
+            wanted = ", ".join(self.text.sources)
+            raise ExampleError(f"quote sources must be among {wanted}; got {', '.join(self.quote_sources or ())}")
+        return Collector(self.sae.num_latents, self.settings, quotable)
+
+
+def state_path(output: Path) -> Path:
+    """Where a pass that is not finished is kept."""
+    return output.with_name(output.name + ".state")
+
+
+def collect(this: Pass, output: Path, *, checkpoint_pieces: int = 8, progress: bool = False) -> Collector:
+    """Run `this` pass, or the rest of it. The state lies at `state_path(output)` until `finish`."""
+    collector = this.collector()
+    done = _load_state(state_path(output), this.identity, collector)
+    bar = tqdm(
+        total=sum(map(this.text.num_tokens, range(len(this.text)))),
+        initial=sum(map(this.text.num_tokens, range(done))),
+        desc="examples",
+        unit="tok",
+        unit_scale=True,
+        mininterval=0.1 if sys.stderr.isatty() else 5,
+        disable=not progress,
+    )
+    with bar:
+        for index in range(done, len(this.text)):
+            collector.add(this.sae, this.text.piece(index))
+            if (index + 1) % checkpoint_pieces == 0 or index + 1 == len(this.text):
+                _save_state(state_path(output), this.identity, collector, index + 1)
+            bar.update(this.text.num_tokens(index))
+    return collector
+
+
+def _save_state(path: Path, identity: dict[str, Any], collector: Collector, pieces_done: int) -> None:
+    partial = path.with_name(path.name + ".partial")
+    metadata = {"identity": json.dumps(identity), "pieces_done": str(pieces_done)}
+    try:
+        save_file(collector.arrays(), partial, metadata)
+        partial.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"state {path} can't be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _load_state(path: Path, identity: dict[str, Any], collector: Collector) -> int:
+    """Go on from the state at `path` if there is one. Returns the number of pieces that are done."""
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+        arrays = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ExampleError(f"state {path} can't be read; delete it to begin again: {error}") from None
+    _refuse_other(path, json.loads(metadata["identity"]), identity)
+    collector.load(arrays)
+    return int(metadata["pieces_done"])
+
+
+def _refuse_other(path: Path, before: dict[str, Any], identity: dict[str, Any]) -> None:
+    differing = [name for name, value in identity.items() if before.get(name) != value]
+    if differing:
+        changes = "; ".join(f"{name} was {before.get(name)}, is {identity[name]}" for name in differing)
+        raise ExampleError(f"{path} belongs to another pass: {changes}")
+
+
+def finish(this: Pass, collector: Collector, lm: LanguageModel, output: Path, *, progress: bool = False) -> None:
+    """Write the example file and remove the state."""
+    write_store(
+        output,
+        collector,
+        logit_effects(lm, this.sae, _EFFECTS, progress=progress),
+        sources=this.text.sources,
+        tokenizer=lm.tokenizer,
+        manifest=this.identity,
+        progress=progress,
+    )
+    state_path(output).unlink(missing_ok=True)
+
+
+def is_finished(this: Pass, output: Path) -> bool:
+    """Whether `output` is this pass's file; ExampleError if it is another's."""
+    if not output.exists():
+        return False
+    with ExampleStore.open(output) as store:
+        _refuse_other(output, store.manifest, this.identity)
+    state_path(output).unlink(missing_ok=True)
+    return True
+
+
+def check_match(sae: LoadedSAE, text: Text) -> None:
+    """ExampleError if the text's residuals are not those that the dictionary was made for."""
+    manifest, facts = sae.manifest, text.facts
+    for name in ("hook_point", "model_sha256", "quantization"):
+        wanted, got = getattr(manifest, name), facts[name]
+        if wanted != got:
+            raise ExampleError(
+                f"{name} of the text must be the dictionary's {wanted}, got {got} (--unverified goes on)"
+            )
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def make_text(args: argparse.Namespace, sae: LoadedSAE, lm: LanguageModel) -> Text:
+    """What the arguments say is to be read."""
+    if args.harvest:
+        return HarvestedText(args.harvest, document_sources(args.corpus) if args.corpus else None)
+    settings = CorpusSettings(context_tokens=args.context_tokens, held_out_share=args.held_out_share)
+    read = read_contexts(args.corpus, lm.tokenizer, settings, args.split)
+    contexts = list(tqdm(read, desc="tokenising", unit="ctx", unit_scale=True, mininterval=5))
+    contexts = take_tokens(shuffle_contexts(contexts, args.seed), args.max_tokens)
+    tap = Tap(lm.model, sae.manifest.hook, lm.d_model)
+    return ModelText(lm, tap, contexts, contexts_per_piece=args.contexts_per_shard, batch_tokens=args.batch_tokens)
+
+
+def summary(output: Path) -> dict[str, Any]:
+    """Figures of a finished file."""
+    with ExampleStore.open(output) as store:
+        return {
+            "output": str(output),
+            "file_bytes": output.stat().st_size,
+            "latents": store.num_latents,
+            "live": store.num_live,
+            "tokens": store.num_tokens,
+            "massive_left_out": store.manifest["num_massive"],
+            "examples": store.num_examples,
+        }
+
+
+def print_summary(figures: dict[str, Any]) -> None:
+    """For a person."""
+    table = Table(show_header=False)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    Console().print(table)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Collect top examples of every latent.")
+    parser.add_argument("dictionary", type=Path)
+    parser.add_argument("--output", type=Path, required=True, help="SQLite file; a killed run goes on")
+    parser.add_argument(
+        "--harvest", type=Path, nargs="+", help="harvest folders; without them the model reads --corpus"
+    )
+    parser.add_argument("--corpus", type=Path, nargs="+", help=".jsonl, .jsonl.gz or text files")
+    parser.add_argument("--quote-sources", metavar="NAME,NAME", help="only these may be quoted; all are counted")
+    parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--unverified", action="store_true", help="accept residuals of another model or hook point")
+    defaults = ExampleSettings()
+    kept = parser.add_argument_group("what is kept of each latent")
+    kept.add_argument("--top", type=int, default=defaults.num_top, help="largest readings")
+    kept.add_argument("--bins", type=int, default=defaults.num_bins, help="quantile bins")
+    kept.add_argument("--per-bin", type=int, default=defaults.per_bin, help="random examples in each bin")
+    kept.add_argument("--before", type=int, default=defaults.before, help="tokens before the focus")
+    kept.add_argument("--after", type=int, default=defaults.after, help="tokens behind it")
+    kept.add_argument("--backgrounds", type=int, default=defaults.num_backgrounds, help="random windows")
+    kept.add_argument("--seed", type=int, default=0, help="of random examples and of the order of contexts")
+    read = parser.add_argument_group("how corpus files are read (without --harvest)")
+    read.add_argument("--split", default="all", choices=["train", "held_out", "all"])
+    read.add_argument("--held-out-share", type=float, default=DEFAULTS.held_out_share)
+    read.add_argument("--context-tokens", type=int, default=DEFAULTS.context_tokens)
+    read.add_argument("--max-tokens", type=int, help="stop after this many; contexts are shuffled first")
+    read.add_argument("--batch-tokens", type=int, default=8192)
+    read.add_argument("--contexts-per-shard", type=int, default=128)
+    parser.add_argument("--checkpoint-shards", type=int, default=8, help="save the state every so many shards")
+    parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
+    args = parser.parse_args(argv)
+    if not args.harvest and not args.corpus:
+        parser.error("one of --harvest and --corpus is needed")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    settings = ExampleSettings(
+        num_top=args.top,
+        num_bins=args.bins,
+        per_bin=args.per_bin,
+        before=args.before,
+        after=args.after,
+        num_backgrounds=args.backgrounds,
+        seed=args.seed,
+    )
+    sae = load_sae(args.dictionary)
+    lm = load_language_model(args.model, progress=True)
+    quote = tuple(args.quote_sources.split(",")) if args.quote_sources else None
+    this = Pass(sae.to(lm.device), make_text(args, sae, lm), settings, quote)
+    if not args.unverified:
+        check_match(sae, this.text)
+    if not is_finished(this, args.output):
+        collector = collect(this, args.output, checkpoint_pieces=args.checkpoint_shards, progress=True)
+        finish(this, collector, lm, args.output, progress=True)
+    figures = summary(args.output)
+    if args.json:
+        print(json.dumps(figures))
+    else:
+        print_summary(figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

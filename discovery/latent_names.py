@@ -1,0 +1,64 @@
+"""What latents are called: a feature's name if somebody named it, else the title of its explanation.
+
+Where nobody has said anything, the latent's largest reading in its context is better than nothing.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from discovery.errors import ExampleError
+from discovery.example_store import ExampleStore
+from monitors.watchlist import NamedFeature, Watchlist
+from sae_runtime.checkpoint import Manifest
+
+FEATURES_FILE = "features.json"
+STORE_FILE = "examples.sqlite"
+"""Where a dictionary's own example file lies, in its folder."""
+
+_TOKENS_BEFORE, _TOKENS_AFTER = 6, 2
+
+
+class LatentNames:
+    """Names of a dictionary's latents."""
+
+    def __init__(
+        self, features: Mapping[int, NamedFeature], titles: Mapping[int, str], store: ExampleStore | None = None
+    ) -> None:
+        self.features, self.titles, self._store = features, titles, store
+
+    def of(self, latent: int) -> str:
+        """The name, else the title, else nothing."""
+        feature = self.features.get(latent)
+        return feature.name if feature else self.titles.get(latent, "")
+
+    def example(self, latent: int) -> str:
+        """The latent's largest reading, a few tokens before it, itself between » and «; nothing without a store."""
+        best = self._store.best_example(latent) if self._store else None
+        if best is None:
+            return ""
+        before = "".join(best.pieces[max(0, best.focus - _TOKENS_BEFORE) : best.focus])
+        after = "".join(best.pieces[best.focus + 1 : best.focus + 1 + _TOKENS_AFTER])
+        here = best.pieces[best.focus]
+        word = here.lstrip(" ") or here
+        return f"{before}{here[: len(here) - len(word)]}»{word}«{after}".strip()
+
+
+def load_names(folder: Path, manifest: Manifest, store: ExampleStore | None) -> LatentNames:
+    """The names in the dictionary's folder and the titles in `store`, as far as they are there and belong to it."""
+    features: Mapping[int, NamedFeature] = {}
+    if (folder / FEATURES_FILE).is_file():
+        watchlist = Watchlist.load(folder / FEATURES_FILE)
+        watchlist.check_binding(manifest.sae_sha256, manifest.num_latents)
+        features = watchlist.by_index
+    titles = {explanation.latent: explanation.title for explanation in store.explanations()} if store else {}
+    return LatentNames(features, titles, store)
+
+
+def open_store(path: Path | None, folder: Path, manifest: Manifest) -> ExampleStore | None:
+    """The example file at `path`, else the dictionary's own if it has one. ExampleError if it is another one's."""
+    if path is None and not (folder / STORE_FILE).is_file():
+        return None
+    store = ExampleStore.open(path or folder / STORE_FILE)
+    if (got := store.manifest.get("sae_sha256")) != manifest.sae_sha256:
+        raise ExampleError(f"{store.path} must be made with the dictionary {manifest.sae_sha256}, got {got}")
+    return store

@@ -1,0 +1,103 @@
+"""A folder of pages that opens without a network: HTML from templates, one style sheet, scripts and data beside it.
+
+Data for scripts lies in `.js` files that set a variable, because pages opened as files may not fetch others. All text
+of models and corpora is untrusted: the templates escape it, and the scripts put it in as text.
+
+The folder appears whole: it is built beside the old one and takes its place at the end.
+"""
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from discovery.errors import PageError
+
+MARKER = "telltale-pages.json"
+"""Says that a folder is ours, and may be replaced."""
+
+_ASSETS = ("style.css", "index.js", "plots.js")
+
+
+class Link(NamedTuple):
+    """One entry of the bar at the top."""
+
+    href: str
+    text: str
+
+
+class SiteFacts(NamedTuple):
+    """What every page shows."""
+
+    name: str
+    footer: str
+    links: list[Link]
+
+
+class Site:
+    """A folder in the making. Used as a context: left without an error, it takes the place of `folder`."""
+
+    def __init__(self, folder: Path, facts: SiteFacts) -> None:
+        if folder.exists() and not (folder / MARKER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise PageError(f"output {folder} must be a new folder or one of pages, got one without {MARKER}")
+        self.folder, self.facts = folder, facts
+        self._draft = folder.with_name(folder.name + ".partial")
+        self._templates = Environment(
+            loader=PackageLoader("discovery"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self._draft, ignore_errors=True)
+        (self._draft / "assets").mkdir(parents=True)
+        (self._draft / "latents").mkdir()
+        for name in _ASSETS:
+            text = resources.files("discovery").joinpath("templates", "assets", name).read_text(encoding="utf-8")
+            self.write(f"assets/{name}", text)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None:
+            shutil.rmtree(self._draft, ignore_errors=True)
+            return
+        self.write(MARKER, json.dumps({"name": self.facts.name}))
+        old = self.folder.with_name(self.folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.replace(old)
+        self._draft.replace(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def write(self, path: str, text: str) -> None:
+        """One file, by its path from the folder."""
+        (self._draft / path).write_text(text, encoding="utf-8", errors="replace")
+
+    def write_page(self, path: str, template: str, **values: Any) -> None:
+        """One page."""
+        root = "../" * path.count("/")
+        page = self._templates.get_template(template).render(site=self.facts, root=root, here=path, **values)
+        self.write(path, page)
+
+    def write_data(self, path: str, variable: str, value: Any) -> None:
+        """Data for scripts, as `window.<variable>`."""
+        # Escaped to ASCII, and so that no text could end a script if it were put into a page.
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+        self.write(path, f"window.{variable}={text};\n")
+
+    def write_plotly(self) -> None:
+        """The one script that plots need; once, beside the pages."""
+        from plotly.offline import get_plotlyjs  # late: it reads megabytes
+
+        self.write("assets/plotly.min.js", get_plotlyjs())
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the finished folder."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())

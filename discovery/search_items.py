@@ -1,0 +1,91 @@
+"""What a contrast search reads: texts or conversations with a label, a group, and the tokens that count.
+
+Items are JSON lines: `text` or `messages` (the last one is scored, between the characters `score_from_char` and
+`score_to_char`), `label` (1 or 0, others are skipped), `group`: what belongs together (the two answers to one question)
+is in one group. Or they are plain prompts, each a group of its own.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from discovery.corpus import read_json_lines
+from discovery.errors import SearchError
+
+
+class Item(NamedTuple):
+    """A text as the model reads it, and which of its tokens count."""
+
+    tokens: list[int]
+    scored: list[int]
+    """Positions, never 0."""
+    label: int
+    group: str
+    name: str
+    """For pages and messages."""
+
+
+def read_items(paths: Iterable[Path], tokenizer: Any, max_tokens: int = 512) -> Iterator[Item]:
+    """The labelled items of the files that have a scored token within the first `max_tokens`."""
+    for path in paths:
+        for number, record in enumerate(read_json_lines(path)):
+            if record.get("label") not in (0, 1):
+                continue
+            item = make_item(record, tokenizer, max_tokens, name=str(record.get("id", f"{path.stem}-{number}")))
+            if item.scored:
+                yield item
+
+
+def make_item(record: dict[str, Any], tokenizer: Any, max_tokens: int, name: str) -> Item:
+    """One record as tokens. Conversations go through the chat template; only the last message is scored."""
+    if "messages" in record and record["messages"][-1]["role"] != "text":
+        tokens, scored = tokenize_chat(record, tokenizer)
+    else:
+        text = record["text"] if "text" in record else record["messages"][-1]["content"]
+        encoding = tokenizer(text, return_offsets_mapping=True)
+        tokens = encoding["input_ids"]
+        scored = _positions_within(encoding["offset_mapping"], *_score_range(record, len(text)))
+    scored = [position for position in scored if 0 < position < max_tokens]
+    return Item(tokens[:max_tokens], scored, int(record["label"]), str(record.get("group", name)), name)
+
+
+def tokenize_chat(record: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids of a conversation, and the positions of the last message's scored characters."""
+    messages = record["messages"]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    content = messages[-1]["content"].strip()
+    begin = text.rindex(content)
+    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    first, last = _score_range(record, len(content))
+    return encoding["input_ids"], _positions_within(encoding["offset_mapping"], begin + first, begin + last)
+
+
+def _score_range(record: dict[str, Any], length: int) -> tuple[int, int]:
+    last = record.get("score_to_char")
+    return record.get("score_from_char") or 0, length if last is None else min(last, length)
+
+
+def _positions_within(offsets: list[tuple[int, int]], begin: int, end: int) -> list[int]:
+    return [i for i, (first, last) in enumerate(offsets) if first >= begin and last <= end and last > first]
+
+
+def prompt_items(positive: Iterable[str], negative: Iterable[str], tokenizer: Any, max_tokens: int = 512) -> list[Item]:
+    """Plain prompts as items. SearchError if one label has none, or a prompt has no token behind position 0."""
+    items = []
+    for label, prompts in ((1, positive), (0, negative)):
+        name = "positive" if label else "negative"
+        for number, text in enumerate(prompts):
+            item = make_item({"text": text, "label": label}, tokenizer, max_tokens, f"{name}-{number}")
+            if not item.scored:
+                raise SearchError(f"{name} prompts must have a token behind position 0, got {text!r}")
+            items.append(item)
+        if not any(item.label == label for item in items):
+            raise SearchError(f"there must be at least one {name} prompt, got none")
+    return items
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt per line; of JSON lines, the `text` of each."""
+    if path.name.removesuffix(".gz").endswith(".jsonl"):
+        return [str(record["text"]) for record in read_json_lines(path)]
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,0 +1,194 @@
+"""A long text as pieces with residuals, whether harvested before or run through the model now: the two give the same.
+
+A *piece* is a shard of a harvest, or as many contexts run through the model and rounded as a harvest would. Pieces come
+in a fixed order, any of them can be had alone, and a digest says which text it is.
+
+Shape suffixes: N tokens (position 0 of each context left out), C contexts, D model width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+
+from discovery.corpus import Context, contexts_digest
+from discovery.errors import ExampleError
+from discovery.harvest import MANIFEST_FILE, load_manifest, load_shard, ordinary, read_in_batches, shard_paths
+from sae_runtime.language_model import LanguageModel
+from sae_runtime.tap import Tap
+
+UNKNOWN_SOURCE = "unknown"
+
+Ints = NDArray[np.int64]
+
+
+class Piece(NamedTuple):
+    """Whole contexts with their residuals."""
+
+    resid_ND: Tensor
+    """bf16."""
+    token_ids_N: Ints
+    positions_N: Ints
+    """From 1 in each context, without gaps."""
+    documents_N: Ints
+    sources_N: Ints
+    """Index into the text's sources."""
+    first_ids_C: Ints
+    ordinary_N: NDArray[np.bool_]
+    """False at massive activations, which are not read."""
+
+    def spans(self, most: int) -> Iterator[tuple[int, int]]:
+        """(first row, row behind the last) of runs of whole contexts with at most `most` tokens, or of one context."""
+        borders = [*np.flatnonzero(self.positions_N == 1).tolist(), len(self.positions_N)]
+        begin = 0
+        for end, following in zip(borders[1:], [*borders[2:], None], strict=True):
+            if following is None or following - begin > most:
+                yield begin, end
+                begin = end
+
+
+class Text(Protocol):
+    """What a pass reads."""
+
+    @property
+    def sources(self) -> Sequence[str]: ...
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Identity of the text, the model and the hook point; JSON."""
+
+    def num_tokens(self, piece: int) -> int:
+        """Tokens of a piece, position 0 of each context included; for progress."""
+
+    def __len__(self) -> int: ...
+    def piece(self, index: int) -> Piece: ...
+
+
+class HarvestedText:
+    """The shards of some harvests, in order."""
+
+    def __init__(self, folders: Sequence[Path], document_sources: Mapping[int, str] | None = None) -> None:
+        """`document_sources`: source of each document by its id, if examples are to know theirs."""
+        manifests = [load_manifest(folder) for folder in folders]
+        for folder, manifest in zip(folders, manifests, strict=True):
+            if not manifest["finished"]:
+                raise ExampleError(f"harvest {folder} must be finished, got finished: false in its {MANIFEST_FILE}")
+        self._folders = folders
+        self._paths = [path for folder in folders for path in shard_paths(folder)]
+        self._documents = document_sources or {}
+        self._settings = [manifest["settings"] for manifest in manifests]
+        self.sources = [*sorted(set(self._documents.values())), UNKNOWN_SOURCE]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `Text`. Harvests of different models or hook points are refused."""
+        names = ("model_name", "model_sha256", "quantization", "hook_point", "contexts_per_shard")
+        for name in names:
+            values = {settings[name] for settings in self._settings}
+            if len(values) > 1:
+                raise ExampleError(f"all harvests must have the same {name}, got {', '.join(map(str, sorted(values)))}")
+        digests = [settings["contexts_sha256"] for settings in self._settings]
+        return {name: self._settings[0][name] for name in names} | {"contexts_sha256": digests}
+
+    def num_tokens(self, piece: int) -> int:
+        """About as many in each shard."""
+        total = sum(sum(settings["sources"].values()) for settings in self._settings)
+        return total * (piece + 1) // len(self) - total * piece // len(self)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def piece(self, index: int) -> Piece:
+        """Shard number `index`; ExampleError if it cannot be read."""
+        path = self._paths[index]
+        try:
+            shard = load_shard(path)
+        except (SafetensorError, OSError, TypeError) as error:
+            raise ExampleError(f"shard {path} can't be read: {error}") from None
+        ids = {document: self.sources.index(source) for document, source in self._of(shard.documents_N).items()}
+        documents_N = shard.documents_N.numpy().astype(np.int64)
+        return Piece(
+            finite(shard.resid_ND, path),
+            shard.token_ids_N.numpy().astype(np.int64),
+            shard.positions_N.numpy().astype(np.int64),
+            documents_N,
+            np.array([ids[document] for document in documents_N.tolist()], np.int64),
+            shard.first_ids_C.numpy().astype(np.int64),
+            ordinary(shard.resid_ND).numpy(),
+        )
+
+    def _of(self, documents_N: Tensor) -> dict[int, str]:
+        return {document: self._documents.get(document, UNKNOWN_SOURCE) for document in set(documents_N.tolist())}
+
+
+class ModelText:
+    """Contexts that the model reads when they are asked for."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        tap: Tap,
+        contexts: Sequence[Context],
+        *,
+        contexts_per_piece: int = 128,
+        batch_tokens: int = 8192,
+    ) -> None:
+        if not contexts:
+            raise ExampleError("there must be a context to read in the files and split asked for, got none")
+        self._lm, self._tap, self._contexts = lm, tap, contexts
+        self._size, self._batch_tokens = contexts_per_piece, batch_tokens
+        self.sources = sorted({context.source for context in contexts})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `Text`."""
+        identity = self._lm.identity
+        return {
+            "model_name": identity.name,
+            "model_sha256": identity.weights_sha256,
+            "quantization": identity.quantization,
+            "hook_point": str(self._tap.hook_point),
+            "contexts_per_shard": self._size,
+            "contexts_sha256": [contexts_digest(list(self._contexts))],
+        }
+
+    def _part(self, index: int) -> Sequence[Context]:
+        return self._contexts[index * self._size : (index + 1) * self._size]
+
+    def num_tokens(self, piece: int) -> int:
+        """See `Text`."""
+        return sum(len(context.tokens) for context in self._part(piece))
+
+    def __len__(self) -> int:
+        return -(-len(self._contexts) // self._size)
+
+    def piece(self, index: int) -> Piece:
+        """As a harvest's shard of the same contexts would be."""
+        part = list(self._part(index))
+        resid = dict(read_in_batches(self._lm, self._tap, part, self._batch_tokens))
+        # Rounded as shards are.
+        resid_ND = torch.cat([resid[i][1:].to("cpu", torch.bfloat16) for i in range(len(part))])
+        counts = [len(context.tokens) - 1 for context in part]
+        return Piece(
+            finite(resid_ND, f"piece {index}"),
+            np.array([token for context in part for token in context.tokens[1:]], np.int64),
+            np.concatenate([np.arange(1, count + 1) for count in counts]),
+            np.repeat(np.array([context.document for context in part], np.int64), counts),
+            np.repeat([self.sources.index(context.source) for context in part], counts),
+            np.array([context.tokens[0] for context in part], np.int64),
+            ordinary(resid_ND).numpy(),
+        )
+
+
+def finite(resid_ND: Tensor, name: object) -> Tensor:
+    """The residuals; ExampleError if one of them is NaN or infinite."""
+    bad = int((~resid_ND.isfinite()).any(-1).sum())
+    if bad:
+        raise ExampleError(
+            f"residuals of {name} must be finite, got NaN or infinity at {bad} of {len(resid_ND)} tokens"
+        )
+    return resid_ND

@@ -1,0 +1,140 @@
+"""The example file: what is in it comes back, other files are refused, and one latent can be shown."""
+
+import json
+import sqlite3
+
+import pytest
+import tiny
+import tiny_examples
+
+from discovery import lab
+from discovery.errors import ExampleError
+from discovery.example_store import ExampleStore
+from discovery.latent_record import Explanation
+from discovery.token_text import pieces_of, printable, token_bytes
+
+EXPLANATION = Explanation(
+    latent=9,
+    title="ships",
+    summary="Ships and the sea.",
+    pattern="nouns",
+    dominant_tokens=("ship", "sea"),
+    context="novels",
+    model="somebody",
+    detection=0.8,
+    detection_n=40,
+    fuzzing=0.7,
+    fuzzing_n=20,
+    created="2026-01-02T03:04:05Z",
+)
+
+
+@pytest.fixture(scope="module")
+def path(model, tmp_path_factory):
+    return tiny_examples.write_example_file(model, tmp_path_factory.mktemp("store"))
+
+
+def test_explanations_come_back_as_they_were_saved(path):
+    with ExampleStore.open(path, writable=True) as store:
+        assert store.explanation(9) is None and store.latent(9).explanation is None
+        store.save(EXPLANATION._replace(title="boats"))
+        store.save(EXPLANATION)
+    with ExampleStore.open(path) as store:
+        assert store.explanation(9) == store.latent(9).explanation == EXPLANATION
+        assert store.explanations() == [EXPLANATION]
+
+
+def test_explanations_written_without_this_module_are_read(path):
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("INSERT OR REPLACE INTO explanations (latent, title) VALUES (12, 'bare')")
+    connection.close()
+    with ExampleStore.open(path) as store:
+        bare = store.explanation(12)
+        assert bare.title == "bare" and bare.dominant_tokens == () and bare.summary is not None
+        assert [match.latent for match in store.search("bare")] == [12]
+
+
+def test_a_file_opened_for_reading_is_not_written(path):
+    with ExampleStore.open(path) as store, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        store.save(EXPLANATION)
+    assert sorted(file.name for file in path.parent.glob("examples.sqlite*")) == ["examples.sqlite"]
+
+
+def test_other_files_are_refused(tmp_path, path):
+    with pytest.raises(ExampleError, match=r"none\.sqlite does not exist"):
+        ExampleStore.open(tmp_path / "none.sqlite")
+    (tmp_path / "text").write_text("no database, but long enough to be taken for one" * 100)
+    with pytest.raises(ExampleError, match="text must be an example file"):
+        ExampleStore.open(tmp_path / "text")
+    sqlite3.connect(tmp_path / "empty").close()
+    with pytest.raises(ExampleError, match="empty must be an example file"):
+        ExampleStore.open(tmp_path / "empty")
+    copy = tmp_path / "later.sqlite"
+    copy.write_bytes(path.read_bytes())
+    connection = sqlite3.connect(copy)
+    with connection:
+        connection.execute("UPDATE manifest SET value = '99' WHERE key = 'schema_version'")
+    connection.close()
+    with pytest.raises(ExampleError, match="schema_version must be 1, got 99"):
+        ExampleStore.open(copy)
+
+
+def test_latents_that_are_not_there_are_refused(path):
+    with ExampleStore.open(path) as store, pytest.raises(ExampleError, match=r"0\.\.63, got 64"):
+        store.latent(tiny.NUM_LATENTS)
+
+
+def test_one_latent_is_found_without_reading_the_others(path):
+    with ExampleStore.open(path) as store:
+        plan = store._connection.execute("EXPLAIN QUERY PLAN SELECT * FROM examples WHERE latent = 3").fetchall()
+        assert all("SEARCH" in row["detail"] and "PRIMARY KEY" in row["detail"] for row in plan)
+
+
+def test_orders(path):
+    with ExampleStore.open(path) as store:
+        by_count = [store.latent(latent).num_active for latent in store.latents("num_active")]
+        by_max = [store.latent(latent).max for latent in store.latents("max")]
+    assert by_count == sorted(by_count, reverse=True) and by_max == sorted(by_max, reverse=True)
+
+
+def test_pieces_add_up_to_the_text(path):
+    with ExampleStore.open(path) as store:
+        texts = [example.text for latent in store.latents() for example in store.latent(latent).top]
+    assert any("über" in text for text in texts)
+    assert pieces_of([b"a\xc3", b"\xbc", b"\xff", b"\xe2\x82"]) == ("a", "ü", "�", "�")
+
+
+def test_token_bytes_are_the_tokenizers(model):
+    text = "Größe <|im_end|>\n\té 😀"
+    ids = model.tokenizer(text).input_ids
+    table = token_bytes(model.tokenizer, ids)
+    assert "".join(pieces_of([table[token_id] for token_id in ids])) == text
+
+
+def test_token_bytes_of_a_sentencepiece_vocabulary():
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"<unk>": 0, "▁the": 1, "▁Meer": 2, "<0xC3>": 3, "<0xBC>": 4}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    table = token_bytes(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>"), [1, 2, 3, 4, 0])
+    assert b"".join(table[i] for i in (1, 2, 3, 4, 0)) == " the Meerü<unk>".encode()
+
+
+def test_what_a_terminal_would_obey_is_spelt_out():
+    assert printable("a\x1b[31m\n\tü\x00") == "a\\x1b[31m⏎⇥ü\\x00"
+
+
+def test_the_command_shows_a_latent(path, capsys):
+    assert lab.run("latent", [str(path), "2"]) == 0
+    shown = capsys.readouterr().out
+    with ExampleStore.open(path) as store:
+        record = store.latent(2)
+    assert "latent 2" in shown and f"max {record.max:.3f}" in shown and "random, bin 3 of 3" in shown
+    assert lab.run("latent", [str(path), "2", "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    assert fields["density"] == record.density
+    assert fields["top"][0]["text"] == record.top[0].text
+    assert fields["promoted"][0]["token_id"] == record.promoted[0].token_id

@@ -1,0 +1,427 @@
+"""examples: one pass finds what sorting everything would, in memory that does not grow, and survives being killed."""
+
+import json
+import math
+import sqlite3
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import tiny
+import tiny_examples
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_examples import SETTINGS
+
+from discovery import example_collector, example_schema, examples, lab
+from discovery.corpus import Context
+from discovery.errors import ExampleError
+from discovery.example_collector import HISTOGRAM_EDGES, ExampleSettings, random_priorities
+from discovery.example_store import ExampleStore
+from discovery.examples import check_match, collect, finish, is_finished, state_path
+from discovery.harvest import load_shard, ordinary, shard_path, shard_paths
+from discovery.logit_effects import logit_effects
+from discovery.text_pieces import HarvestedText, ModelText
+from sae_runtime.tap import Tap
+
+QUOTED = ("novels", "chat")
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples")
+    tiny_examples.write_example_file(model, folder)
+    return folder
+
+
+@pytest.fixture
+def store(folder):
+    with ExampleStore.open(folder / "examples.sqlite") as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def sae(folder):
+    return tiny_examples.load_sae(folder / "dictionary")
+
+
+@pytest.fixture
+def text(folder):
+    return HarvestedText([folder / "harvest"], tiny_examples.document_sources())
+
+
+def run(this, output, **settings):
+    finish(this, collect(this, output, **settings), tiny.language_model(), output)
+
+
+# --- the obvious reference ------------------------------------------------------------------------------------------
+
+
+class Token:
+    """One token of the text with the readings of all latents, as plain numbers."""
+
+    def __init__(self, place, context, position, f_F):
+        self.place, self.context, self.position = place, context, position
+        self.f = f_F
+        self.quotable = context.source in QUOTED
+
+    def last_tokens(self, num):
+        end = self.position + 1
+        return tuple([-1] * max(0, num - end) + self.context.tokens[max(0, end - num) : end])
+
+
+@pytest.fixture(scope="module")
+def tokens(folder, sae):
+    """All of them, in order, readings 0 where nothing is read."""
+    made, contexts = [], iter(tiny_examples.contexts())
+    context = None
+    for path in shard_paths(folder / "harvest"):
+        shard = load_shard(path)
+        f_NF = sae.encode(shard.resid_ND.float()) * ordinary(shard.resid_ND)[:, None]
+        for f_F, position in zip(f_NF.tolist(), shard.positions_N.tolist(), strict=True):
+            context = next(contexts) if position == 1 else context
+            made.append(Token(len(made), context, position, f_F))
+    return made
+
+
+def naive_top(tokens, latent):
+    """Best token of each context; best of each text before it; the best of these."""
+    best = {}
+    for token in tokens:
+        if token.quotable and token.f[latent] > 0:
+            key = id(token.context)
+            if key not in best or token.f[latent] > best[key].f[latent]:
+                best[key] = token
+    by_text = defaultdict(list)
+    for token in best.values():
+        by_text[token.last_tokens(SETTINGS.distinct_tokens)].append(token)
+    chosen = [min(group, key=lambda t: (-t.f[latent], t.place)) for group in by_text.values()]
+    return sorted(chosen, key=lambda t: (-t.f[latent], t.place))[: SETTINGS.num_top], len(best) - len(chosen)
+
+
+def naive_sample(tokens, latent):
+    def priority(token):
+        return float(random_priorities(SETTINGS.seed, np.array([token.place]), np.array([latent]))[0])
+
+    active = [token for token in tokens if token.quotable and token.f[latent] > 0]
+    sample = sorted(active, key=priority)[: SETTINGS.num_bins * SETTINGS.per_bin]
+    return sorted(sample, key=lambda t: (t.f[latent], -t.place))
+
+
+def check_example(example, token, latent, all_tokens):
+    assert example.value == pytest.approx(token.f[latent], rel=1e-5)
+    assert (example.document, example.position) == (token.context.document, token.position)
+    assert example.source == token.context.source
+    first = max(0, token.position - SETTINGS.before)
+    last = min(len(token.context.tokens), token.position + SETTINGS.after + 1)
+    assert list(example.token_ids) == token.context.tokens[first:last]
+    assert example.focus == token.position - first
+    start = token.place - token.position  # place of position 0, if it had one
+    wanted = [all_tokens[start + p].f[latent] if p > 0 else 0.0 for p in range(first, last)]
+    assert example.readings == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+    assert example.text == "".join(example.pieces)
+
+
+def test_top_examples_are_those_of_sorting_everything(store, tokens):
+    num_repeated = 0
+    for latent in range(tiny.NUM_LATENTS):
+        wanted, repeated = naive_top(tokens, latent)
+        found = store.latent(latent).top
+        assert len(found) == len(wanted)
+        for example, token in zip(found, wanted, strict=True):
+            check_example(example, token, latent, tokens)
+        num_repeated += repeated
+    assert num_repeated > 10, "the text must have repetitions for this to mean anything"
+
+
+def test_samples_are_the_smallest_hashes_cut_into_bins_by_reading(store, tokens):
+    num_full = 0
+    for latent in range(tiny.NUM_LATENTS):
+        wanted = naive_sample(tokens, latent)
+        bins = store.latent(latent).quantiles
+        found = [example for bin_ in bins for example in reversed(bin_)]
+        assert len(found) == len(wanted)
+        for example, token in zip(found, wanted, strict=True):
+            check_example(example, token, latent, tokens)
+        if len(wanted) == SETTINGS.num_bins * SETTINGS.per_bin:
+            assert [len(bin_) for bin_ in bins] == [SETTINGS.per_bin] * SETTINGS.num_bins
+            num_full += 1
+    assert num_full > 20
+
+
+def test_figures_are_over_all_tokens_quotable_or_not(store, tokens):
+    assert store.num_tokens == len(tokens)
+    for latent in range(tiny.NUM_LATENTS):
+        active = [token for token in tokens if token.f[latent] > 0]
+        values = [token.f[latent] for token in active]
+        record = store.latent(latent)
+        assert record.num_active == len(values)
+        assert record.density == pytest.approx(len(values) / len(tokens))
+        assert record.max == pytest.approx(max(values, default=0), rel=1e-5)
+        assert record.mean_active == pytest.approx(sum(values) / max(len(values), 1), rel=1e-5)
+        # A reading next to an edge may fall to either side: encoding in other batches changes the last bit.
+        wanted = np.histogram(np.clip(values, HISTOGRAM_EDGES[0], None), HISTOGRAM_EDGES)[0]
+        assert np.abs(np.array(record.histogram) - wanted).sum() <= 2
+        for source, share in record.sources.items():
+            assert share == pytest.approx(sum(t.context.source == source for t in active) / len(active), abs=1e-4)
+    assert store.latent(5).num_active == 0 and store.latent(5).top == ()
+    assert store.num_live == tiny.NUM_LATENTS - 1
+
+
+def test_sources_that_may_not_be_quoted_are_counted_and_not_quoted(store):
+    records = [store.latent(latent) for latent in range(tiny.NUM_LATENTS)]
+    quoted = {example.source for r in records for example in (*r.top, *(e for bin_ in r.quantiles for e in bin_))}
+    assert quoted == set(QUOTED)
+    assert {window.source for window in store.backgrounds()} <= set(QUOTED)
+    assert any("manuals" in record.sources for record in records)
+
+
+def test_backgrounds_know_which_latents_are_active_in_them(store, tokens):
+    windows = list(store.backgrounds())
+    assert len(windows) == SETTINGS.num_backgrounds
+    by_place = {(token.context.document, token.position, tuple(token.context.tokens)): token for token in tokens}
+    for window in windows:
+        (token,) = (
+            token
+            for (document, position, ids), token in by_place.items()
+            if (document, position) == (window.document, window.position)
+            and list(window.token_ids) == list(ids)[position - window.focus :][: len(window.token_ids)]
+        )
+        start = token.place - token.position
+        first = max(1, token.position - window.focus)
+        places = range(start + first, start + token.position - window.focus + len(window.token_ids))
+        active = {latent for place in places for latent, value in enumerate(tokens[place].f) if value > 0}
+        assert window.active == active
+    latent = max(windows[0].active, key=lambda latent: sum(latent not in window.active for window in windows))
+    silent = list(store.backgrounds(without=latent))
+    assert silent == [window for window in windows if latent not in window.active] != []
+
+
+def test_batches_of_any_size_give_the_same(sae, text, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(example_collector, "_READINGS_PER_BATCH", tiny.NUM_LATENTS * 10)
+    run(tiny_examples.example_pass(sae, text), tmp_path / "small.sqlite")
+    with ExampleStore.open(tmp_path / "small.sqlite") as small, ExampleStore.open(folder / "examples.sqlite") as whole:
+        for latent in range(tiny.NUM_LATENTS):
+            one, other = small.latent(latent), whole.latent(latent)
+            assert [(e.document, e.position) for e in one.top] == [(e.document, e.position) for e in other.top]
+            assert [e.token_ids for e in one.top] == [e.token_ids for e in other.top]
+            assert one.num_active == other.num_active
+
+
+def test_reading_the_model_gives_the_file_that_the_harvest_gives(model, sae, text, tmp_path):
+    tap = Tap(model.model, tiny.HOOK_POINT, model.d_model)
+    contexts = tiny_examples.contexts()
+    live = ModelText(model, tap, contexts, contexts_per_piece=tiny_examples.CONTEXTS_PER_SHARD, batch_tokens=200)
+    try:
+        harvested = HarvestedText(text._folders, tiny_examples.document_sources())
+        assert live.facts == harvested.facts
+        run(tiny_examples.example_pass(sae, live), tmp_path / "live.sqlite")
+        run(tiny_examples.example_pass(sae, harvested), tmp_path / "harvested.sqlite")
+    finally:
+        tap.remove()
+    rows = [dump(tmp_path / name, without=("sources", "source")) for name in ("live.sqlite", "harvested.sqlite")]
+    assert rows[0] == rows[1]
+
+
+def test_massive_activations_are_not_read(sae, folder, tmp_path):
+    tensors = load_file(shard_path(folder / "harvest", 0))
+    tensors["resid_ND"][7] *= 1000
+    (tmp_path / "manifest.json").write_text((folder / "harvest" / "manifest.json").read_text())
+    save_file(tensors, shard_path(tmp_path, 0))
+    collector = collect(tiny_examples.example_pass(sae, HarvestedText([tmp_path]), None), tmp_path / "x")
+    assert (collector.num_massive, collector.num_tokens) == (1, len(tensors["resid_ND"]) - 1)
+    f_NF = sae.encode(tensors["resid_ND"].float())
+    f_NF[7] = 0
+    assert collector.max_F == pytest.approx(f_NF.amax(0).numpy(), rel=1e-5)
+    assert 7 not in collector.top.arrays["place"][collector.top.arrays["score"] > -np.inf]
+
+
+def test_memory_does_not_grow_with_the_text(sae, text):
+    collector = tiny_examples.example_pass(sae, text).collector()
+    begun = collector.num_bytes
+    sizes = []
+    for index in range(len(text)):
+        collector.add(sae, text.piece(index))
+        sizes.append(collector.num_bytes)
+    most_backgrounds = SETTINGS.num_backgrounds * (4 * tiny.NUM_LATENTS + 4 * 9 + 8 * 5)
+    assert max(sizes) <= begun + most_backgrounds
+    assert sizes[-1] <= sizes[2] * 1.1
+
+
+def test_logit_effects_are_the_change_of_the_logits(sae, store):
+    """Against the model's own head, behind a last norm that does not weigh all directions alike."""
+    model = tiny.language_model()
+    norm_D = model.model.model.norm.weight
+    before = logit_effects(model, sae, 3)
+    assert [effect.token_id for effect in store.latent(17).promoted][:3] == before.promoted_ids_FE[17].tolist()
+    assert store.latent(17).promoted[0].logit == pytest.approx(float(before.promoted_FE[17, 0]), rel=1e-3)
+    norm_D.copy_(torch.linspace(0.1, 3, sae.d_model))
+    effects = logit_effects(model, sae, 3)
+    for latent in (0, 17):
+        direction_D = sae.direction(latent, torch.zeros(1, sae.d_model))[0]
+        with torch.inference_mode():
+            effect_V = model.model.lm_head(direction_D * norm_D)
+        effect_V = effect_V - effect_V.mean()
+        assert effects.promoted_ids_FE[latent].tolist() == effect_V.topk(3).indices.tolist()
+        assert effects.suppressed_FE[latent] == pytest.approx(effect_V.topk(3, largest=False).values.numpy(), rel=1e-4)
+
+
+# --- killed, continued, refused -------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What no handler of the code expects."""
+
+
+def dump(path, without=()):
+    """Every row of every table."""
+    connection = sqlite3.connect(path)
+    rows = {}
+    for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall():
+        cursor = connection.execute(f"SELECT * FROM {name}")
+        kept = [i for i, column in enumerate(cursor.description) if column[0] not in without]
+        if name not in without:
+            rows[name] = [tuple(row[i] for i in kept) for row in cursor if row[0] not in without]
+    connection.close()
+    return rows
+
+
+@pytest.mark.parametrize("dies_at", [1, 2, 3, 5])
+@pytest.mark.parametrize("checkpoint_pieces", [1, 2])
+def test_a_killed_pass_ends_as_an_uninterrupted_one(sae, text, folder, tmp_path, dies_at, checkpoint_pieces):
+    output = tmp_path / "killed.sqlite"
+    piece = text.piece
+
+    def dying_piece(index):
+        if index == dies_at:
+            raise Killed
+        return piece(index)
+
+    text.piece = dying_piece
+    with pytest.raises(Killed):
+        run(tiny_examples.example_pass(sae, text), output, checkpoint_pieces=checkpoint_pieces)
+    assert not output.exists()
+    read = []
+    text.piece = lambda index: read.append(index) or piece(index)
+    run(tiny_examples.example_pass(sae, text), output, checkpoint_pieces=checkpoint_pieces)
+    assert read == list(range(dies_at - dies_at % checkpoint_pieces, len(text)))
+    assert output.read_bytes() == (folder / "examples.sqlite").read_bytes()
+    assert not state_path(output).exists()
+
+
+@pytest.mark.parametrize("step", ["save_file", "write_store", "logit_effects"])
+def test_a_pass_killed_while_writing_goes_on(sae, text, folder, tmp_path, monkeypatch, step):
+    output = tmp_path / "killed.sqlite"
+    real = getattr(examples, step)
+
+    def half_written(*args, **_settings):
+        if step == "save_file":
+            args[1].write_bytes(b"half a state")
+        if step == "write_store":
+            output.with_name(output.name + ".partial").write_bytes(b"half a file")
+        raise Killed
+
+    monkeypatch.setattr(examples, step, half_written)
+    with pytest.raises(Killed):
+        run(tiny_examples.example_pass(sae, text), output, checkpoint_pieces=2)
+    monkeypatch.setattr(examples, step, real)
+    run(tiny_examples.example_pass(sae, text), output, checkpoint_pieces=2)
+    assert output.read_bytes() == (folder / "examples.sqlite").read_bytes()
+
+
+def test_a_finished_file_is_not_done_again_and_other_settings_are_refused(sae, text, folder):
+    output = folder / "examples.sqlite"
+    assert is_finished(tiny_examples.example_pass(sae, text), output)
+    with pytest.raises(ExampleError, match=r"quote_sources was \['chat', 'novels'\], is None"):
+        is_finished(tiny_examples.example_pass(sae, text, None), output)
+
+
+def test_a_state_of_other_settings_is_refused(sae, text, tmp_path):
+    collect(tiny_examples.example_pass(sae, text), tmp_path / "x")
+    with pytest.raises(ExampleError, match="quote_sources was"):
+        collect(tiny_examples.example_pass(sae, text, ("chat",)), tmp_path / "x")
+
+
+def test_a_damaged_state_is_named(sae, text, tmp_path):
+    state_path(tmp_path / "x").write_bytes(b"half")
+    with pytest.raises(ExampleError, match=r"x\.state can't be read; delete it"):
+        collect(tiny_examples.example_pass(sae, text), tmp_path / "x")
+
+
+def test_a_full_disk_leaves_nothing_half_written(sae, text, tmp_path, monkeypatch):
+    output = tmp_path / "x.sqlite"
+    collector = collect(tiny_examples.example_pass(sae, text), output)
+    create = example_schema.create
+
+    def small_disk(path):
+        connection = create(path)
+        connection.execute("PRAGMA max_page_count = 30")
+        return connection
+
+    monkeypatch.setattr(example_schema, "create", small_disk)
+    with pytest.raises(OSError, match="full"):
+        finish(tiny_examples.example_pass(sae, text), collector, tiny.language_model(), output)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.sqlite.state"]
+
+
+def test_bad_text_is_refused_by_name(model, folder, tmp_path):
+    manifest = (folder / "harvest" / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(manifest)
+    path = shard_path(tmp_path, 0)
+    tensors = load_file(shard_path(folder / "harvest", 0))
+    save_file(tensors | {"resid_ND": tensors["resid_ND"].index_fill(0, torch.tensor([3]), math.nan)}, path)
+    with pytest.raises(ExampleError, match=r"shard-00000.*finite, got NaN or infinity at 1 of"):
+        HarvestedText([tmp_path]).piece(0)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ExampleError, match=r"shard-00000.*can't be read"):
+        HarvestedText([tmp_path]).piece(0)
+    save_file({"resid_ND": tensors["resid_ND"]}, path)
+    with pytest.raises(ExampleError, match=r"shard-00000.*can't be read"):
+        HarvestedText([tmp_path]).piece(0)
+    (tmp_path / "manifest.json").write_text(json.dumps(json.loads(manifest) | {"finished": False}))
+    with pytest.raises(ExampleError, match="must be finished"):
+        HarvestedText([tmp_path])
+    with pytest.raises(ExampleError, match="got none"):
+        ModelText(model, None, [])
+
+
+def test_residuals_of_another_model_are_refused(sae, text):
+    check_match(sae, text)
+    for name, other in (("model_sha256", "1" * 64), ("hook_point", "layers.2.output"), ("quantization", "nf4")):
+        manifest = sae.manifest.model_copy(update={name: other})
+        changed = type("Changed", (), {"manifest": manifest})()
+        with pytest.raises(ExampleError, match=f"{name} of the text must be the dictionary's {other}"):
+            check_match(changed, text)
+
+
+def test_unknown_quote_sources_and_settings_are_refused(sae, text):
+    with pytest.raises(ExampleError, match="among chat, manuals, novels, unknown; got songs"):
+        tiny_examples.example_pass(sae, text, ("songs",)).collector()
+    with pytest.raises(ExampleError, match="num_top must be 1 or more, got 0"):
+        ExampleSettings(num_top=0)
+
+
+def test_the_command_writes_the_file(model, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(examples, "load_language_model", lambda *_args, **_settings: model)
+    corpus = tmp_path / "text.jsonl"
+    corpus.write_text("".join(json.dumps({"text": " ".join(tiny_examples.WORDS * 3)}) + "\n" for _ in range(3)))
+    argv = [str(folder / "dictionary"), "--corpus", str(corpus), "--output", str(tmp_path / "x.sqlite"), "--json"]
+    assert lab.run("examples", argv) == 0
+    figures = json.loads(capsys.readouterr().out)
+    with ExampleStore.open(tmp_path / "x.sqlite") as store:
+        assert figures["tokens"] == store.num_tokens > 0
+        # Three times one document: one context, one example.
+        assert {len(store.latent(latent).top) for latent in store.latents()} <= {0, 1}
+    assert lab.run("examples", argv) == 0
+    assert lab.run("examples", [*argv, "--top", "3"]) == 1
+    assert "num_top was 20, is 3" in capsys.readouterr().err
+
+
+def test_contexts_of_length_2_and_long_ones_are_read(model, sae, tmp_path):
+    tap = Tap(model.model, tiny.HOOK_POINT, model.d_model)
+    contexts = [Context([5, 6], 1, 0, "a"), Context(list(range(3, 203)), 2, 0, "a"), Context([7, 8], 3, 0, "a")]
+    collector = collect(tiny_examples.example_pass(sae, ModelText(model, tap, contexts), None), tmp_path / "x")
+    tap.remove()
+    assert collector.num_tokens == 201
+    ids = collector.top.arrays["token_ids"][collector.top.arrays["score"] > -np.inf]
+    assert {tuple(row[row >= 0].tolist()) for row in ids} >= {(5, 6), (7, 8)}
