@@ -2,6 +2,10 @@
 
     LabError
     ├── ExampleError     examples that cannot be collected, continued or read
+    ├── ExplainError     explanations that cannot be asked for, kept or read
+    │   ├── EndpointError    the model's endpoint is no use to anyone: the run ends
+    │   ├── BudgetError      the next call could cost more than is allowed: the run ends
+    │   └── ReplyError       one answer is of no use: its latent is left for another run
     ├── HarvestError     residuals that cannot be taken, continued or read
     ├── FitError         a dictionary that can't have been trained on the model or residuals it is used with
     ├── PageError        pages that cannot be made
@@ -38,3 +42,19 @@ class SearchError(LabError, ValueError):
 
 class TrainError(LabError):
     """A training run that cannot be begun or continued."""
+
+
+class ExplainError(LabError):
+    """Explanations that cannot be asked for, kept or read."""
+
+
+class EndpointError(ExplainError):
+    """The endpoint is unreachable, refuses the key, has no such model, or stays out of order."""
+
+
+class BudgetError(ExplainError):
+    """The next call could cost more than the run may."""
+
+
+class ReplyError(ExplainError):
+    """A refusal, or an answer that is not what was asked for."""

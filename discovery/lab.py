@@ -33,6 +33,7 @@ COMMANDS = {
     "examples": Command("discovery.examples", "collect top examples of every latent in one pass"),
     "latent": Command("discovery.latent_view", "show one latent of an example file"),
     "search": Command("discovery.search", "find latents by contrast, text, direction or sentence"),
+    "explain": Command("discovery.explain", "have a language model say what latents are about, and score it"),
     "pages": Command("discovery.pages", "write pages about a dictionary's latents, to open in a browser"),
     "contrasts": Command("discovery.contrasts", "build labelled contrasts out of a corpus and chat"),
     "name": Command("discovery.name_features", "measure chosen latents and write a feature file"),

@@ -1,0 +1,185 @@
+"""Has a language model explain latents, and scores what it says: `telltale lab explain`.
+
+    telltale lab explain DICTIONARY --store examples.sqlite --endpoint http://localhost:11434/v1 --model qwen3:8b
+    telltale lab explain DICTIONARY --store examples.sqlite --endpoint local --latents named
+    telltale lab explain DICTIONARY --store examples.sqlite --endpoint tokens
+
+The endpoint is a URL that speaks OpenAI's chat protocol; `local`, a model in this process; or `tokens`, no model at
+all. The key for a URL is read from the environment. Killed or stopped, the same command goes on where it was.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from tqdm import tqdm
+
+from discovery.call_limits import Meter, Pace, SpendingLimits
+from discovery.chat_endpoint import KEY_VARIABLE, ChatEndpoint, EndpointSettings, key_from_environment
+from discovery.chat_model import ChatModel
+from discovery.errors import ExplainError
+from discovery.example_split import ExampleSplit, SplitSettings
+from discovery.example_store import ExampleStore
+from discovery.explain_run import ExplainRun, Outcome, RunSettings
+from discovery.explanation_book import ExplanationBook
+from discovery.explanation_report import report
+from monitors.watchlist import Watchlist
+from sae_runtime.checkpoint import load_manifest
+from sae_runtime.language_model import EMBEDDED
+
+LOCAL, TOKENS = "local", "tokens"
+FEATURES_FILE = "features.json"
+
+
+# --- which latents --------------------------------------------------------------------------------------------------
+
+
+def chosen_latents(words: Iterable[str], store: ExampleStore, features: dict[str, int]) -> list[int]:
+    """Latents named by `words`, each once, in the order asked for; ExplainError for a word that names none.
+
+    A word is an index, a range (`0-99`), a feature's name, `named` (all of those), `all` (the most frequent first) or
+    `random:N` (the same N at each run).
+    """
+    return list(dict.fromkeys(latent for word in words for latent in _latents_of(word, store, features)))
+
+
+def _latents_of(word: str, store: ExampleStore, features: dict[str, int]) -> list[int]:
+    first, dash, last = word.partition("-")
+    if word == "all":
+        return store.latents("num_active")
+    if word == "named" and features:
+        return list(features.values())
+    if word in features:
+        return [features[word]]
+    if word.startswith("random:") and word[7:].isdecimal():
+        latents = store.latents()
+        return random.Random(0).sample(latents, min(int(word[7:]), len(latents)))
+    if first.isdecimal() and (last.isdecimal() if dash else True):
+        found = list(range(int(first), int(last or first) + 1))
+        if found and found[-1] < store.num_latents:
+            return found
+    known = f"a feature ({', '.join(features)})" if features else "all"
+    raise ExplainError(f"latents must be 0 to {store.num_latents - 1}, a range, random:N, all or {known}, got {word!r}")
+
+
+def named_features(dictionary: Path) -> dict[str, int]:
+    """Latents by name, from the feature file beside the dictionary if there is one."""
+    path = dictionary / FEATURES_FILE
+    if not path.exists():
+        return {}
+    return {feature.name: feature.index for feature in Watchlist.load(path).features}
+
+
+# --- what is asked --------------------------------------------------------------------------------------------------
+
+
+async def open_model(args: argparse.Namespace, meter: Meter, stack: AsyncExitStack) -> ChatModel | None:
+    """The model of `--endpoint`; None for the token rule."""
+    if args.endpoint == TOKENS:
+        return None
+    if args.endpoint == LOCAL:
+        from discovery.local_chat import LocalChat  # late: an endpoint elsewhere needs no torch
+        from sae_runtime.language_model import load_language_model
+
+        return LocalChat(load_language_model(args.model or EMBEDDED, progress=True))
+    if not args.model:
+        raise ExplainError("--model must name the endpoint's model, got nothing")
+    settings = EndpointSettings(
+        url=args.endpoint,
+        model=args.model,
+        key=key_from_environment(args.api_key_variable),
+        key_variable=args.api_key_variable,
+        timeout_seconds=args.timeout,
+        max_attempts=args.attempts,
+        temperature=args.temperature,
+    )
+    pace = Pace(args.requests_per_minute, args.tokens_per_minute)
+    return await stack.enter_async_context(ChatEndpoint(settings, pace=pace, meter=meter))
+
+
+async def explain(args: argparse.Namespace, book: ExplanationBook, latents: list[int], meter: Meter) -> Outcome:
+    """Do what is left of `latents`, showing progress on stderr."""
+    settings = RunSettings(
+        concurrency=1 if args.endpoint == LOCAL else args.concurrency,
+        batch_size=args.batch_size,
+        answer_tokens=args.answer_tokens,
+        label_tokens=args.label_tokens,
+        replace=args.replace,
+        with_scores=not args.no_scores,
+    )
+    split = ExampleSplit(book.store, SplitSettings(args.shown, args.scored, args.seed))
+    bar = tqdm(total=len(latents), desc="explaining", unit="latent", mininterval=1)
+
+    def show(outcome: Outcome) -> None:
+        bar.set_postfix(
+            tokens=meter.used.total, cost=f"{meter.cost:.4g}", kept=outcome.kept, lost=len(outcome.lost), refresh=False
+        )
+        bar.update()
+
+    async with AsyncExitStack() as stack:
+        model = await open_model(args, meter, stack)
+        with bar:
+            return await ExplainRun(book, split, model, settings, on_done=show).run(latents)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Have a language model explain latents, and score what it says.")
+    parser.add_argument("dictionary", type=Path)
+    parser.add_argument("--store", type=Path, required=True, help="example file; explanations are written into it")
+    parser.add_argument("--endpoint", required=True, help=f"URL ending in /v1, `{LOCAL}` or `{TOKENS}`")
+    parser.add_argument("--model", help=f"the endpoint's name for it; with `{LOCAL}` a model to load ({EMBEDDED})")
+    parser.add_argument(
+        "--latents", nargs="+", default=["all"], help="indices, ranges, feature names, named, random:N or all (default)"
+    )
+    parser.add_argument("--replace", action="store_true", help="also where another model has explained")
+    parser.add_argument("--no-scores", action="store_true", help="explain, and leave scoring to another run")
+    parser.add_argument("--json", action="store_true", help="one JSON line for each latent, then one with the totals")
+    scoring = parser.add_argument_group("examples and scores")
+    scoring.add_argument("--shown", type=int, default=16, help="active windows that the explainer sees")
+    scoring.add_argument("--scored", type=int, default=20, help="active windows held out, and as many silent ones")
+    scoring.add_argument("--batch-size", type=int, default=5, help="questions to a prompt")
+    scoring.add_argument("--seed", type=int, default=0, help="of the division into shown and held out")
+    calls = parser.add_argument_group("calls")
+    calls.add_argument("--api-key-variable", default=KEY_VARIABLE, help="environment variable with the key")
+    calls.add_argument("--concurrency", type=int, default=4, help="latents at a time, each with one call")
+    calls.add_argument("--timeout", type=float, default=120.0, help="seconds for an answer")
+    calls.add_argument("--attempts", type=int, default=6, help="for each call")
+    calls.add_argument("--temperature", type=float, default=0.0)
+    calls.add_argument("--answer-tokens", type=int, default=800, help="longest explanation")
+    calls.add_argument("--label-tokens", type=int, default=200, help="longest answer in scoring")
+    calls.add_argument("--requests-per-minute", type=int)
+    calls.add_argument("--tokens-per-minute", type=int)
+    calls.add_argument("--max-cost", type=float, help="of this run, in the currency of the prices")
+    calls.add_argument("--price-prompt", type=float, default=0.0, help="of 1,000 prompt tokens")
+    calls.add_argument("--price-completion", type=float, default=0.0, help="of 1,000 answered tokens")
+    calls.add_argument("--max-tokens-total", type=int, help="of this run, prompts and answers together")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    limits = SpendingLimits(args.max_cost, args.max_tokens_total, args.price_prompt, args.price_completion)
+    meter = Meter(limits)
+    with ExplanationBook(args.store) as book:
+        check_store(book.store, args.dictionary)
+        latents = chosen_latents(args.latents, book.store, named_features(args.dictionary))
+        outcome = asyncio.run(explain(args, book, latents, meter))
+        return report(book, latents, outcome, meter, as_json=args.json)
+
+
+def check_store(store: ExampleStore, dictionary: Path) -> None:
+    """ExplainError unless the examples are of this dictionary."""
+    wanted, got = load_manifest(dictionary).sae_sha256, store.manifest.get("sae_sha256")
+    if got != wanted:
+        raise ExplainError(f"{store.path}: sae_sha256 must be {wanted[:12]}..., {dictionary}'s, got {str(got)[:12]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
