@@ -1,8 +1,9 @@
 """Text to contexts: what a dictionary is trained and measured on.
 
-Reads `.jsonl` / `.jsonl.gz` (`{"text": ...}` or, already tokenised, `{"tokens": [...]}`) and plain text; tokenises as
-the server does (the tokenizer's own default); cuts documents into contexts; and splits documents into training and
-held-out ones by a hash of their content, so that the split depends on nothing else. Nothing is filtered.
+Reads `.jsonl` / `.jsonl.gz` (`{"text": ...}` or, already tokenised, `{"tokens": [...]}`), plain text, and Hugging Face
+datasets (`hf:PATH_OR_NAME[:SPLIT[:COLUMN]]`, see `hf_corpus`); tokenises as the server does (the tokenizer's own
+default); cuts documents into contexts; and splits documents into training and held-out ones by a hash of their content,
+so that the split depends on nothing else. Nothing is filtered.
 
     contexts = list(read_contexts(paths, tokenizer, CorpusSettings(), split="train"))
 """
@@ -10,11 +11,13 @@ held-out ones by a hash of their content, so that the split depends on nothing e
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from discovery.hf_corpus import is_hf_spec, read_hf
 
 Split = Literal["train", "held_out", "all"]
 
@@ -66,10 +69,13 @@ class Context(NamedTuple):
     source: str
 
 
-def read_documents(paths: Iterable[Path]) -> Iterator[Document]:
+def read_documents(paths: Iterable[Path | str]) -> Iterator[Document]:
     """All documents of the files, in order. ValueError names the file and record that is no document."""
-    for path in paths:
-        if path.name.removesuffix(".gz").endswith(".jsonl"):
+    for given in paths:
+        path = Path(given)
+        if is_hf_spec(str(given)):
+            yield from (Document(*content) for content in read_hf(str(given)))
+        elif path.name.removesuffix(".gz").endswith(".jsonl"):
             yield from _documents_of(path)
         else:
             yield Document(path.read_text(encoding="utf-8"), path.stem)
@@ -99,7 +105,7 @@ def is_held_out(document: Document, share: float) -> bool:
 
 
 def read_contexts(
-    paths: Iterable[Path], tokenizer: Any, settings: CorpusSettings, split: Split = "all"
+    paths: Iterable[Path | str], tokenizer: Any, settings: CorpusSettings, split: Split = "all"
 ) -> Iterator[Context]:
     """Contexts of the documents in `split`, in file order."""
     documents = (
@@ -147,7 +153,7 @@ def take_tokens(contexts: list[Context], max_tokens: int | None) -> list[Context
     return contexts
 
 
-def contexts_digest(contexts: list[Context]) -> str:
+def contexts_digest(contexts: Sequence[Context]) -> str:
     """sha256 over all token ids in order: says whether a harvest that goes on is the one that was begun."""
     digest = hashlib.sha256()
     for context in contexts:

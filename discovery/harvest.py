@@ -22,7 +22,7 @@ Shape suffixes: N harvested tokens, C contexts, D model width, B rows, T positio
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,7 +164,7 @@ def harvest(
 
     Raises HarvestError if the folder holds a harvest with other settings.
     """
-    settings = _settings(lm, hook_point, contexts, contexts_per_shard)
+    settings = harvest_settings(lm, hook_point, contexts, contexts_per_shard)
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, settings)
     tap = Tap(lm.model, hook_point, lm.d_model)
@@ -191,9 +191,10 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}.safetensors"
 
 
-def _settings(
-    lm: LanguageModel, hook_point: HookPoint, contexts: list[Context], contexts_per_shard: int
+def harvest_settings(
+    lm: LanguageModel, hook_point: HookPoint, contexts: Sequence[Context], contexts_per_shard: int
 ) -> HarvestSettings:
+    """What a harvest of `contexts` is. HarvestError if there are none."""
     if not contexts:
         raise HarvestError("there is nothing to harvest: no context in the files and split asked for")
     sources: dict[str, int] = {}
@@ -339,7 +340,9 @@ def mean_centred_norm(folder: Path, mean_D: Tensor) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the residuals at a hook point to disk.")
-    parser.add_argument("corpus", type=Path, nargs="+", help=".jsonl, .jsonl.gz or text files")
+    parser.add_argument(
+        "corpus", type=Path, nargs="+", help=".jsonl, .jsonl.gz, text files, or hf:PATH_OR_NAME[:SPLIT[:COLUMN]]"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder; continued if it exists")
     parser.add_argument("--model", default=EMBEDDED)
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])

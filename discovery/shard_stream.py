@@ -1,21 +1,19 @@
-"""Batches of residuals in random order, from harvests too large to shuffle at once.
+"""Buffers from harvests on disk: a few shards of each, shuffled together.
 
-A *buffer* is a few shards of each source, shuffled together. Which shards, and in what order their tokens come, follows
-from the seed and the buffer's number alone, so that a run that goes on after a kill reads on exactly where it was.
-
-Shape suffixes: N tokens of a buffer, B tokens of a batch, D model width.
+Shape suffixes: N tokens of a buffer, D model width.
 """
 
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from discovery.buffers import generator_for
 from discovery.errors import HarvestError
-from discovery.harvest import load_ordinary_resid, shard_paths
+from discovery.harvest import load_manifest, load_resid, ordinary, shard_paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,51 +31,72 @@ class Source:
         shards = tuple(shard_paths(Path(folder)))
         if not shards:
             raise HarvestError(f"{folder} has no shards")
+        if count and not (count.isdigit() and int(count)):
+            raise HarvestError(f"SHARDS_PER_BUFFER of {text} must be a positive number, got {count!r}")
         return cls(shards, int(count or 4))
 
-
-class Place(tuple[int, int]):
-    """Where a stream is: (number of the buffer, number of the next batch in it)."""
-
-
-START = Place((0, 0))
+    @property
+    def folder(self) -> Path:
+        return self.shards[0].parent
 
 
-def stream_batches(
-    sources: list[Source], batch_size: int, seed: int, place: Place = START
-) -> Iterator[tuple[Tensor, Place]]:
-    """Endless [B, D] bf16 batches, each with the place from which to go on after it."""
-    buffer, first = place
-    while True:
-        resid_ND = load_buffer(sources, buffer, seed)
-        num_batches = resid_ND.shape[0] // batch_size
-        if num_batches == 0:
-            raise HarvestError(f"a buffer must hold at least one batch of {batch_size}, got {resid_ND.shape[0]} tokens")
-        for batch in range(first, num_batches):
-            after = (buffer, batch + 1) if batch + 1 < num_batches else (buffer + 1, 0)
-            yield resid_ND[batch * batch_size : (batch + 1) * batch_size], Place(after)
-        buffer, first = buffer + 1, 0
+class ShardBuffers:
+    """The buffers of one or several harvests. All must be of the same model and hook point."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.sources = sources
+        first, *others = [load_manifest(source.folder)["settings"] for source in sources]
+        for other, source in zip(others, sources[1:], strict=True):
+            for field in ("model_sha256", "hook_point"):
+                if other.get(field) != first.get(field):
+                    raise HarvestError(
+                        f"{source.folder}: {field} must be {first.get(field)}, as in {sources[0].folder}, "
+                        f"got {other.get(field)}"
+                    )
+
+    def load(self, number: int, seed: int) -> Tensor:
+        """[N, D] bf16 residuals of buffer `number`, shuffled. Massive activations are left out."""
+        paths = [
+            _shard_at(source, index, position, seed)
+            for index, source in enumerate(self.sources)
+            for position in range(number * source.shards_per_buffer, (number + 1) * source.shards_per_buffer)
+        ]
+        resid_ND = torch.cat([read_shard(path) for path in paths])
+        order_N = torch.randperm(resid_ND.shape[0], generator=generator_for(seed, "buffer", number))
+        return resid_ND[order_N]
+
+    def identity(self) -> Any:
+        return [[str(path) for path in source.shards] for source in self.sources]
+
+    def harvest_settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = load_manifest(self.sources[0].folder)["settings"]
+        return settings
+
+    def record(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "sources": sorted(load_manifest(source.folder)["settings"]["sources"]),
+                "shards": len(source.shards),
+                "per_buffer": source.shards_per_buffer,
+            }
+            for source in self.sources
+        ]
 
 
-def load_buffer(sources: list[Source], buffer: int, seed: int) -> Tensor:
-    """[N, D] bf16 residuals of buffer number `buffer`, shuffled. Massive activations are left out."""
-    paths = [
-        _shard_at(source, index, position, seed)
-        for index, source in enumerate(sources)
-        for position in range(buffer * source.shards_per_buffer, (buffer + 1) * source.shards_per_buffer)
-    ]
-    resid_ND = torch.cat([load_ordinary_resid(path) for path in paths])
-    order_N = torch.randperm(resid_ND.shape[0], generator=_generator(seed, "buffer", buffer))
-    return resid_ND[order_N]
+def read_shard(path: Path) -> Tensor:
+    """[N, D] bf16 residuals of a shard, massive activations left out; HarvestError if it is damaged or not finite."""
+    try:
+        resid_ND = load_resid(path)
+    except (SafetensorError, OSError) as error:
+        raise HarvestError(f"{path} is no readable shard: {error}; delete it and harvest again to replace it") from None
+    bad = int((~resid_ND.isfinite()).any(-1).sum())
+    if bad:
+        raise HarvestError(f"{path}: residuals must be finite, got NaN or infinity at {bad} of {len(resid_ND)} tokens")
+    return resid_ND[ordinary(resid_ND)]
 
 
 def _shard_at(source: Source, index: int, position: int, seed: int) -> Path:
     """The shard at `position` of the source's endless sequence: all shards, in a new order each time."""
     epoch, offset = divmod(position, len(source.shards))
-    order = torch.randperm(len(source.shards), generator=_generator(seed, f"source {index}", epoch))
+    order = torch.randperm(len(source.shards), generator=generator_for(seed, f"source {index}", epoch))
     return source.shards[int(order[offset])]
-
-
-def _generator(seed: int, purpose: str, number: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:6], "little"))

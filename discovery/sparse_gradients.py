@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from discovery.step_result import StepResult
 from sae_runtime.sae import SAE
 
 _GROUPS = 8
@@ -36,17 +37,6 @@ class ActiveLatents(NamedTuple):
     """Where each token's begin."""
     threshold: float
     """Smallest value kept."""
-
-
-class SparseResult(NamedTuple):
-    """What one batch says; gradients are in the parameters' `.grad`."""
-
-    fvu: float
-    """Fraction of variance unexplained."""
-    l0: float
-    error_BD: Tensor
-    """x - x_hat."""
-    active: ActiveLatents
 
 
 def strongest(pre_BF: Tensor, num: int) -> tuple[Tensor, Tensor]:
@@ -93,7 +83,7 @@ def select_active(pre_BF: Tensor, k: int, *, over_batch: bool) -> ActiveLatents:
 
 
 @torch.no_grad()
-def backpropagate(sae: SAE, x_BD: Tensor, mean_D: Tensor, k: int, *, over_batch: bool) -> SparseResult:
+def backpropagate(sae: SAE, x_BD: Tensor, mean_D: Tensor, k: int, *, over_batch: bool) -> StepResult:
     """Set the gradients of the loss on `x_BD`: residuals in the dictionary's scale (s * x), fp32, as is `mean_D`."""
     half = torch.bfloat16
     centred_BD = x_BD - sae.b_dec
@@ -111,7 +101,14 @@ def backpropagate(sae: SAE, x_BD: Tensor, mean_D: Tensor, k: int, *, over_batch:
     sae.b_enc.grad = d_b_enc
     sae.b_dec.grad = gradient_BD.sum(0) - sae.W_enc @ d_b_enc
     fvu = float(error_BD.square().sum() / spread)
-    return SparseResult(fvu, active.values_N.numel() / len(x_BD), error_BD, active)
+    return StepResult(
+        loss=fvu,
+        fvu=fvu,
+        l0=active.values_N.numel() / len(x_BD),
+        error_BD=error_BD,
+        fired_A=active.latents_N,
+        threshold=active.threshold,
+    )
 
 
 def _decode(sae: SAE, centred_BD: Tensor, active: ActiveLatents) -> tuple[Tensor, Tensor]:

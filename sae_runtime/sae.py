@@ -138,10 +138,10 @@ class SAE(nn.Module):
             assert self.k is not None
             values_TK, indices_TK = pre_TF.topk(self.k, dim=-1, sorted=False)
             return torch.zeros_like(pre_TF).scatter_(-1, indices_TK, values_TK.relu())
-        return self._activate(pre_TF, slice(None))
+        return self.activate(pre_TF, slice(None))
 
-    def _activate(self, pre_TX: Tensor, latents: slice | Tensor) -> Tensor:
-        """Element-wise activation of the pre-activations of `latents`."""
+    def activate(self, pre_TX: Tensor, latents: slice | Tensor) -> Tensor:
+        """Element-wise activation of the pre-activations of `latents`, in the last dimension of `pre_TX`."""
         match self.activation:
             case "relu":
                 return pre_TX.relu()
@@ -193,7 +193,7 @@ class SAE(nn.Module):
         pre_TW = self.centre(self.normalize(x_TD)) @ self.W_enc[:, watched_W]
         if self.activation != "gated":
             pre_TW = pre_TW + self.b_enc[watched_W]
-        return self._activate(pre_TW, watched_W)
+        return self.activate(pre_TW, watched_W)
 
     def read_tokens(self, x_TD: Tensor, watched: Tensor, num_top: int) -> TokenReadings:
         """Encode every token in full and report on it. `watched` [W] long, `num_top` latents per token."""

@@ -1,0 +1,161 @@
+"""lightning_module: the same run as the plain loop, whatever kills it and wherever."""
+
+import random
+import signal
+from dataclasses import asdict
+
+import pytest
+import torch
+from killed_training import run_killed
+from training import buffers_of, changed, settings_for, write_harvest
+
+from discovery.dictionary_trainer import Trainer
+from discovery.errors import HarvestError, TrainError
+from discovery.lightning_module import fit
+from discovery.train_checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint
+from sae_runtime.checkpoint import load_sae
+
+
+@pytest.fixture(scope="module")
+def harvest(tmp_path_factory):
+    return write_harvest(tmp_path_factory.mktemp("harvest"))
+
+
+@pytest.fixture(scope="module")
+def buffers(harvest):
+    return buffers_of(harvest)
+
+
+def plain(settings, buffers):
+    trainer = Trainer(settings, buffers)
+    for _ in trainer.steps():
+        pass
+    return trainer
+
+
+def same_weights(one, other):
+    state = other.state_dict()
+    return all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu"])
+def test_it_is_the_plain_loop(buffers, tmp_path, activation):
+    settings = settings_for(activation, num_steps=25)
+    run = Trainer(settings, buffers)
+    fit(run, tmp_path)
+    assert same_weights(run.sae, plain(settings, buffers).sae)
+    assert run.num_steps_done == 25
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [3, 10, 24])
+@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu"])
+def test_a_run_that_broke_off_goes_on_bit_by_bit(buffers, tmp_path, activation, stop):
+    settings = settings_for(activation, num_steps=25)
+    broken = Trainer(settings, buffers)
+    compute = broken.compute_gradients
+
+    def dying(resid_BD):
+        if broken.num_steps_done == stop:
+            raise Killed
+        return compute(resid_BD)
+
+    broken.compute_gradients = dying
+    with pytest.raises(Killed):
+        fit(broken, tmp_path, checkpoint_every=5)
+    resumed = Trainer(settings, buffers)
+    fit(resumed, tmp_path, checkpoint_every=5)
+    whole = plain(settings, buffers)
+    assert same_weights(resumed.sae, whole.sae)
+    assert resumed.place == whole.place
+    assert torch.equal(resumed.silent_tokens_F, whole.silent_tokens_F)
+    assert [path.name for path in checkpoint_paths(tmp_path)] == ["step-00000020.ckpt", "step-00000025.ckpt"]
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(buffers, tmp_path, capsys):
+    settings = changed(num_steps=25)
+    fit(Trainer(settings, buffers), tmp_path, checkpoint_every=5)
+    path = checkpoint_path(tmp_path, 25)
+    path.write_bytes(path.read_bytes()[:-1000])
+    resumed = Trainer(settings, buffers)
+    fit(resumed, tmp_path, checkpoint_every=5)
+    assert same_weights(resumed.sae, plain(settings, buffers).sae)
+    assert "going on from step-00000020.ckpt" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_taken_as_it_is(buffers, tmp_path):
+    settings = changed(num_steps=10)
+    fit(Trainer(settings, buffers), tmp_path)
+    again = Trainer(settings, buffers)
+    fit(again, tmp_path)
+    assert again.num_steps_done == 10
+    assert same_weights(again.sae, plain(settings, buffers).sae)
+
+
+def test_another_recipe_is_refused(buffers, tmp_path):
+    fit(Trainer(changed(num_steps=2), buffers), tmp_path)
+    with pytest.raises(TrainError, match=r"step-00000002.ckpt belongs to a run with other.*num_steps was 2, is 3"):
+        fit(Trainer(changed(num_steps=3), buffers), tmp_path)
+
+
+def test_a_full_disk_ends_the_run_by_name_and_it_goes_on_later(buffers, tmp_path):
+    settings = changed(num_steps=25)
+    partial = checkpoint_path(tmp_path, 10).with_suffix(".partial")
+    partial.parent.mkdir(parents=True)
+    run = Trainer(settings, buffers)
+    compute = run.compute_gradients
+
+    def fill_disk(resid_BD):
+        if run.num_steps_done == 8:
+            partial.symlink_to("/dev/full")
+        return compute(resid_BD)
+
+    run.compute_gradients = fill_disk
+    with pytest.raises(TrainError, match=r"step-00000010.ckpt can't be written: .*step-00000005.ckpt is kept"):
+        fit(run, tmp_path, checkpoint_every=5)
+    resumed = Trainer(settings, buffers)
+    fit(resumed, tmp_path, checkpoint_every=5)
+    assert same_weights(resumed.sae, plain(settings, buffers).sae)
+
+
+def test_a_shard_that_rots_ends_the_run_by_name_and_it_goes_on_when_replaced(tmp_path):
+    folder = write_harvest(tmp_path / "harvest")
+    settings = changed(num_steps=25)
+    buffers = buffers_of(folder)
+    whole = plain(settings, buffers)
+    run = Trainer(settings, buffers)
+    damaged = folder / "shard-00003.safetensors"
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[:2000])
+    with pytest.raises(HarvestError, match=r"shard-00003.safetensors is no readable shard"):
+        fit(run, tmp_path / "run", checkpoint_every=1)
+    damaged.write_bytes(good)
+    resumed = Trainer(settings, buffers)
+    fit(resumed, tmp_path / "run")
+    assert same_weights(resumed.sae, whole.sae)
+
+
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(harvest, buffers, tmp_path):
+    """SIGKILL: no handler, no flush. The command, in a process of its own, until it gets through."""
+    settings = changed(num_steps=60)
+    whole = plain(settings, buffers)
+    argv = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(settings).items()]
+    argv += ["--source", f"{harvest}:2", "--output", str(tmp_path / "run"), "--checkpoint-every", "7"]
+    argv += ["--no-tensorboard"]
+    for stop in sorted(random.Random(4).sample(range(60), 4)):
+        assert run_killed(argv, stop) == -signal.SIGKILL
+    assert run_killed(argv, None) == 0
+    found = load_checkpoint(checkpoint_path(tmp_path / "run", 60))["state_dict"]
+    for name, tensor in whole.sae.state_dict().items():
+        assert torch.equal(found[f"sae.{name}"], tensor), name
+    assert load_sae(tmp_path / "run").manifest.training["tokens_seen"] == 60 * 128
+    rows = [row.split(",") for row in (tmp_path / "run" / "log.csv").read_text().splitlines()]
+    assert [row[0] for row in rows] == ["step", "10", "20", "30", "40", "50", "60"]
+    assert float(rows[-1][1]) == pytest.approx(1 - last_fvu(settings, buffers))
+
+
+def last_fvu(settings, buffers):
+    return list(Trainer(settings, buffers).steps())[-1].fvu
