@@ -5,6 +5,7 @@ running code from them, and checking tensors by name, shape and value. Whatever 
 one line that names the file, what it should hold and what it does.
 """
 
+import contextlib
 import json
 import math
 import pickle
@@ -219,6 +220,14 @@ def require(config: dict[str, Any], path: Path, name: str, kind: type) -> Any:
     return value
 
 
+def choice(path: Path, name: str, value: Any, choices: Collection[str]) -> str:
+    """`value`, if it is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        wanted = f"one of {', '.join(choices)}" if len(choices) > 1 else next(iter(choices))
+        raise CheckpointError(f"{path}: {name} must be {wanted}, got {value!r}")
+    return value
+
+
 def positive(path: Path, name: str, value: Any) -> float:
     """A positive finite number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -244,18 +253,17 @@ def settle_scale(path: Path, stated: float | None, in_file: float) -> float:
     return in_file
 
 
-def residual_hook(path: Path, name: str) -> HookPoint:
+def residual_hook(path: Path, name: Any) -> HookPoint:
     """The hook point of a name in TransformerLens', transformers' or our own words.
 
     Only places in the residual stream can be read and steered; other ones are refused by name.
     """
     if name in ("hook_embed", "embed_tokens"):
         return HookPoint(0, "input")
-    try:
-        return HookPoint.parse(name)
-    except ValueError:
-        if match := _HUGGING_FACE.fullmatch(name):
-            return HookPoint(int(match[1]), "input" if match[2] == "input" else "output")
+    with contextlib.suppress(ValueError):
+        return HookPoint.parse(str(name))
+    if match := _HUGGING_FACE.fullmatch(str(name)):
+        return HookPoint(int(match[1]), "input" if match[2] == "input" else "output")
     raise CheckpointError(f"{path}: hook point must be a place in the residual stream, got {name!r}")
 
 

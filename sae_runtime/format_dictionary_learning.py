@@ -24,6 +24,7 @@ from sae_runtime.foreign import (
     Foreign,
     Layout,
     Stated,
+    choice,
     linear_layout,
     positive,
     read_json,
@@ -81,9 +82,7 @@ def read(path: Path, stated: Stated) -> Foreign:
         raise CheckpointError(f"{path}: there is no {CONFIG_FILE} beside it, which says what class of dictionary it is")
     config = read_json(config_path)
     trainer = require(config, config_path, "trainer", dict)
-    dict_class = trainer.get("dict_class")
-    if dict_class not in CLASSES:
-        raise CheckpointError(f"{config_path}: dict_class must be one of {', '.join(CLASSES)}, got {dict_class!r}")
+    dict_class = choice(config_path, "dict_class", trainer.get("dict_class"), CLASSES)
     assumed: list[str] = []
     content, factor = _unwrap(path, read_torch(path), assumed)
     widths = require(trainer, config_path, "activation_dim", int), require(trainer, config_path, "dict_size", int)

@@ -19,6 +19,7 @@ from sae_runtime.foreign import (
     Foreign,
     Stated,
     bias_widths,
+    choice,
     read_json,
     read_npz,
     read_safetensors,
@@ -97,8 +98,8 @@ def read_2(folder: Path, stated: Stated) -> Foreign:
 
 
 def _refuse_unsupported_2(path: Path, config: dict[str, Any]) -> None:
-    if config and (architecture := config.get("architecture")) != "jump_relu":
-        raise CheckpointError(f"{path}: architecture must be jump_relu, got {architecture!r}")
+    if config:
+        choice(path, "architecture", config.get("architecture"), ["jump_relu"])
     where, to = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
     if to is not None and to != where:
         raise CheckpointError(f"{path}: a transcoder (from {where} to {to}) is no autoencoder and can't be expressed")

@@ -23,6 +23,7 @@ from sae_runtime.foreign import (
     Foreign,
     Layout,
     Stated,
+    choice,
     linear_layout,
     positive,
     read_json,
@@ -58,8 +59,7 @@ def read_1(folder: Path, stated: Stated) -> Foreign:
     """Llama Scope: the folder of `hyperparams.json`."""
     path, weights_path = folder / CONFIG_FILE_1, folder / WEIGHTS_FILE_1
     config = read_json(path)
-    if (act_fn := str(config.get("act_fn", "jumprelu")).lower()) != "jumprelu":
-        raise CheckpointError(f"{path}: act_fn must be jumprelu, got {act_fn!r}")
+    choice(path, "act_fn", _lower(config.get("act_fn", "jumprelu")), ["jumprelu"])
     _refuse_unsupported(path, config)
     widths = d_model, num_latents = require(config, path, "d_model", int), require(config, path, "d_sae", int)
     tensors = _take(weights_path, config, read_safetensors(weights_path), widths)
@@ -87,10 +87,8 @@ def read_1(folder: Path, stated: Stated) -> Foreign:
 
 def _scale_of_hyperparams(path: Path, config: dict[str, Any], d_model: int) -> float:
     mode = config.get("norm_activation", "dataset-wise")
-    if mode == "inference":
+    if choice(path, "norm_activation", mode, ["dataset-wise", "inference"]) == "inference":
         return 1.0
-    if mode != "dataset-wise":
-        raise CheckpointError(f"{path}: norm_activation must be dataset-wise or inference, got {mode!r}")
     norms = require(config, path, "dataset_average_activation_norm", dict)
     norm_in = positive(path, "dataset_average_activation_norm.in", norms.get("in"))
     norm_out = positive(path, "dataset_average_activation_norm.out", norms.get("out", norm_in))
@@ -106,10 +104,8 @@ def read_2(folder: Path, stated: Stated) -> Foreign:
     path = folder / CONFIG_FILE_2
     weights_path = next(folder / name for name in WEIGHTS_FILES_2 if (folder / name).exists())
     config, assumed = read_json(path), list[str]()
-    if (sae_type := config.get("sae_type", "sae")) != "sae":
-        raise CheckpointError(f"{path}: sae_type must be sae, got {sae_type!r}")
-    if (act_fn := str(config.get("act_fn", "jumprelu")).lower()) not in _ACTIVATIONS:
-        raise CheckpointError(f"{path}: act_fn must be one of {', '.join(_ACTIVATIONS)}, got {act_fn!r}")
+    choice(path, "sae_type", config.get("sae_type", "sae"), ["sae"])
+    act_fn = choice(path, "act_fn", _lower(config.get("act_fn", "jumprelu")), _ACTIVATIONS)
     _refuse_unsupported(path, config)
     d_model = require(config, path, "d_model", int)
     num_latents = int(d_model * positive(path, "expansion_factor", config.get("expansion_factor")))
@@ -148,13 +144,10 @@ def _normalization(
     path: Path, config: dict[str, Any], norms: dict[str, Any], d_model: int, stated: Stated, assumed: list[str]
 ) -> tuple[Normalization, float]:
     mode = config.get("norm_activation", "dataset-wise")
-    if mode == "inference":
-        return "scalar", settle_scale(path, stated.scale, 1.0)
-    if mode == "token-wise":
-        return "constant_norm_rescale", settle_scale(path, stated.scale, 1.0)
+    choice(path, "norm_activation", mode, ["dataset-wise", "token-wise", "inference"])
     if mode != "dataset-wise":
-        wanted = "dataset-wise, token-wise or inference"
-        raise CheckpointError(f"{path}: norm_activation must be {wanted}, got {mode!r}")
+        normalization: Normalization = "constant_norm_rescale" if mode == "token-wise" else "scalar"
+        return normalization, settle_scale(path, stated.scale, 1.0)
     if not norms:
         if stated.scale is None:
             raise CheckpointError(
@@ -179,6 +172,10 @@ def _refuse_unsupported(path: Path, config: dict[str, Any]) -> None:
         raise CheckpointError(f"{path}: use_glu_encoder must be false: a gated linear encoder can't be expressed")
 
 
+def _lower(name: Any) -> Any:
+    return name.lower() if isinstance(name, str) else name
+
+
 def _refuse_two_norms(path: Path, norm_in: float, norm_out: float) -> None:
     if abs(norm_in / norm_out - 1) > 1e-3:
         raise CheckpointError(
@@ -197,7 +194,8 @@ def _take(
     if thresholds:
         log_threshold = next((name for name in _LOG_THRESHOLDS if name in tensors), _LOG_THRESHOLDS[-1])
         layout = layout | {log_threshold: ("threshold", "F")}
-    taken = {"b_dec": torch.zeros(widths[0])} | take(path, tensors, layout, widths)
+    taken = take(path, tensors, layout, widths)
+    taken.setdefault("b_dec", torch.zeros(widths[0]))
     if thresholds:
         taken["threshold"] = taken["threshold"].exp()
     return taken

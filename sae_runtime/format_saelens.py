@@ -25,9 +25,11 @@ from torch import Tensor
 
 from sae_runtime.errors import CheckpointError
 from sae_runtime.foreign import (
+    BosPolicy,
     Foreign,
     Layout,
     Stated,
+    choice,
     positive,
     read_json,
     read_safetensors,
@@ -86,7 +88,7 @@ def read(folder: Path, stated: Stated) -> Foreign:
         normalization=_NORMALIZATIONS[config["normalize_activations"]],
     )
     # Training of batchtopk rescales unless it is told not to; inference of topk does if it is told to.
-    rescaling = config.get("rescale_acts_by_decoder_norm", False)
+    rescaling = config.get("rescale_acts_by_decoder_norm", parts.activation == "batchtopk")
     if rescaling and parts.activation in ("topk", "batchtopk"):
         parts = _fold_rescaling(parts)
     return Foreign(
@@ -95,7 +97,7 @@ def read(folder: Path, stated: Stated) -> Foreign:
         parts=parts,
         hook_name=metadata.get("hook_name") or metadata.get("hf_hook_name"),
         model_name=metadata.get("model_name"),
-        bos_policy={True: "always", False: "never"}.get(metadata.get("prepend_bos"), "unknown"),  # type: ignore[arg-type]
+        bos_policy=_bos_policy(metadata.get("prepend_bos")),
         expected_l0=config.get("k") if parts.activation in ("topk", "batchtopk") else None,
         found={name: metadata[name] for name in _KEPT if metadata.get(name) is not None},
         assumed=assumed,
@@ -127,7 +129,8 @@ def _modernized(config: dict[str, Any], assumed: list[str]) -> dict[str, Any]:
     activation = config.get("activation_fn") or "relu"
     if activation == "topk":
         config["architecture"] = "topk"
-        config["k"] = (config.get("activation_fn_kwargs") or {}).get("k")
+        keywords = config.get("activation_fn_kwargs")
+        config["k"] = keywords.get("k") if isinstance(keywords, dict) else None
     elif activation != "relu":
         config["architecture"] = f"standard with activation_fn {activation}"
     normalize = config.get("normalize_activations")
@@ -146,13 +149,9 @@ def _modernized(config: dict[str, Any], assumed: list[str]) -> dict[str, Any]:
 
 
 def _refuse_unsupported(path: Path, config: dict[str, Any], metadata: dict[str, Any]) -> None:
-    architecture = config.get("architecture")
-    if architecture not in _ACTIVATIONS:
-        raise CheckpointError(f"{path}: architecture must be one of {', '.join(_ACTIVATIONS)}, got {architecture!r}")
+    choice(path, "architecture", config.get("architecture"), _ACTIVATIONS)
     normalize = config.setdefault("normalize_activations", "none")
-    if normalize not in _NORMALIZATIONS:
-        wanted = ", ".join(_NORMALIZATIONS)
-        raise CheckpointError(f"{path}: normalize_activations must be one of {wanted}, got {normalize!r}")
+    choice(path, "normalize_activations", normalize, _NORMALIZATIONS)
     if (reshape := config.get("reshape_activations") or "none") != "none":
         raise CheckpointError(f"{path}: reshape_activations must be none (a residual has no heads), got {reshape!r}")
     if (head := metadata.get("hook_head_index")) is not None:
@@ -174,6 +173,12 @@ def _scale(folder: Path, config: dict[str, Any], stated: Stated, assumed: list[s
         )
     assumed.append(f"scale {stated.scale:.6g}, as stated: the factor of expected_average_only_in is not in the files")
     return stated.scale
+
+
+def _bos_policy(prepend_bos: Any) -> BosPolicy:
+    if not isinstance(prepend_bos, bool):
+        return "unknown"
+    return "always" if prepend_bos else "never"
 
 
 # --- the tensors ----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from sae_runtime.foreign import (
     Foreign,
     Layout,
     Stated,
+    choice,
     read_json,
     read_safetensors,
     require,
@@ -66,8 +67,7 @@ def read(folder: Path, stated: Stated) -> Foreign:
 
 
 def _refuse_unsupported(path: Path, config: dict[str, Any]) -> None:
-    if (activation := config.get("activation") or "topk") != "topk":
-        raise CheckpointError(f"{path}: activation must be topk, got {activation!r}")
+    choice(path, "activation", config.get("activation") or "topk", ["topk"])
     for name, what in (
         ("transcode", "it predicts another layer's output, and is no autoencoder"),
         ("skip_connection", "a skip connection is no part of an autoencoder's maths here"),

@@ -115,7 +115,7 @@ def _manifest(foreign: Foreign, hook: HookPoint | None, path: Path) -> Manifest:
     }
     return Manifest(
         name=path.absolute().stem if path.is_file() else path.absolute().name,
-        model_name=foreign.model_name or UNKNOWN,
+        model_name=str(foreign.model_name or UNKNOWN),
         model_sha256=UNKNOWN,
         quantization=UNKNOWN,
         hook_point=str(hook) if hook is not None else UNKNOWN,

@@ -13,6 +13,7 @@ from format_files import FIXTURES, change_tensors, copy_case, refusal
 
 from sae_runtime.errors import CheckpointError
 from sae_runtime.foreign import residual_hook
+from sae_runtime.formats import import_sae
 from sae_runtime.hook_point import HookPoint
 
 GOODFIRE = "published/goodfire"
@@ -137,6 +138,49 @@ def test_widths_must_be_those_of_the_tensors(standard):
     content = json.loads((standard / "cfg.json").read_text()) | {"d_in": 13}
     (standard / "cfg.json").write_text(json.dumps(content))
     assert "tensor W_enc must have shape [13, 40], got [12, 40]" in refusal(standard)
+
+
+# --- anything at all --------------------------------------------------------------------------------------------------
+
+CONFIGURED = {
+    "saelens/training_batchtopk": "cfg.json",
+    "saelens/training_standard": "activation_scaler.json",
+    "saelens_old/topk": "cfg.json",
+    "sparsify/topk/layers.3": "cfg.json",
+    "dictionary_learning/batchtopk/trainer_0": "config.json",
+    "published/gemma_scope_2/resid_post/layer_3_width_16k_l0_small": "config.json",
+    "published/llama_scope/Llama3_1-8B-Base-L3R-8x": "hyperparams.json",
+    "published/llama_scope_r1/800M-Slimpajama-0-OpenR1-Math-220k/L3R": "config.json",
+}
+ODD = [None, -1, "x", [1], {"a": 1}]
+
+
+def fields(content: dict, path: tuple[str, ...] = ()):
+    for name, value in content.items():
+        yield (*path, name)
+        if isinstance(value, dict) and name != "training_architecture_details":
+            yield from fields(value, (*path, name))
+
+
+@pytest.mark.parametrize(("case", "file"), CONFIGURED.items())
+def test_an_odd_value_in_a_configuration_is_read_or_refused(tmp_path, case, file):
+    folder = copy_case(case, tmp_path)
+    wanted = (folder / file).read_text()
+    refused = 0
+    for path in fields(json.loads(wanted)):
+        for value in ODD:
+            content = json.loads(wanted)
+            inner = content
+            for name in path[:-1]:
+                inner = inner[name]
+            inner[path[-1]] = value
+            (folder / file).write_text(json.dumps(content))
+            try:
+                import_sae(folder)
+            except CheckpointError as error:
+                assert "\n" not in str(error)
+                refused += 1
+    assert refused > 3
 
 
 # --- hook points ------------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def test_a_decoder_bias_that_is_subtracted(tmp_path):
     ("changes", "message"),
     [
         ({"act_fn": "topk"}, "act_fn must be jumprelu, got 'topk'"),
-        ({"norm_activation": "token-wise"}, "norm_activation must be dataset-wise or inference, got 'token-wise'"),
+        ({"norm_activation": "token-wise"}, "norm_activation must be one of dataset-wise, inference, got 'token-wise'"),
         ({"use_glu_encoder": True}, "use_glu_encoder must be false"),
         ({"hook_point_out": "blocks.3.hook_mlp_out"}, "a transcoder"),
         ({"jump_relu_threshold": None}, "jump_relu_threshold must be a positive number, got None"),
@@ -212,7 +212,7 @@ def test_the_average_norm_may_have_to_be_stated(tmp_path):
         ({"act_fn": "batchtopk"}, "act_fn must be one of relu, jumprelu, topk, got 'batchtopk'"),
         (
             {"norm_activation": "batch-wise"},
-            "norm_activation must be dataset-wise, token-wise or inference, got 'batch-wise'",
+            "must be one of dataset-wise, token-wise, inference, got 'batch-wise'",
         ),
         ({"use_glu_encoder": True}, "use_glu_encoder must be false"),
         ({"hook_point_out": "blocks.3.hook_mlp_out"}, "a transcoder"),

@@ -73,6 +73,13 @@ def test_log_threshold_of_older_training_checkpoints(tmp_path):
     torch.testing.assert_close(import_sae(folder).threshold, import_sae(FIXTURES / JUMPRELU).threshold)
 
 
+def test_training_of_batchtopk_rescales_unless_told_not_to(tmp_path):
+    folder = copy_case("saelens/training_batchtopk", tmp_path)
+    change_json(folder / "cfg.json", rescale_acts_by_decoder_norm=None)
+    wanted = import_sae(FIXTURES / "saelens/training_batchtopk")
+    assert torch.equal(import_sae(folder).encode(residuals()), wanted.encode(residuals()))
+
+
 # --- expected_average_only_in -----------------------------------------------------------------------------------------
 
 
