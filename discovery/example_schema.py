@@ -87,12 +87,26 @@ def connect(path: Path, mode: Literal["ro", "rw", "rwc"]) -> sqlite3.Connection:
 
 
 def create(path: Path) -> sqlite3.Connection:
-    """A new file with empty tables. Rolls back on a failure: no write-ahead log lies beside it."""
+    """A new file with empty tables, to be filled and then renamed.
+
+    Without a journal: a file that is not finished is thrown away, and a journal left by a killed process would be
+    played back into the next file of that name.
+    """
     connection = connect(path, "rwc")
-    connection.executescript("PRAGMA journal_mode = DELETE;" + TABLES)
+    connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + TABLES)
     if fts5_available(connection):
         connection.executescript(TEXT_INDEX)
     return connection
+
+
+def recover(path: Path) -> None:
+    """Undo what a killed process had half written into `path`. Opened for reading alone, such a file is refused."""
+    if path.with_name(path.name + "-journal").exists():
+        connection = connect(path, "rw")
+        try:
+            connection.execute("SELECT count(*) FROM manifest")
+        finally:
+            connection.close()
 
 
 def fts5_available(connection: sqlite3.Connection) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from discovery.errors import ExampleError
-from discovery.example_schema import SCHEMA_VERSION, TEXT_COLUMNS, connect, has_text_index
+from discovery.example_schema import SCHEMA_VERSION, TEXT_COLUMNS, connect, has_text_index, recover
 from discovery.latent_record import Background, Example, Explanation, Glance, LatentRecord, Match, TokenEffect
 from discovery.token_text import pieces_of
 
@@ -50,6 +50,7 @@ class ExampleStore:
         if not path.is_file():
             raise ExampleError(f"example file {path} does not exist")
         try:
+            recover(path)
             return cls(path, connect(path, "rw" if writable else "ro"))
         except sqlite3.DatabaseError as error:
             raise ExampleError(f"{path} must be an example file, got: {error}") from None

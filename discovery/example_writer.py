@@ -1,6 +1,7 @@
 """A finished pass as an example file: it appears whole or not at all."""
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ def write_store(
                 _StoreWriter(connection, collector, effects, sources, tokenizer).write(manifest, progress)
         finally:
             connection.close()
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     except sqlite3.OperationalError as error:
         # A full disk, above all.

@@ -61,6 +61,22 @@ def test_a_file_opened_for_reading_is_not_written(path):
     assert sorted(file.name for file in path.parent.glob("examples.sqlite*")) == ["examples.sqlite"]
 
 
+def test_what_a_killed_process_had_half_written_is_undone(path, tmp_path):
+    connection = sqlite3.connect(path)
+    # With next to no cache, changed pages go into the file before the end of the transaction.
+    connection.execute("PRAGMA cache_size = 1")
+    connection.execute("UPDATE latents SET num_active = -1")
+    connection.execute("UPDATE examples SET value = -1")
+    copy = tmp_path / path.name
+    for suffix in ("", "-journal"):
+        copy.with_name(copy.name + suffix).write_bytes(path.with_name(path.name + suffix).read_bytes())
+    connection.rollback()
+    connection.close()
+    assert copy.read_bytes() != path.read_bytes()
+    with ExampleStore.open(copy) as killed, ExampleStore.open(path) as whole:
+        assert [killed.latent(n) for n in whole.latents()] == [whole.latent(n) for n in whole.latents()]
+
+
 def test_other_files_are_refused(tmp_path, path):
     with pytest.raises(ExampleError, match=r"none\.sqlite does not exist"):
         ExampleStore.open(tmp_path / "none.sqlite")
