@@ -15,6 +15,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from discovery import live_stream
 from discovery.buffers import Buffers
 from discovery.dictionary_trainer import Trainer
@@ -23,6 +25,7 @@ from discovery.finished_dictionary import finish
 from discovery.shard_stream import ShardBuffers, Source
 from discovery.train_settings import TrainSettings, defaults_for
 from sae_runtime.checkpoint import LoadedSAE, load_sae
+from sae_runtime.number_format import has_fast_bfloat16
 
 RECIPES = {"relu_l1": "relu"}
 """Other names of activations."""
@@ -37,7 +40,7 @@ _HELP = {
     "num_steps": "default 2000; see --tokens",
     "batch_size": "tokens per step",
     "revival": "of dead latents: auxk, resample, none",
-    "precision": "of large products: bf16, fp32",
+    "precision": "of large products: bf16, fp32; default bf16, or fp32 where the processor lacks it",
 }
 
 
@@ -82,6 +85,8 @@ def settings_of(args: argparse.Namespace, first: LoadedSAE | None) -> tuple[Trai
     target_l0 = None
     if defaults.activation == "batchtopk":
         target_l0 = asked.pop("l0_target", None)
+    fast = has_fast_bfloat16(torch.device(args.device))
+    asked.setdefault("precision", "bf16" if fast else "fp32")
     if args.tokens is not None:
         batch_size = asked.get("batch_size", defaults.batch_size)
         asked["num_steps"] = max(1, args.tokens // batch_size)

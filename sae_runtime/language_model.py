@@ -16,6 +16,7 @@ from torch import nn
 
 from sae_runtime.errors import ModelError, one_line
 from sae_runtime.gguf_file import EMBEDDED_NAME, EMBEDDED_SHA256, convert_once, embedded_gguf_path
+from sae_runtime.number_format import fastest_dtype
 from sae_runtime.pretrained import load_strictly, quiet_transformers
 from sae_runtime.tap import decoder_layers
 from sae_runtime.weights import (
@@ -32,6 +33,8 @@ Quantization = Literal["auto", "none", "nf4", "int8"]
 DTypeName = Literal["auto", "bfloat16", "float32"]
 
 EMBEDDED = "embedded"
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ def load_language_model(
         source: `embedded`, a `.gguf` file, a folder, or a hub name.
         quantization: `auto` is nf4 on CUDA for anything but GGUF, else none. GGUF sources take auto or none: they
             are 4-bit files already, computed with in `dtype`.
-        dtype: `auto` is bfloat16.
+        dtype: `auto` is bfloat16, or float32 on processors without bfloat16 instructions.
         device: `auto` is cuda if there is one, else cpu.
         cache_dir: where converted weights and hashes are kept; default `~/.cache/telltale`.
         expected_sha256: refuse other weights than these.
@@ -107,7 +110,7 @@ def load_language_model(
     _check_choice("dtype", dtype, get_args(DTypeName))
     cache_dir = cache_dir or default_cache_dir()
     device_name = _resolve_device(device)
-    torch_dtype = torch.float32 if dtype == "float32" else torch.bfloat16
+    torch_dtype = fastest_dtype(torch.device(device_name)) if dtype == "auto" else _DTYPES[dtype]
     if source == EMBEDDED or source.endswith(".gguf"):
         return _load_gguf(source, quantization, torch_dtype, device_name, cache_dir, expected_sha256, progress)
     folder = _resolve_folder(source, progress)

@@ -82,7 +82,9 @@ class Settings(BaseModel):
         "are and take only auto or none.",
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="Number format of the computation. `auto` is bfloat16."
+        "auto",
+        description="Number format of the computation. `auto` is bfloat16, or float32 on processors without bfloat16 "
+        "instructions.",
     )
     device: Device = Field("auto", description="`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`.")
     model_sha256: Sha256 | None = Field(

@@ -56,11 +56,16 @@ def test_computes_what_transformers_computes(saved, load_model, name, dtype):
     assert loaded.weights_bytes == sum(p.numel() for p in wanted.parameters()) * dtype.itemsize
 
 
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_computes_in_bf16_where_the_processor_can(saved, load_model, monkeypatch, has_bf16, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has_bf16})
+    assert load_model(saved).identity.dtype == dtype
+
+
 def test_says_what_was_loaded(saved, load_model, model):
     loaded = load_model(saved)
     assert loaded.identity.name == "tiny-llama"
     assert loaded.identity.quantization == "none"
-    assert loaded.identity.dtype == "bfloat16"
     assert loaded.identity.device == "cpu"
     assert loaded.device == torch.device("cpu")
     assert loaded.eos_token_ids == {2}

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from tiny import D_MODEL
 from tiny_files import write_model
 from training import F, write_harvest
@@ -26,7 +27,15 @@ def settings_from(*flags, first=None):
 SMALL = ["--num-latents", str(F), "--num-steps", "12", "--batch-size", "128", "--no-tensorboard"]
 
 
-def test_the_documented_flags_mean_what_they_did():
+@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_large_products_are_bf16_where_the_processor_can(monkeypatch, has_bf16, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+    assert settings_from()[0].precision == precision
+    assert settings_from("--precision", "bf16")[0].precision == "bf16"
+
+
+def test_the_documented_flags_mean_what_they_did(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     flags = "--activation batchtopk --k 60 --target-l0 59.5 --learning-rate 1.5e-3 --warmup-steps 50 --decay-share 1"
     flags += " --num-steps 1600 --seed 1 --aux-weight 0.125 --dead-after-tokens 150000"
     settings, target_l0 = settings_from(*flags.split())
