@@ -2,27 +2,34 @@
 
 For each set of harvested residuals that the dictionary was not trained on, and for all together: the figures of
 `reconstruction` and, from passes over the whole model, those of `splicing`; for the dictionary, those of
-`decoder_geometry`.
+`decoder_geometry`. "The mean" is that of each set's own ordinary tokens, so that a dictionary of another library, which
+knows no mean, is measured like ours.
 
     telltale lab evaluate DICTIONARY --set corpus=runs/harvest/corpus-held-out --set chat=runs/... --report report.html
+
+Harvests and a model of other weights, quantisation or place than the dictionary's are refused.
 """
 
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from discovery.decoder_geometry import geometry_figures
-from discovery.errors import HarvestError
+from discovery.errors import HarvestError, LabError
+from discovery.harvest import Harvested, shard_paths
 from discovery.harvest import load_manifest as load_harvest_manifest
-from discovery.harvest import load_resid, load_shard, shard_paths
+from discovery.provenance import COMPARED, check_provenance, model_facts
 from discovery.reconstruction import ReconstructionSums, measure_reconstruction
+from discovery.shard_stream import read_shard, read_whole_shard
 from discovery.splicing import SplicingSums, measure_splicing
 from sae_runtime.checkpoint import (
     MANIFEST_FILE,
@@ -32,7 +39,7 @@ from sae_runtime.checkpoint import (
     load_sae,
     write_atomically,
 )
-from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
+from sae_runtime.language_model import EMBEDDED, DTypeName, LanguageModel, Quantization, load_language_model
 from sae_runtime.sae import SAE
 from sae_runtime.tap import Tap
 
@@ -55,14 +62,37 @@ class Evaluation(NamedTuple):
 
 
 def full_contexts(shards: list[Path], max_tokens: int, batch_tokens: int = 4096) -> Iterator[Tensor]:
-    """[B, T] batches of the shards' contexts that have the commonest length, up to `max_tokens`."""
-    contexts: list[list[int]] = []
-    for path in shards:
-        contexts += load_shard(path).token_ids()
-    lengths = [len(context) for context in contexts]
-    length = max(set(lengths), key=lengths.count)
+    """[B, T] batches of the shards' contexts that have the commonest length, up to `max_tokens`.
+
+    HarvestError if that length is below 3: position 0 is left alone and predicts nothing that counts.
+    """
+    contexts = [context for path in shards for context in read_token_ids(path)]
+    lengths = Counter(map(len, contexts))
+    length = max(lengths, key=lengths.__getitem__)
+    if length < 3:
+        raise HarvestError(f"contexts of {shards[0].parent} must have 3 tokens or more for predictions, got {length}")
     chosen = [context for context in contexts if len(context) == length][: max(1, max_tokens // length)]
     yield from torch.split(torch.tensor(chosen), max(1, batch_tokens // length))
+
+
+def read_token_ids(path: Path) -> list[list[int]]:
+    """A shard's contexts, without reading its residuals. HarvestError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Harvested(torch.empty(0), *(file.get_tensor(name) for name in Harvested._fields[1:])).token_ids()
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise HarvestError(f"{path} is no readable shard: {error}") from None
+
+
+def mean_residual(shards: list[Path]) -> Tensor:
+    """[D] fp32 mean of the shards' ordinary residuals. HarvestError if there is none."""
+    sum_D, num_tokens = torch.zeros(()), 0
+    for path in shards:
+        resid_ND = read_shard(path)
+        sum_D, num_tokens = sum_D + resid_ND.sum(0, dtype=torch.float64), num_tokens + len(resid_ND)
+    if not num_tokens:
+        raise HarvestError(f"{shards[0].parent} has no ordinary token")
+    return (sum_D / num_tokens).float()
 
 
 def evaluate(
@@ -72,11 +102,12 @@ def evaluate(
     reconstruction: dict[str, ReconstructionSums] = {}
     splicing: dict[str, SplicingSums] = {}
     for name, shards in sets.items():
+        mean_D = mean_residual(shards)
         bar = tqdm(shards, desc=f"evaluate {name}", unit="shard", mininterval=5)
-        reconstruction[name] = measure_reconstruction(sae, (load_resid(path) for path in bar))
+        reconstruction[name] = measure_reconstruction(sae, map(read_whole_shard, bar), mean_D=mean_D)
         if lm is not None and tap is not None:
             batches = tqdm(full_contexts(shards, max_ce_tokens), desc=f"cross-entropy {name}", mininterval=5)
-            splicing[name] = measure_splicing(lm, sae, batches, tap)
+            splicing[name] = measure_splicing(lm, sae, batches, tap, mean_D=mean_D)
     if len(sets) > 1:
         reconstruction[TOTAL] = _total(list(reconstruction.values()))
         if splicing:
@@ -106,14 +137,22 @@ def parse_set(text: str) -> tuple[str, list[Path]]:
     return name, shards
 
 
+def parse_sets(texts: list[str]) -> dict[str, list[Path]]:
+    """Sets by name; HarvestError for a name that is given twice or is taken."""
+    sets: dict[str, list[Path]] = {}
+    for text in texts:
+        name, shards = parse_set(text)
+        if name in sets or name == TOTAL:
+            raise HarvestError(f"--set must have names of their own, and none {TOTAL!r}, got {name!r}")
+        sets[name] = shards
+    return sets
+
+
 def check_harvests(manifest: Manifest, sets: dict[str, list[Path]]) -> None:
-    """HarvestError if a harvest is of other weights or of another hook point than the dictionary."""
+    """FitError if a harvest is of another model, quantisation or place than the dictionary."""
     for folder in sorted({path.parent for shards in sets.values() for path in shards}):
         settings = load_harvest_manifest(folder)["settings"]
-        for name in ("model_sha256", "hook_point", "d_model"):
-            wanted, got = getattr(manifest, name), settings.get(name)
-            if got is not None and got != wanted:
-                raise HarvestError(f"{folder}: {name} must be the dictionary's {wanted}, got {got}")
+        check_provenance(manifest, {name: settings.get(name) for name in COMPARED}, f"harvest {folder}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -121,30 +160,56 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("dictionary", type=Path)
     parser.add_argument("--set", action="append", required=True, help="NAME=HARVEST[,HARVEST...]; repeat")
     parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--quantization", default="auto", choices=get_args(Quantization), help="of --model")
+    parser.add_argument("--dtype", default="auto", choices=get_args(DTypeName), help="--model computes in it")
+    parser.add_argument("--unverified", action="store_true", help="accept another model or place than the dictionary's")
     parser.add_argument("--ce-tokens", type=int, default=32768, help="per set; 0 leaves cross-entropy and KL out")
     parser.add_argument("--write", action="store_true", help="put the figures into the dictionary's manifest")
     parser.add_argument("--report", type=Path, help="also write an HTML page with plots")
+    parser.add_argument("--fidelity", type=Path, help="what `telltale lab fidelity --json` printed, for page and JSON")
     args = parser.parse_args(argv)
     sae = load_sae(args.dictionary)
-    sets = dict(parse_set(text) for text in args.set)
-    check_harvests(sae.manifest, sets)
-    lm = load_language_model(args.model, progress=True) if args.ce_tokens else None
+    sets = parse_sets(args.set)
+    comparison = read_comparison(args.fidelity) if args.fidelity else None
+    if not args.unverified:
+        check_harvests(sae.manifest, sets)
+    lm = load_model(args, sae.manifest) if args.ce_tokens else None
     tap = Tap(lm.model, sae.manifest.hook, lm.d_model) if lm is not None else None
     evaluation = evaluate(sae, lm, tap, sets, args.ce_tokens)
     metrics: dict[str, Any] = evaluation.figures()
     if args.write:
         write_metrics(args.dictionary, metrics)
     if args.report:
-        write_report(sae, evaluation, args.report)
-    print(json.dumps(metrics | {"decoder": geometry_figures(sae)}, indent=1))
+        write_report(sae, evaluation, args.report, comparison)
+    others = {"decoder": geometry_figures(sae)} | ({"fidelity": comparison} if comparison else {})
+    print(json.dumps(metrics | others, indent=1))
     return 0
 
 
-def write_report(sae: LoadedSAE, evaluation: Evaluation, path: Path) -> None:
+def load_model(args: argparse.Namespace, manifest: Manifest) -> LanguageModel:
+    """The model to splice into; FitError if it is not the dictionary's."""
+    lm = load_language_model(args.model, quantization=args.quantization, dtype=args.dtype, progress=True)
+    if not args.unverified:
+        check_provenance(manifest, model_facts(lm), f"model {lm.identity.name}")
+    return lm
+
+
+def read_comparison(path: Path) -> dict[str, Any]:
+    """What `telltale lab fidelity --json` printed; LabError if it is something else."""
+    try:
+        comparison = json.loads(path.read_text(encoding="utf-8"))
+        if {"models", "answer", "correlation_histogram"} <= set(comparison):
+            return dict(comparison)
+    except (OSError, ValueError, TypeError) as error:
+        raise LabError(f"comparison {path} can't be read: {error}") from None
+    raise LabError(f"comparison {path} must be what `telltale lab fidelity --json` prints, got something else")
+
+
+def write_report(sae: LoadedSAE, evaluation: Evaluation, path: Path, comparison: dict[str, Any] | None = None) -> None:
     """The figures and plots as one HTML page."""
     from discovery.evaluation_report import render  # plotly: only for those who want plots
 
-    write_atomically(path, render(sae, evaluation.figures(), evaluation.reconstruction))
+    write_atomically(path, render(sae, evaluation.figures(), evaluation.reconstruction, comparison))
 
 
 if __name__ == "__main__":

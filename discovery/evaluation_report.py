@@ -5,6 +5,7 @@ Self-contained: plotly's script is in the page, which opens without a network.
 
 from html import escape
 from importlib import metadata
+from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
@@ -43,9 +44,16 @@ th:first-child, td:first-child { text-align: left; } code { font-size: .85em; ov
 """
 
 
-def render(sae: LoadedSAE, figures: dict[str, dict[str, float]], sums: dict[str, ReconstructionSums]) -> str:
-    """The page. `figures` and `sums` by set."""
+def render(
+    sae: LoadedSAE,
+    figures: dict[str, dict[str, float]],
+    sums: dict[str, ReconstructionSums],
+    comparison: dict[str, Any] | None = None,
+) -> str:
+    """The page. `figures` and `sums` by set; `comparison` is what `telltale lab fidelity --json` says."""
     plots = [density_plot(sums), cosine_plot(sae)]
+    if comparison is not None:
+        plots.append(correlation_plot(comparison))
     parts = [to_html(plot, full_html=False, include_plotlyjs=number == 0) for number, plot in enumerate(plots)]
     manifest = sae.manifest
     facts = {
@@ -62,7 +70,9 @@ def render(sae: LoadedSAE, figures: dict[str, dict[str, float]], sums: dict[str,
         f"<h2>Held-out figures</h2>{figure_table(figures)}"
         "<p>Position 0 is left out of everything; cross-entropy and KL replace every other token.</p>"
         f"<h2>How often latents fire</h2>{parts[0]}<h2>How close decoder rows lie</h2>{parts[1]}"
-        f"{geometry_words(geometry_figures(sae))}</html>"
+        f"{geometry_words(geometry_figures(sae))}"
+        + (f"<h2>On another form of the model</h2>{comparison_words(comparison)}{parts[2]}" if comparison else "")
+        + "</html>"
     )
 
 
@@ -83,7 +93,7 @@ def density_plot(sums: dict[str, ReconstructionSums]) -> go.Figure:
     plot = go.Figure()
     for name, of_set in sums.items():
         histogram = of_set.density_histogram()
-        middles = [(a + b) / 2 for a, b in zip(histogram.edges, histogram.edges[1:], strict=False)]
+        middles = [(a + b) / 2 for a, b in pairwise(histogram.edges)]
         label = f"{name} ({histogram.num_dead} dead)"
         plot.add_scatter(x=[10**m for m in middles], y=histogram.counts, mode="lines", line_shape="hvh", name=label)
     plot.add_vline(x=DENSE, line_dash="dot", annotation_text="dense")
@@ -98,6 +108,23 @@ def cosine_plot(sae: LoadedSAE) -> go.Figure:
     plot = go.Figure(go.Histogram(x=cosine_F.tolist(), xbins={"start": 0, "end": 1, "size": 0.02}))
     plot.update_layout(xaxis_title="largest cosine with another decoder row", yaxis_title="latents")
     return plot
+
+
+def correlation_plot(comparison: dict[str, Any]) -> go.Figure:
+    """Latents by how their readings on two forms of the model correlate."""
+    edges, counts = comparison["correlation_histogram"]["edges"], comparison["correlation_histogram"]["counts"]
+    middles = [(a + b) / 2 for a, b in pairwise(edges)]
+    plot = go.Figure(go.Bar(x=middles, y=counts, width=edges[1] - edges[0]))
+    plot.update_layout(xaxis_title="correlation of a latent's readings on the two", yaxis_title="latents")
+    return plot
+
+
+def comparison_words(comparison: dict[str, Any]) -> str:
+    """The answer and what it rests on."""
+    first, second = map(escape, comparison["models"])
+    may = "may" if comparison["answer"]["may_be_served"] else "should not"
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in comparison["answer"]["reasons"])
+    return f"<p>What was trained on <b>{first}</b> {may} be served on <b>{second}</b>:</p><ul>{reasons}</ul>"
 
 
 def geometry_words(figures: dict[str, Any]) -> str:

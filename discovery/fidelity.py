@@ -2,44 +2,95 @@
 
 Reads the same tokens through both and compares what the dictionary makes of them:
 
-    residual_relative_error   mean over tokens of ||x_b - x_a|| / ||x_a - mean||
+    residual_relative_error   sqrt(sum ||x_b - x_a||^2 / sum ||x_a - mean||^2)
     correlation               Pearson, per latent over all tokens, of its readings; quantiles over latents that fire
                               at 10 tokens or more in the first
-    flip_ratio                of the (token, latent) pairs active in either, the share that is active in only one
+    flip_ratio                of the (token, latent) pairs active in either, the share that is active in only one:
+                              the readings that crossed the latent's threshold
     l0, variance_explained    on each
 
     telltale lab fidelity DICTIONARY --model FOLDER --quantization none --against-quantization nf4 --corpus FILES
 
-Position 0 and massive activations are left out, by the first model's residuals.
+The first model is the one the dictionary was trained on; position 0 and massive activations are left out, by its
+residuals. The answer is yes if all of `LIMITS` hold. They are a judgement: within them a typical latent reads the same
+on both, and no more is lost than a slightly worse dictionary would lose. A threshold or a scale that was calibrated on
+one form should be calibrated again on the other, whatever the answer.
 
 Shape suffixes: N tokens, F latents, T positions, D model width.
 """
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
 from discovery.corpus import Context, CorpusSettings, read_contexts, shuffle_contexts, take_tokens
 from discovery.errors import LabError
 from discovery.harvest import ordinary, read_in_batches
+from discovery.provenance import check_provenance, model_facts
 from discovery.reconstruction import ReconstructionSums
-from sae_runtime.checkpoint import load_sae
-from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
+from sae_runtime.checkpoint import Manifest, load_sae
+from sae_runtime.language_model import EMBEDDED, DTypeName, LanguageModel, Quantization, load_language_model
 from sae_runtime.sae import SAE
 from sae_runtime.tap import Tap
 
 MIN_FIRINGS = 10
 """A correlation over fewer active tokens says nothing."""
 
+_BINS = 40
 _QUANTILES = {"1%": 0.01, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75}
+
+
+class Limit(NamedTuple):
+    """What one figure may be at most for a yes."""
+
+    words: str
+    most: float
+
+
+LIMITS = {
+    "median_correlation_loss": Limit("1 - median correlation of a latent's readings", 0.05),
+    "correlation_below_0.9_ratio": Limit("share of latents whose readings correlate below 0.9", 0.10),
+    "flip_ratio": Limit("share of active readings that are active on one model only", 0.25),
+    "l0_change": Limit("relative change of L0", 0.10),
+    "variance_explained_loss": Limit("variance explained that is lost", 0.02),
+}
+
+
+class Answer(NamedTuple):
+    """May the dictionary be served on the second model?"""
+
+    may_be_served: bool
+    reasons: list[str]
+    """One for each limit, with the figure beside it."""
+
+
+def answer(figures: dict[str, Any]) -> Answer:
+    """The answer that `FidelitySums.figures` give."""
+    (l0, other_l0), (explained, other_explained) = figures["l0"], figures["variance_explained"]
+    got = {
+        "median_correlation_loss": 1 - figures["correlation"]["50%"],
+        "correlation_below_0.9_ratio": figures["correlation_below_0.9_ratio"],
+        "flip_ratio": figures["flip_ratio"],
+        "l0_change": abs(other_l0 - l0) / l0,
+        "variance_explained_loss": explained - other_explained,
+    }
+    holds = {name: got[name] <= limit.most for name, limit in LIMITS.items()}
+    reasons = [
+        f"{limit.words}: {got[name]:.3f}, {'within' if holds[name] else 'above'} {limit.most:g}"
+        for name, limit in LIMITS.items()
+    ]
+    return Answer(all(holds.values()), reasons)
 
 
 @dataclass(slots=True)
@@ -47,30 +98,33 @@ class FidelitySums:
     """What the comparison is made of."""
 
     num_latents: int
+    d_model: int
     first: ReconstructionSums = field(init=False)
     second: ReconstructionSums = field(init=False)
     moments_5F: Tensor = field(init=False)
     """fp64 sums over tokens of a, b, a^2, b^2, ab."""
     num_both: int = 0
     num_either: int = 0
-    relative_error: float = 0.0
+    square_difference: float = 0.0
+    """Sum of ||x_b - x_a||^2."""
 
     def __post_init__(self) -> None:
-        self.first, self.second = ReconstructionSums(self.num_latents), ReconstructionSums(self.num_latents)
+        shape = self.num_latents, self.d_model
+        self.first, self.second = ReconstructionSums(*shape), ReconstructionSums(*shape)
         self.moments_5F = torch.zeros(5, self.num_latents, dtype=torch.float64)
 
     @torch.inference_mode()
     def add(self, sae: SAE, a_ND: Tensor, b_ND: Tensor) -> None:
         """Count the residuals of the same tokens in."""
         a_ND, b_ND = a_ND.float(), b_ND.float()
-        self.first.add(sae, a_ND)
-        self.second.add(sae, b_ND)
         a_NF, b_NF = sae.encode(a_ND), sae.encode(b_ND)
+        self.first.add(sae, a_ND, f_NF=a_NF)
+        self.second.add(sae, b_ND, f_NF=b_NF)
         for row, product_NF in enumerate((a_NF, b_NF, a_NF.square(), b_NF.square(), a_NF * b_NF)):
             self.moments_5F[row] += product_NF.sum(0, dtype=torch.float64).cpu()
         self.num_both += int(((a_NF > 0) & (b_NF > 0)).sum())
         self.num_either += int(((a_NF > 0) | (b_NF > 0)).sum())
-        self.relative_error += float(((b_ND - a_ND).norm(dim=-1) / (a_ND - sae.resid_mean).norm(dim=-1)).sum())
+        self.square_difference += float((b_ND - a_ND).double().square().sum())
 
     def correlation(self) -> Tensor:
         """[F] Pearson correlations; NaN for latents that fire at fewer than MIN_FIRINGS tokens of the first."""
@@ -88,15 +142,20 @@ class FidelitySums:
         if not len(correlation):
             raise LabError(f"no latent fires at {MIN_FIRINGS} tokens or more of {self.first.num_tokens}: use more text")
         a, b = self.first.figures(), self.second.figures()
+        counts = torch.histc(correlation.clamp(-1, 1), bins=_BINS, min=-1, max=1)
         return {
             "tokens": self.first.num_tokens,
             "latents_compared": len(correlation),
             "correlation": {name: float(correlation.quantile(q)) for name, q in _QUANTILES.items()},
             "correlation_below_0.9_ratio": float((correlation < 0.9).float().mean()),
             "flip_ratio": 1 - self.num_both / self.num_either,
-            "residual_relative_error": self.relative_error / self.first.num_tokens,
+            "residual_relative_error": math.sqrt(self.square_difference / self.first.spread),
             "l0": [a["l0"], b["l0"]],
             "variance_explained": [a["variance_explained"], b["variance_explained"]],
+            "correlation_histogram": {
+                "edges": torch.linspace(-1, 1, _BINS + 1).tolist(),
+                "counts": [int(count) for count in counts],
+            },
         }
 
 
@@ -113,7 +172,7 @@ def paired_residuals(
 
 def compare(sae: SAE, pairs: Iterable[tuple[Tensor, Tensor]]) -> FidelitySums:
     """Sum up pairs of residuals."""
-    sums = FidelitySums(sae.num_latents)
+    sums = FidelitySums(sae.num_latents, sae.d_model)
     for a_ND, b_ND in pairs:
         sums.add(sae, a_ND, b_ND)
     return sums
@@ -127,27 +186,58 @@ def _check_same_tokens(first: LanguageModel, second: LanguageModel) -> None:
         raise LabError(f"--against must be another form of the same model, got {names[0]} and {names[1]}")
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare a dictionary's readings on two quantisations of a model.")
     parser.add_argument("dictionary", type=Path)
     parser.add_argument("--corpus", type=Path, nargs="+", required=True, help=".jsonl, .jsonl.gz or text files")
     parser.add_argument("--model", default=EMBEDDED)
-    parser.add_argument("--quantization", default="auto", help="of --model")
+    parser.add_argument("--quantization", default="auto", choices=get_args(Quantization), help="of --model")
     parser.add_argument("--against", help="the other form of the model; default --model")
-    parser.add_argument("--against-quantization", default="auto", help="of --against")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="of --model")
-    parser.add_argument("--against-dtype", default="auto", choices=["auto", "bfloat16", "float32"])
+    parser.add_argument("--against-quantization", default="auto", choices=get_args(Quantization), help="of --against")
+    parser.add_argument("--dtype", default="auto", choices=get_args(DTypeName), help="of --model")
+    parser.add_argument("--against-dtype", default="auto", choices=get_args(DTypeName), help="of --against")
+    parser.add_argument("--unverified", action="store_true", help="accept another first model than the dictionary's")
     parser.add_argument("--max-tokens", type=int, default=32768)
     parser.add_argument("--context-tokens", type=int, default=256)
     parser.add_argument("--batch-tokens", type=int, default=4096)
-    args = parser.parse_args(argv)
-    sae = load_sae(args.dictionary)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser.parse_args(argv)
+
+
+def load_models(args: argparse.Namespace, manifest: Manifest) -> tuple[LanguageModel, LanguageModel]:
+    """The dictionary's model and the other form of it. FitError or LabError if they are something else."""
     other = args.against or args.model
-    models = (
-        load_language_model(args.model, quantization=args.quantization, dtype=args.dtype, progress=True),
-        load_language_model(other, quantization=args.against_quantization, dtype=args.against_dtype, progress=True),
+    first = load_language_model(args.model, quantization=args.quantization, dtype=args.dtype, progress=True)
+    if not args.unverified:
+        check_provenance(manifest, model_facts(first), f"model {first.identity.name}")
+    second = load_language_model(other, quantization=args.against_quantization, dtype=args.against_dtype, progress=True)
+    _check_same_tokens(first, second)
+    return first, second
+
+
+def print_comparison(names: list[str], figures: dict[str, Any], answered: Answer) -> None:
+    """For a person."""
+    table = Table("", *names)
+    table.add_row("L0", *(f"{l0:.1f}" for l0 in figures["l0"]))
+    table.add_row("variance explained", *(f"{explained:.4f}" for explained in figures["variance_explained"]))
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+    quantiles = ", ".join(f"{name} {value:.3f}" for name, value in figures["correlation"].items())
+    console.print(
+        f"{figures['tokens']:,} tokens; residuals differ by {figures['residual_relative_error']:.3f} of their spread; "
+        f"correlation of readings, quantiles over {figures['latents_compared']:,} latents: {quantiles}"
     )
-    _check_same_tokens(*models)
+    for reason in answered.reasons:
+        console.print(f"- {reason}")
+    verdict = "Yes" if answered.may_be_served else "No"
+    may = "may" if answered.may_be_served else "should not"
+    console.print(f"{verdict}: what was trained on {names[0]} {may} be served on {names[1]}.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    sae = load_sae(args.dictionary)
+    models = load_models(args, sae.manifest)
     taps = tuple(Tap(lm.model, sae.manifest.hook, lm.d_model) for lm in models)
     settings = CorpusSettings(context_tokens=args.context_tokens)
     contexts = list(read_contexts(args.corpus, models[0].tokenizer, settings, "held_out"))
@@ -155,8 +245,12 @@ def main(argv: list[str] | None = None) -> int:
     pairs = paired_residuals(models, (taps[0], taps[1]), contexts, args.batch_tokens)
     bar = tqdm(pairs, total=len(contexts), desc="comparing", unit="ctx", mininterval=5)
     figures = compare(sae, bar).figures()
-    identities = [f"{lm.identity.name} {lm.identity.quantization} {lm.identity.dtype}" for lm in models]
-    print(json.dumps({"models": identities} | figures, indent=1))
+    answered = answer(figures)
+    names = [f"{lm.identity.name} {lm.identity.quantization} {lm.identity.dtype}" for lm in models]
+    if args.json:
+        print(json.dumps({"models": names} | figures | {"answer": answered._asdict()}, indent=1))
+    else:
+        print_comparison(names, figures, answered)
     return 0
 
 

@@ -1,8 +1,8 @@
 """How well a dictionary reconstructs residuals, and how often its latents fire.
 
-    variance_explained         1 - sum ||x - x_hat||^2 / sum ||x - mean||^2     (mean: of the training data)
+    variance_explained         1 - sum ||x - x_hat||^2 / sum ||x - mean||^2     (mean: of the tokens measured)
     median_token_variance_explained
-                               median over tokens of 1 - ||x - x_hat||^2 / ||x - mean||^2
+                               median over tokens of 1 - ||x - x_hat||^2 / ||x - mean||^2    (mean: as it is given)
     l0                         mean number of active latents
     dead_ratio                 share of latents that are active at none of the tokens
     dense_ratio                share of latents that are active at more than a tenth of them
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from discovery.errors import LabError
 from discovery.harvest import ordinary
 from sae_runtime.sae import SAE
 
@@ -45,49 +46,71 @@ class ReconstructionSums:
     """What reconstruction figures are made of; sums of several sets can be added up."""
 
     num_latents: int
+    d_model: int
     num_tokens: int = 0
     """Ordinary ones; all figures are over them."""
     num_massive: int = 0
     """Tokens left out for their massive activation."""
     error: float = 0.0
     """Sum of ||x - x_hat||^2."""
-    spread: float = 0.0
-    """Sum of ||x - mean||^2."""
+    square: float = 0.0
+    """Sum of ||x||^2."""
     num_active: int = 0
     token_variance_explained: list[Tensor] = field(default_factory=list)
     firing_F: Tensor = field(init=False)
     """Tokens at which each latent is active."""
+    sum_D: Tensor = field(init=False)
+    """fp64 sum of x."""
 
     def __post_init__(self) -> None:
         self.firing_F = torch.zeros(self.num_latents, dtype=torch.long)
+        self.sum_D = torch.zeros(self.d_model, dtype=torch.float64)
+
+    @classmethod
+    def of(cls, sae: SAE) -> "ReconstructionSums":
+        """Empty ones for a dictionary."""
+        return cls(sae.num_latents, sae.d_model)
 
     @torch.inference_mode()
-    def add(self, sae: SAE, resid_ND: Tensor) -> None:
-        """Count ordinary residuals in."""
+    def add(self, sae: SAE, resid_ND: Tensor, *, mean_D: Tensor | None = None, f_NF: Tensor | None = None) -> None:
+        """Count ordinary residuals in.
+
+        `mean_D` is what single tokens are compared with, by default the dictionary's record of its training data's;
+        `f_NF` are the residuals' latents, if they are known.
+        """
         resid_ND = resid_ND.float()
-        f_NF = sae.encode(resid_ND)
+        f_NF = sae.encode(resid_ND) if f_NF is None else f_NF
         error_N = (resid_ND - sae.reconstruct(resid_ND, f_NF)).square().sum(-1)
-        spread_N = (resid_ND - sae.resid_mean).square().sum(-1)
+        spread_N = (resid_ND - (sae.resid_mean if mean_D is None else mean_D)).square().sum(-1)
         active_F = (f_NF > 0).sum(0)
         self.num_tokens += len(resid_ND)
         self.error += float(error_N.double().sum())
-        self.spread += float(spread_N.double().sum())
+        self.square += float(resid_ND.double().square().sum())
+        self.sum_D += resid_ND.sum(0, dtype=torch.float64).cpu()
         self.num_active += int(active_F.sum())
         self.firing_F += active_F.cpu()
         self.token_variance_explained.append((1 - error_N / spread_N).cpu())
 
     def __add__(self, other: "ReconstructionSums") -> "ReconstructionSums":
-        both = ReconstructionSums(self.num_latents)
+        both = ReconstructionSums(self.num_latents, self.d_model)
         both.num_tokens = self.num_tokens + other.num_tokens
         both.num_massive = self.num_massive + other.num_massive
-        both.error, both.spread = self.error + other.error, self.spread + other.spread
+        both.error, both.square = self.error + other.error, self.square + other.square
         both.num_active = self.num_active + other.num_active
         both.token_variance_explained = self.token_variance_explained + other.token_variance_explained
         both.firing_F = self.firing_F + other.firing_F
+        both.sum_D = self.sum_D + other.sum_D
         return both
 
+    @property
+    def spread(self) -> float:
+        """Sum of ||x - mean||^2, the mean being that of all tokens counted in."""
+        return self.square - float(self.sum_D.square().sum()) / max(self.num_tokens, 1)
+
     def figures(self) -> dict[str, float]:
-        """The figures, by the names they have in manifests."""
+        """The figures, by the names they have in manifests. LabError if no two tokens differ."""
+        if self.num_tokens < 2 or self.spread <= 0:
+            raise LabError(f"figures need tokens that differ, got {self.num_tokens} ordinary ones")
         density_F = self.firing_F / self.num_tokens
         return {
             "tokens": self.num_tokens,
@@ -108,12 +131,14 @@ class ReconstructionSums:
         return DensityHistogram(edges.tolist(), [int(c) for c in counts], int((self.firing_F == 0).sum()))
 
 
-def measure_reconstruction(sae: SAE, residuals: Iterable[Tensor]) -> ReconstructionSums:
-    """Figures over [N, D] pieces of residuals, massive activations left out."""
-    sums = ReconstructionSums(sae.num_latents)
+def measure_reconstruction(
+    sae: SAE, residuals: Iterable[Tensor], *, mean_D: Tensor | None = None
+) -> ReconstructionSums:
+    """Figures over [N, D] pieces of residuals, massive activations left out. `mean_D`: see `add`."""
+    sums = ReconstructionSums.of(sae)
     for piece_ND in residuals:
         ordinary_N = ordinary(piece_ND)
         sums.num_massive += int((~ordinary_N).sum())
         for part_ND in torch.split(piece_ND[ordinary_N], _ENCODE_TOKENS):
-            sums.add(sae, part_ND)
+            sums.add(sae, part_ND, mean_D=mean_D)
     return sums

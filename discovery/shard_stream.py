@@ -85,6 +85,12 @@ class ShardBuffers:
 
 def read_shard(path: Path) -> Tensor:
     """[N, D] bf16 residuals of a shard, massive activations left out; HarvestError if it is damaged or not finite."""
+    resid_ND = read_whole_shard(path)
+    return resid_ND[ordinary(resid_ND)]
+
+
+def read_whole_shard(path: Path) -> Tensor:
+    """[N, D] bf16 residuals of a shard; HarvestError if it is damaged or not finite."""
     try:
         resid_ND = load_resid(path)
     except (SafetensorError, OSError) as error:
@@ -92,7 +98,7 @@ def read_shard(path: Path) -> Tensor:
     bad = int((~resid_ND.isfinite()).any(-1).sum())
     if bad:
         raise HarvestError(f"{path}: residuals must be finite, got NaN or infinity at {bad} of {len(resid_ND)} tokens")
-    return resid_ND[ordinary(resid_ND)]
+    return resid_ND
 
 
 def _shard_at(source: Source, index: int, position: int, seed: int) -> Path:

@@ -4,9 +4,9 @@
     cross_entropy_recovered_from_mean  the same from mean ablation, which is the stricter yardstick
     kl_*                               mean over predictions of KL(clean || replaced), nats
 
-All from passes over the whole model in which the tap replaces the residual by its reconstruction, by zero or by the
-mean; position 0 is left alone and predictions made there are not counted. All other tokens are replaced, those with
-massive activations included.
+All from passes over the whole model in which the tap replaces the residual by its reconstruction, by zero or by a mean
+residual; position 0 is left alone and predictions made there are not counted. All other tokens are replaced, those
+with massive activations included.
 
 Shape suffixes: B rows, T positions, D model width, V vocabulary, N tokens.
 """
@@ -56,7 +56,7 @@ class SplicingSums:
         }
 
 
-def replacements(sae: SAE) -> dict[str, Edit | None]:
+def replacements(sae: SAE, mean_D: Tensor) -> dict[str, Edit | None]:
     """What the residual is replaced by, by the names of `SplicingSums`; `clean` comes first."""
 
     def keep_first(replace: Callable[[Tensor], Tensor]) -> Edit:
@@ -71,18 +71,24 @@ def replacements(sae: SAE) -> dict[str, Edit | None]:
         "clean": None,
         "sae": keep_first(lambda resid_ND: sae.reconstruct(resid_ND)),
         "zero": keep_first(torch.zeros_like),
-        "mean": keep_first(lambda resid_ND: sae.resid_mean.expand_as(resid_ND)),
+        "mean": keep_first(lambda resid_ND: mean_D.expand_as(resid_ND)),
     }
 
 
 @torch.inference_mode()
-def measure_splicing(lm: LanguageModel, sae: SAE, batches: Iterable[Tensor], tap: Tap) -> SplicingSums:
-    """Figures over [B, T] batches of token ids. Contexts of a batch have the same length."""
+def measure_splicing(
+    lm: LanguageModel, sae: SAE, batches: Iterable[Tensor], tap: Tap, *, mean_D: Tensor | None = None
+) -> SplicingSums:
+    """Figures over [B, T] batches of token ids, contexts of a batch having the same length.
+
+    Mean ablation is by `mean_D`, by default the dictionary's record of its training data's mean.
+    """
     sums = SplicingSums()
+    mean_D = sae.resid_mean if mean_D is None else mean_D.to(lm.device)
     for token_ids_BT in batches:
         targets_N = token_ids_BT[:, 2:].flatten().to(lm.device)
         clean_NV = None
-        for name, edit in replacements(sae).items():
+        for name, edit in replacements(sae, mean_D).items():
             with tap.step(token_ids_BT.numel(), edit):
                 logits_BTV = lm.model(input_ids=token_ids_BT.to(lm.device), use_cache=False).logits
             # From position 1 on: what position 0 predicts is the same under all replacements.

@@ -4,14 +4,27 @@ import json
 
 import pytest
 import tiny
+import tiny_files
 import torch
 from safetensors.torch import save_file
 
 from discovery.corpus import Context
-from discovery.errors import HarvestError
-from discovery.evaluate import check_harvests, evaluate, full_contexts, parse_set, write_metrics, write_report
-from discovery.harvest import harvest, shard_paths
+from discovery.errors import FitError, HarvestError, LabError
+from discovery.evaluate import (
+    check_harvests,
+    evaluate,
+    full_contexts,
+    main,
+    mean_residual,
+    parse_set,
+    parse_sets,
+    write_metrics,
+    write_report,
+)
+from discovery.harvest import harvest, load_resid, shard_paths
+from discovery.provenance import COMPARED
 from sae_runtime.checkpoint import LoadedSAE, Manifest, load_manifest, load_sae, save_sae
+from sae_runtime.formats import UNKNOWN
 from sae_runtime.tap import Tap
 
 MANIFEST = Manifest(
@@ -79,14 +92,131 @@ def test_a_set_without_shards_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("model_sha256", "1" * 64), ("hook_point", "layers.0.output"), ("d_model", tiny.D_MODEL + 1)]
+    ("field", "value"),
+    [
+        ("model_sha256", "1" * 64),
+        ("quantization", "nf4"),
+        ("hook_point", "layers.0.output"),
+        ("d_model", tiny.D_MODEL + 1),
+    ],
 )
 def test_a_harvest_of_another_model_or_place_is_refused(model, tmp_path, field, value):
     harvest(model, tiny.HOOK_POINT, contexts(3, 12), tmp_path / "one", contexts_per_shard=2)
     sets = dict([parse_set(f"one={tmp_path / 'one'}")])
     check_harvests(MANIFEST, sets)
-    with pytest.raises(HarvestError, match=f"{field} must be the dictionary's {value}"):
+    with pytest.raises(FitError, match=f"{field} of harvest .*one must be the dictionary's {value}, got"):
         check_harvests(MANIFEST.model_copy(update={field: value}), sets)
+    # What is not known of an imported dictionary can't be compared.
+    check_harvests(MANIFEST.model_copy(update={"model_sha256": UNKNOWN, "quantization": UNKNOWN}), sets)
+    check_harvests(MANIFEST.model_copy(update={"hook_point": "layers.2.input"}), sets)
+    settings = json.loads((tmp_path / "one" / "manifest.json").read_text())["settings"]
+    del settings[field]
+    (tmp_path / "one" / "manifest.json").write_text(json.dumps({"settings": settings}))
+    with pytest.raises(FitError, match=f"{field} of harvest .*one must be the dictionary's .*, got None"):
+        check_harvests(MANIFEST, sets)
+
+
+@pytest.mark.parametrize(("field", "value"), [("model_sha256", "1" * 64), ("quantization", "nf4")])
+def test_another_model_than_the_dictionarys_is_refused(tmp_path, field, value, capsys):
+    facts = {"model_sha256": tiny_files.write_model(tmp_path / "model"), field: value}
+    tiny_files.write_dictionary(tmp_path / "sae", **facts)
+    (tmp_path / "one").mkdir()
+    write_shard(tmp_path / "one")
+    settings = load_manifest(tmp_path / "sae").model_dump(include=set(COMPARED))
+    (tmp_path / "one" / "manifest.json").write_text(json.dumps({"settings": settings}))
+    argv = [str(tmp_path / "sae"), "--set", f"one={tmp_path / 'one'}", "--model", str(tmp_path / "model")]
+    with pytest.raises(FitError, match=f"{field} of model model must be the dictionary's {value}, got"):
+        main(argv)
+    assert main([*argv, "--unverified"]) == 0
+    assert json.loads(capsys.readouterr().out)["one"]["predictions"] == 3 * 9
+
+
+def write_shard(folder, *, length: int = 10, num: int = 3) -> None:
+    """Contexts of one length with random residuals."""
+    contexts_N = torch.arange(num).repeat_interleave(length)
+    tensors = {
+        "resid_ND": torch.randn(num * length, tiny.D_MODEL).bfloat16(),
+        "token_ids_N": torch.full((num * length,), 70, dtype=torch.int32),
+        "positions_N": torch.arange(1, length + 1, dtype=torch.int32).repeat(num),
+        "contexts_N": contexts_N.int(),
+        "documents_N": contexts_N,
+        "first_ids_C": torch.full((num,), 71, dtype=torch.int32),
+    }
+    save_file(tensors, folder / "shard-00000.safetensors")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_residuals_that_are_not_finite_are_refused_by_name(dictionary, tmp_path, bad):
+    resid_ND = torch.randn(30, tiny.D_MODEL).bfloat16()
+    resid_ND[4, 5] = bad
+    save_file({"resid_ND": resid_ND}, tmp_path / "shard-00000.safetensors")
+    with pytest.raises(HarvestError, match=r"shard-00000\S* residuals must be finite, got NaN or infinity at 1 of 30"):
+        evaluate(dictionary, None, None, {"only": shard_paths(tmp_path)}, 0)
+
+
+@pytest.mark.parametrize("cut", [0, 7, 500])
+def test_a_damaged_shard_is_refused_by_name(dictionary, tmp_path, cut):
+    save_file({"resid_ND": torch.randn(30, tiny.D_MODEL).bfloat16()}, tmp_path / "shard-00000.safetensors")
+    path = tmp_path / "shard-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(HarvestError, match="shard-00000.safetensors is no readable shard"):
+        evaluate(dictionary, None, None, {"only": shard_paths(tmp_path)}, 0)
+
+
+def test_contexts_too_short_for_a_prediction_are_named(model, dictionary, tap, tmp_path):
+    write_shard(tmp_path, length=1)
+    with pytest.raises(HarvestError, match="3 tokens or more for predictions, got 2"):
+        evaluate(dictionary, model, tap, {"only": shard_paths(tmp_path)}, 100)
+
+
+def test_the_mean_is_each_sets_own(tmp_path):
+    dictionary = tiny.sae()
+    dictionary.resid_mean.zero_()  # as in a dictionary of another library
+    sets = {}
+    for name, offset in (("low", -30.0), ("high", 30.0)):
+        (tmp_path / name).mkdir()
+        resid_ND = (torch.randn(40, tiny.D_MODEL) + offset).bfloat16()
+        save_file({"resid_ND": resid_ND[:25].contiguous()}, tmp_path / name / "shard-00000.safetensors")
+        save_file({"resid_ND": resid_ND[25:].contiguous()}, tmp_path / name / "shard-00001.safetensors")
+        sets[name] = shard_paths(tmp_path / name)
+        torch.testing.assert_close(mean_residual(sets[name]), resid_ND.float().mean(0))
+    evaluation = evaluate(dictionary, None, None, sets, 0)
+    x_ND = torch.cat([load_resid(path) for paths in sets.values() for path in paths]).float()
+    for name, part_ND in (("low", x_ND[:40]), ("high", x_ND[40:]), ("all", x_ND)):
+        error = (part_ND - dictionary.reconstruct(part_ND)).square().sum()
+        wanted = 1 - float(error / (part_ND - part_ND.mean(0)).square().sum())
+        assert evaluation.figures()[name]["variance_explained"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_names_of_sets_are_their_own(tmp_path):
+    write_shard(tmp_path)
+    assert list(parse_sets([f"a={tmp_path}", f"b={tmp_path}"])) == ["a", "b"]
+    for texts in (["a", "a"], ["all"]):
+        with pytest.raises(HarvestError, match="names of their own, and none 'all'"):
+            parse_sets([f"{text}={tmp_path}" for text in texts])
+
+
+def test_the_report_takes_in_a_comparison(dictionary, tmp_path, capsys):
+    comparison = {
+        "models": ["tiny none <b>", "tiny nf4"],
+        "correlation_histogram": {"edges": [-1.0, 0.0, 1.0], "counts": [3, 17]},
+        "answer": {"may_be_served": False, "reasons": ["flips: 0.400, above 0.25"]},
+    }
+    (tmp_path / "fidelity.json").write_text(json.dumps(comparison))
+    save_sae(dictionary, MANIFEST, tmp_path / "sae")
+    write_shard(tmp_path)
+    argv = [str(tmp_path / "sae"), "--set", f"one={tmp_path}", "--ce-tokens", "0", "--unverified"]
+    (tmp_path / "manifest.json").write_text('{"settings": {}}')
+    argv += ["--report", str(tmp_path / "report.html"), "--fidelity", str(tmp_path / "fidelity.json")]
+    assert main(argv) == 0
+    assert json.loads(capsys.readouterr().out)["fidelity"] == comparison
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "tiny none &lt;b&gt;</b> should not be served on <b>tiny nf4" in page
+    assert "flips: 0.400, above 0.25" in page
+    for text in ("", "[]", '{"models": []}'):
+        (tmp_path / "fidelity.json").write_text(text)
+        with pytest.raises(LabError, match=r"comparison .*fidelity\.json"):
+            main(argv)
 
 
 def test_the_report_holds_the_figures_and_needs_no_network(model, dictionary, tap, tmp_path):
@@ -115,12 +245,12 @@ def plotly_script(page: str) -> str:
 
 
 def test_the_command_prints_json_and_writes_the_manifest(dictionary, tmp_path, capsys):
-    from discovery.evaluate import main
-
     save_sae(dictionary, MANIFEST, tmp_path / "sae")
     (tmp_path / "one").mkdir()
     save_file({"resid_ND": torch.randn(30, tiny.D_MODEL).bfloat16()}, tmp_path / "one" / "shard-00000.safetensors")
-    (tmp_path / "one" / "manifest.json").write_text(json.dumps({"settings": {"d_model": tiny.D_MODEL}}))
+    (tmp_path / "one" / "manifest.json").write_text(
+        json.dumps({"settings": MANIFEST.model_dump(include=set(COMPARED))})
+    )
     assert main([str(tmp_path / "sae"), "--set", f"one={tmp_path / 'one'}", "--ce-tokens", "0", "--write"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert load_manifest(tmp_path / "sae").metrics == {"one": said["one"]}

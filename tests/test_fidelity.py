@@ -9,8 +9,8 @@ import tiny_files
 import torch
 
 from discovery.corpus import Context
-from discovery.errors import LabError
-from discovery.fidelity import MIN_FIRINGS, FidelitySums, compare, main, paired_residuals
+from discovery.errors import FitError, LabError
+from discovery.fidelity import LIMITS, MIN_FIRINGS, FidelitySums, answer, compare, main, paired_residuals
 from sae_runtime.checkpoint import save_sae
 from sae_runtime.tap import Tap
 
@@ -43,8 +43,9 @@ def test_figures_equal_their_definitions(dictionary):
     figures = sums.figures()
     flips = ((a_NF > 0) != (b_NF > 0)).sum() / ((a_NF > 0) | (b_NF > 0)).sum()
     assert figures["flip_ratio"] == pytest.approx(float(flips), rel=1e-5)
-    error = ((b_ND - a_ND).norm(dim=-1) / (a_ND - dictionary.resid_mean).norm(dim=-1)).mean()
+    error = (b_ND - a_ND).norm() / (a_ND - a_ND.mean(0)).norm()
     assert figures["residual_relative_error"] == pytest.approx(float(error), rel=1e-4)
+    assert sum(figures["correlation_histogram"]["counts"]) == len(often)
     assert figures["correlation"]["50%"] == pytest.approx(float(np.quantile(wanted, 0.5)), abs=1e-4)
 
 
@@ -55,7 +56,7 @@ def test_a_latent_that_is_silent_in_the_second_agrees_in_nothing():
             tensor.zero_()
         sae.W_enc[:, :D] = torch.eye(D)
     a_ND = pair(0)[0].abs()
-    sums = FidelitySums(tiny.NUM_LATENTS)
+    sums = FidelitySums(tiny.NUM_LATENTS, D)
     sums.add(sae, a_ND, -a_ND)
     assert torch.equal(sums.correlation()[:D], torch.zeros(D))
     assert sums.correlation()[D:].isnan().all()
@@ -82,21 +83,68 @@ def test_pairs_are_the_same_tokens_in_both(model):
         tap.remove()
 
 
-def test_the_command_compares_two_forms_of_one_model(tmp_path, capsys):
+@pytest.fixture
+def argv(tmp_path):
     sha256 = tiny_files.write_model(tmp_path / "model")
     tiny_files.write_dictionary(tmp_path / "sae", sha256)
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"{n} words " * 20}) + "\n" for n in range(300)))
-    argv = [str(tmp_path / "sae"), "--corpus", str(tmp_path / "text.jsonl"), "--model", str(tmp_path / "model")]
-    assert main([*argv, "--quantization", "none", "--dtype", "float32", "--against-dtype", "bfloat16"]) == 0
+    return [str(tmp_path / "sae"), "--corpus", str(tmp_path / "text.jsonl"), "--model", str(tmp_path / "model")]
+
+
+def test_the_command_compares_two_forms_of_one_model(argv, capsys):
+    assert main([*argv, "--quantization", "none", "--dtype", "float32", "--against-dtype", "bfloat16", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert [name.split()[-1] for name in figures["models"]] == ["float32", "bfloat16"]
     assert 0.9 < figures["correlation"]["50%"] < 1
     assert 0 < figures["residual_relative_error"] < 0.05
+    assert figures["answer"]["may_be_served"] is True
+
+
+def test_four_bits_are_told_from_sixteen(argv, capsys):
+    pytest.importorskip("bitsandbytes")
+    assert main([*argv, "--against-quantization", "nf4"]) == 0
+    said = capsys.readouterr().out
+    assert "model none bfloat16" in said and "model nf4 bfloat16" in said
+    # Random weights have no room to spare: a twelfth of their size is lost on each, and the residual with it.
+    assert "\nNo: what was trained on model none bfloat16 should not be served on model nf4 bfloat16.\n" in said
+    assert said.count("\n- ") == len(LIMITS)
+
+
+def test_the_first_model_must_be_the_dictionarys(argv):
+    with pytest.raises(FitError, match="quantization of model model must be the dictionary's none, got int8"):
+        main([*argv, "--quantization", "int8"])
+
+
+def figures(**changes):
+    """All of them just within the limits."""
+    made = {
+        "correlation": {"50%": 0.96},
+        "correlation_below_0.9_ratio": 0.09,
+        "flip_ratio": 0.24,
+        "l0": [50.0, 45.5],
+        "variance_explained": [0.8, 0.785],
+    }
+    return made | changes
+
+
+def test_the_answer_is_yes_only_if_every_limit_holds():
+    assert answer(figures()).may_be_served
+    worse = {
+        "correlation": {"50%": 0.94},
+        "correlation_below_0.9_ratio": 0.11,
+        "flip_ratio": 0.26,
+        "l0": [50.0, 55.5],
+        "variance_explained": [0.8, 0.77],
+    }
+    for number, (name, value) in enumerate(worse.items()):
+        answered = answer(figures(**{name: value}))
+        assert not answered.may_be_served
+        assert [", above " in reason for reason in answered.reasons].index(True) == number
+    assert answer(figures(variance_explained=[0.8, 0.9])).may_be_served
 
 
 def test_two_different_models_are_refused(dictionary, tmp_path):
-    tiny_files.write_model(tmp_path / "model")
-    save_sae(dictionary, tiny_files.manifest(), tmp_path / "sae")
+    save_sae(dictionary, tiny_files.manifest(model_sha256=tiny_files.write_model(tmp_path / "model")), tmp_path / "sae")
     (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
     argv = [str(tmp_path / "sae"), "--corpus", str(tmp_path / "text.jsonl"), "--model", str(tmp_path / "model")]
     with pytest.raises(LabError, match="another form of the same model"):

@@ -1,0 +1,43 @@
+"""Whether residuals are of the model and the place that a dictionary was made for: named when they are not.
+
+Of an imported dictionary the model is often unknown; what is unknown is not compared.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from discovery.errors import FitError
+from sae_runtime.checkpoint import Manifest
+from sae_runtime.formats import UNKNOWN
+from sae_runtime.hook_point import HookPoint
+from sae_runtime.language_model import LanguageModel
+
+COMPARED = ("model_sha256", "quantization", "hook_point", "d_model")
+
+
+def check_provenance(manifest: Manifest, facts: Mapping[str, Any], what: object) -> None:
+    """FitError if one of `facts`, by the names they have in manifests, is not the dictionary's. Others are passed over.
+
+    A fact that `facts` has as None is refused: it should be known.
+    """
+    for name in COMPARED:
+        wanted = getattr(manifest, name)
+        if name in facts and wanted != UNKNOWN and not _agree(name, wanted, facts[name]):
+            raise FitError(
+                f"{name} of {what} must be the dictionary's {wanted}, got {facts[name]} (--unverified goes on)"
+            )
+
+
+def model_facts(lm: LanguageModel) -> dict[str, Any]:
+    """What `check_provenance` compares of a model."""
+    return {
+        "model_sha256": lm.identity.weights_sha256,
+        "quantization": lm.identity.quantization,
+        "d_model": lm.d_model,
+    }
+
+
+def _agree(name: str, wanted: Any, got: Any) -> bool:
+    if name == "hook_point" and isinstance(got, str) and got != UNKNOWN:
+        return HookPoint.parse(got).is_same_residual(HookPoint.parse(wanted))
+    return bool(got == wanted)
