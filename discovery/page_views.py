@@ -5,6 +5,7 @@ A *run* is neighbouring tokens of one colour. A colour is a level from 0, silent
 
 import math
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from discovery.latent_names import LatentNames
@@ -219,8 +220,9 @@ def feature_view(feature: NamedFeature) -> FeatureView:
 
 
 def percentage(share: float) -> str:
-    """Two digits that say something."""
-    return "0 %" if share == 0 else f"{100 * share:.2g} %" if share >= 1e-4 else f"{100 * share:.1g} %"
+    """Two digits that say something, one of a very small share; never in exponents."""
+    digits = 2 if share >= 1e-4 else 1
+    return f"{Decimal(f'{100 * share:.{digits}g}'):f} %"
 
 
 def latent_view(

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -212,7 +213,16 @@ def test_histograms_show_the_bins_that_are_not_empty():
 
 
 def test_percentages():
-    assert [percentage(share) for share in (0, 0.5, 0.0123, 0.00001234)] == ["0 %", "50 %", "1.2 %", "0.001 %"]
+    wanted = {
+        0: "0 %",
+        0.5: "50 %",
+        0.0123: "1.2 %",
+        0.00001234: "0.001 %",
+        0.996: "100 %",
+        1: "100 %",
+        1e-7: "0.00001 %",
+    }
+    assert {share: percentage(share) for share in wanted} == wanted
 
 
 def test_training_logs(tmp_path):
@@ -325,6 +335,34 @@ def test_the_form_on_every_page_searches_the_index(pages, tmp_path):
     found = open_page(pages / "index.html", tmp_path, query="?q=lying")
     rows = re.search(r'<tbody id="rows">(.*?)</tbody>', found.dom, re.S)[1]
     assert f'href="latents/{NAMED}.html"' in rows and "<b>lying</b>" in rows
+
+
+@needs_browser
+def test_shares_in_the_index_are_never_exponents(pages, tmp_path):
+    shutil.copytree(pages, tmp_path / "pages")
+    path = tmp_path / "pages" / "assets" / "latents.js"
+    name, _, entries = path.read_text(encoding="utf-8").partition("=")
+    latents = json.loads(entries.strip().removesuffix(";"))[:3]
+    for latent, density in zip(latents, (1.0, 0.996, 1e-9), strict=True):
+        latent["density"] = density
+    path.write_text(f"{name}= {json.dumps(latents)};", encoding="utf-8")
+    found = open_page(tmp_path / "pages" / "index.html", tmp_path / "profile")
+    cells = re.findall(r'<td class="num">([^<]*%)</td>', found.dom)
+    assert cells == ["100 %", "100 %", "0.0000001 %"]
+
+
+@needs_browser
+@pytest.mark.parametrize("name", ["index.html", f"latents/{NAMED}.html", "results.html", "training.html", "map.html"])
+def test_nothing_reaches_beyond_a_phones_screen(pages, tmp_path, name):
+    shutil.copytree(pages, tmp_path / "pages")
+    page = tmp_path / "pages" / name
+    told = "<script>onload = () => parent.postMessage(document.documentElement.scrollWidth, '*')</script></body>"
+    page.write_text(page.read_text(encoding="utf-8").replace("</body>", told), encoding="utf-8")
+    frame = tmp_path / "frame.html"
+    shows = "<script>onmessage = (event) => { document.title = `width ${event.data}`; }</script>"
+    frame.write_text(f'{shows}<iframe src="pages/{name}" style="width:390px;height:800px;border:0"></iframe>')
+    opened = open_page(frame, tmp_path / "profile")
+    assert int(re.search("<title>width ([0-9]+)</title>", opened.dom)[1]) <= 390
 
 
 @needs_browser

@@ -88,7 +88,7 @@
     return line;
   };
 
-  const percent = (share) => `${(100 * share).toPrecision(2).replace(/e.*/, "")} %`;
+  const percent = (share) => `${(100 * share).toLocaleString("en", { maximumSignificantDigits: 2 })} %`;
 
   const draw = () => {
     const { query, found } = wanted();

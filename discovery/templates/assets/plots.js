@@ -2,7 +2,9 @@
 // Plots in the page's own colours. Text of models and corpora is escaped: plotly reads a little markup in labels.
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "toImage"] };
+// Named one by one: of the library's own choice some buttons lead to servers elsewhere.
+const BUTTONS = [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
+const CONFIG = { responsive: true, displaylogo: false, modeBarButtons: BUTTONS };
 
 const layout = (more) => ({
   margin: { l: 48, r: 8, t: 8, b: 36 },
