@@ -5,7 +5,8 @@
     permutations     the same with labels shuffled among groups: the best of 8192 latents looks good by luck
 
 A candidate's p-value is the share of labellings, the true one among them, under which the best AUROC of all latents is
-as large as its own (a max-statistic permutation test: it holds for all latents together).
+as large as its own (a max-statistic permutation test: it holds for all latents together). `p_held_out` is the same on
+the held-out half, the best being that of as many latents as were chosen, chosen anew under each labelling.
 
 Shape suffixes: I items, P permutations, G groups, F latents.
 """
@@ -25,6 +26,7 @@ Ranking = Literal["auroc", "difference", "top-slice"]
 RANKINGS: tuple[str, ...] = get_args(Ranking)
 
 _SLICE = 10
+_RANKS_PER_CHUNK = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,9 @@ class Candidate:
     top_slice_positive: float
     """Positives on which it is active, among the tenth of items with the largest readings, as a share of the tenth."""
     p_value: float | None
-    """None without permutations."""
+    """On the selection half, against the best of all latents; None without permutations."""
+    p_held_out: float | None
+    """On the held-out half, against the best of the latents chosen; None where nothing was held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class SearchResult:
     """For each permutation of labels, the selection AUROC of the latent ranked best."""
     permuted_best_held_out: list[float]
     """The held-out AUROC of that latent. Empty where nothing was held out."""
+    permuted_top_held_out: list[float]
+    """The largest held-out AUROC of the as many latents that rank best: what the best of the candidates has by luck."""
 
 
 # --- statistics -----------------------------------------------------------------------------------------------------
@@ -72,12 +78,17 @@ def auroc(scores_IF: Tensor, labels_PI: Tensor) -> Tensor:
     Ties count half (ranks are averaged). AUROC = (R - n+ (n+ + 1) / 2) / (n+ n-), R the sum of the positives' ranks
     (Mann and Whitney 1947).
     """
-    ranks_IF = torch.from_numpy(rankdata(scores_IF.numpy(), axis=0).astype(np.float32))
     labels_PI = labels_PI.to(torch.float32)
     num_positive_P1 = labels_PI.sum(1, keepdim=True)
     num_negative_P1 = labels_PI.shape[1] - num_positive_P1
-    rank_sum_PF = labels_PI @ ranks_IF
+    # Some latents at a time: ranking all of a wide dictionary's would take several times the memory of their readings.
+    chunks = torch.split(scores_IF, max(1, _RANKS_PER_CHUNK // len(scores_IF)), dim=1)
+    rank_sum_PF = torch.cat([labels_PI @ _ranks(chunk_IF) for chunk_IF in chunks], dim=1)
     return (rank_sum_PF - num_positive_P1 * (num_positive_P1 + 1) / 2) / (num_positive_P1 * num_negative_P1)
+
+
+def _ranks(scores_IF: Tensor) -> Tensor:
+    return torch.from_numpy(rankdata(scores_IF.numpy(), axis=0).astype(np.float32))
 
 
 def mean_difference(scores_IF: Tensor, labels_PI: Tensor) -> Tensor:
@@ -177,7 +188,7 @@ def search(
     if rank_by != "auroc":
         # Shares of a small slice are often equal; AUROC decides then.
         ranking_PF = _STATISTICS[rank_by](scores_IF[selection_I], labels_PI[:, selection_I]) + 1e-4 * selection_PF
-    luck = _luck(ranking_PF[1:], selection_PF[1:], None if held_out_PF is None else held_out_PF[1:])
+    luck = _luck(ranking_PF[1:], selection_PF[1:], None if held_out_PF is None else held_out_PF[1:], top)
     chosen = ranking_PF[0].topk(min(top, ranking_PF.shape[1])).indices.tolist()
     latents = [*chosen, *(latent for latent in also if latent not in chosen)]
     held_out_C = None if held_out_PF is None else held_out_PF[0, latents]
@@ -188,6 +199,7 @@ def search(
         candidates=_describe(latents, scores_IF[:, latents], labels_I, selection_PF[0, latents], held_out_C, luck),
         permuted_best_selection=luck.best_selection,
         permuted_best_held_out=luck.best_held_out,
+        permuted_top_held_out=[round(value, 4) for value in luck.largest_held_out_P.tolist()],
     )
 
 
@@ -199,21 +211,28 @@ class _Luck(NamedTuple):
     best_held_out: list[float]
     largest_P: Tensor
     """Largest selection AUROC of all latents."""
+    largest_held_out_P: Tensor
+    """Largest held-out AUROC of the latents ranked best; empty where nothing was held out."""
 
 
-def _luck(ranking_PF: Tensor, selection_PF: Tensor, held_out_PF: Tensor | None) -> _Luck:
+def _luck(ranking_PF: Tensor, selection_PF: Tensor, held_out_PF: Tensor | None, top: int) -> _Luck:
     # A permutation of few groups can leave a half with one label; its AUROC means nothing.
     usable_P = selection_PF.isfinite().all(1)
     if held_out_PF is not None:
         usable_P &= held_out_PF.isfinite().all(1)
+        held_out_PF = held_out_PF[usable_P]
     selection_PF = selection_PF[usable_P]
-    best_P1 = ranking_PF[usable_P].argmax(1, keepdim=True)
+    chosen_PC = ranking_PF[usable_P].topk(min(top, ranking_PF.shape[1])).indices
 
     def of_best(auroc_PF: Tensor) -> list[float]:
-        return [round(value, 4) for value in auroc_PF.gather(1, best_P1)[:, 0].tolist()]
+        return [round(value, 4) for value in auroc_PF.gather(1, chosen_PC[:, :1])[:, 0].tolist()]
 
-    best_held_out = [] if held_out_PF is None else of_best(held_out_PF[usable_P])
-    return _Luck(of_best(selection_PF), best_held_out, selection_PF.amax(1))
+    return _Luck(
+        of_best(selection_PF),
+        [] if held_out_PF is None else of_best(held_out_PF),
+        selection_PF.amax(1),
+        torch.empty(0) if held_out_PF is None else held_out_PF.gather(1, chosen_PC).amax(1),
+    )
 
 
 def _describe(
@@ -237,11 +256,17 @@ def _describe(
     if held_out_C is not None:
         columns["auroc_held_out"] = held_out_C
     if len(luck.largest_P):
-        num_as_large_C = (luck.largest_P[:, None] >= selection_C - 1e-6).sum(0)
-        columns["p_value"] = (1 + num_as_large_C) / (1 + len(luck.largest_P))
+        columns["p_value"] = _share_as_large(luck.largest_P, selection_C)
+    if held_out_C is not None and len(luck.largest_held_out_P):
+        columns["p_held_out"] = _share_as_large(luck.largest_held_out_P, held_out_C)
     values = [[round(value, 4) for value in column.tolist()] for column in columns.values()]
-    missing = {"auroc_held_out": None, "p_value": None}
+    missing = {"auroc_held_out": None, "p_value": None, "p_held_out": None}
     return [
         Candidate(latent=latent, **(missing | dict(zip(columns, row, strict=True))))
         for latent, row in zip(latents, zip(*values, strict=True), strict=True)
     ]
+
+
+def _share_as_large(largest_P: Tensor, auroc_C: Tensor) -> Tensor:
+    """[C] share of labellings whose largest is as large, the true labelling among them."""
+    return (1 + (largest_P[:, None] >= auroc_C - 1e-6).sum(0)) / (1 + len(largest_P))

@@ -148,7 +148,7 @@ def chosen_latents(choices: dict[str, Any], contrast: str) -> list[int]:
 
 
 def choose(result: SearchResult, readings: HeldOutReadings, latent: int | None) -> Candidate:
-    """The candidate asked for, else the best one that is not dense. Best by selection and held-out half together."""
+    """The candidate asked for, else the best one on the selection half that is not dense."""
     if latent is not None:
         return next(candidate for candidate in result.candidates if candidate.latent == latent)
     sparse = [c for c in result.candidates if float((readings.column(c.latent) > 0).float().mean()) <= MAX_DENSITY]

@@ -54,8 +54,9 @@ class ResultView(NamedTuple):
 
 _COLUMNS = {
     "auroc_selection": "AUROC",
-    "auroc_held_out": "held out",
     "p_value": "p",
+    "auroc_held_out": "held out",
+    "p_held_out": "p held out",
     "difference": "d",
     "mean_positive": "mean +",
     "mean_negative": "mean -",
@@ -131,6 +132,8 @@ def _contrast(record: dict[str, Any]) -> tuple[str, str, str]:
     sentence = f"{record['num_positive']} positive and {record['num_negative']} negative items{held_out}."
     best = record.get("permuted_best_selection")
     note = f"Labels permuted {len(best)} times: the best of all latents reached AUROC {max(best):.3f}." if best else ""
+    if held := record.get("permuted_top_held_out"):
+        note += f" The best of as many as are listed here reached {max(held):.3f} where they were not chosen."
     return "Contrast", sentence, note
 
 

@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from rich.console import Console, RenderableType
@@ -27,10 +27,11 @@ from discovery.errors import SearchError
 from discovery.item_readings import read_item_latents
 from discovery.latent_names import LatentNames, load_names, open_store
 from discovery.latent_search import read_direction, read_sentence, similar
+from discovery.provenance import check_provenance, model_facts
 from discovery.search_items import Item, prompt_items, read_items, read_prompts
 from discovery.search_tables import contrast_table, match_table, similar_table, strongest_table, token_table
 from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
-from sae_runtime.language_model import EMBEDDED, load_language_model
+from sae_runtime.language_model import EMBEDDED, LanguageModel, Quantization, load_language_model
 from sae_runtime.tap import Tap
 
 _LEAST_TO_HOLD_OUT = 8
@@ -40,10 +41,20 @@ Found = tuple[dict[str, Any], list[RenderableType]]
 """What a search found, as JSON and as tables."""
 
 
+def load_model(args: argparse.Namespace, sae: LoadedSAE) -> LanguageModel:
+    """The model that reads; FitError if it is not the dictionary's."""
+    lm = load_language_model(args.model, quantization=args.quantization, progress=True)
+    if not args.unverified:
+        check_provenance(sae.manifest, model_facts(lm), f"model {lm.identity.name}")
+    return lm
+
+
 def find_contrast(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -> Found:
     """By labelled items or prompts."""
-    lm = load_language_model(args.model, progress=True)
+    lm = load_model(args, sae)
     items = list(read_items(args.items, lm.tokenizer)) if args.items else prompts_of(args, lm.tokenizer)
+    if not items:
+        raise SearchError(f"{', '.join(map(str, args.items))} must have items with label 1 or 0, got none")
     tap = Tap(lm.model, sae.manifest.hook, lm.d_model)
     readings = read_item_latents(lm, tap, sae.to(lm.device), items, precision="medium")
     result = search(
@@ -102,7 +113,7 @@ def find_similar(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -
 
 def find_in_sentence(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -> Found:
     """By what a sentence activates."""
-    lm = load_language_model(args.model, progress=True)
+    lm = load_model(args, sae)
     sentence = read_sentence(lm, Tap(lm.model, sae.manifest.hook, lm.d_model), sae.to(lm.device), args.sentence)
     maxima_F = torch.tensor(args.opened.maxima()) if args.opened else None
     if args.by_share and maxima_F is None:
@@ -153,6 +164,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     other.add_argument("--by-share", action="store_true", help="of a sentence: order by share of each latent's maximum")
     parser.add_argument("--store", type=Path, help="example file; default examples.sqlite in the dictionary's folder")
     parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--quantization", default="auto", choices=get_args(Quantization), help="of --model")
+    parser.add_argument("--unverified", action="store_true", help="accept another model than the dictionary's")
     parser.add_argument("--top", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of tables")
     args = parser.parse_args(argv)

@@ -18,18 +18,21 @@ def contrast_table(result: SearchResult, names: LatentNames) -> Table:
     """Candidates of a contrast, and what luck would have given."""
     held_out = f", {result.num_held_out} of them held out" if result.num_held_out else ""
     table = Table(title=f"{result.num_positive} positive, {result.num_negative} negative items{held_out}")
-    for heading in ("latent", "AUROC", "held out", "p", "d", "mean +", "mean -", "on +", "on -", "top 10% +"):
+    for heading in ("latent", "AUROC", "p", "held out", "p", "d", "mean +", "mean -", "on +", "on -", "top 10% +"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("name, or largest reading", overflow="fold")
     for c in result.candidates:
         held = "" if c.auroc_held_out is None else f"{c.auroc_held_out:.3f}"
-        p_value = "" if c.p_value is None else f"{c.p_value:.3f}"
-        figures = [f"{c.auroc_selection:.3f}", held, p_value, f"{c.difference:.2f}"]
+        p_value, p_held_out = ("" if p is None else f"{p:.3f}" for p in (c.p_value, c.p_held_out))
+        figures = [f"{c.auroc_selection:.3f}", p_value, held, p_held_out, f"{c.difference:.2f}"]
         figures += [f"{c.mean_positive:.3f}", f"{c.mean_negative:.3f}"]
         figures += [f"{share:.2f}" for share in (c.share_positive, c.share_negative, c.top_slice_positive)]
         table.add_row(str(c.latent), *figures, _words(names, c.latent))
     if result.permuted_best_selection:
-        held = f", {max(result.permuted_best_held_out):.3f} held out" if result.permuted_best_held_out else ""
+        held = ""
+        if result.permuted_top_held_out:
+            num = len(result.candidates)
+            held = f"; best of {num} chosen, held out: {max(result.permuted_top_held_out):.3f} at most"
         table.caption = (
             f"labels permuted {len(result.permuted_best_selection)} times, best of all latents: AUROC "
             f"{max(result.permuted_best_selection):.3f} at most{held}"

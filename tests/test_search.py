@@ -91,6 +91,46 @@ def test_few_items_are_not_divided_and_luck_shows_in_the_p_value(contrast):
     assert few.candidates[0].p_value > 0.5
 
 
+def best_p_values(*, top, num_runs=60):
+    """Of pure noise: each run's smallest p-values."""
+    labels_I, groups = torch.arange(40) % 2, [f"g{i // 2}" for i in range(40)]
+    found = []
+    for run in range(num_runs):
+        scores_IF = torch.randn(40, 60, generator=torch.Generator().manual_seed(run)).relu()
+        candidates = search(scores_IF, labels_I, groups, top=top, num_permutations=19, seed=run).candidates
+        found.append((min(c.p_value for c in candidates), min(c.p_held_out for c in candidates)))
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("top", [1, 10])
+def test_p_values_of_pure_noise_are_below_a_quarter_a_quarter_of_the_time(top):
+    p_R2 = best_p_values(top=top)
+    # However many were chosen and looked at: 60 runs, a standard error of 0.056.
+    share, share_held_out = (p_R2 <= 0.25).float().mean(0).tolist()
+    assert 0.08 < share < 0.42
+    assert 0.08 < share_held_out < 0.42
+
+
+def test_the_held_out_control_is_the_best_of_those_chosen_under_each_labelling(contrast):
+    scores_IF, labels_I, groups = contrast
+    result = search(scores_IF, labels_I, groups, top=5, num_permutations=6, seed=2)
+    half_I = split_groups(groups, 2)
+    for wanted, labels in zip(result.permuted_top_held_out, permute_labels(labels_I, groups, 6, 2), strict=True):
+        selection_F = [roc_auc_score(labels[half_I], scores_IF[half_I, f]) for f in range(LATENTS)]
+        chosen = sorted(range(LATENTS), key=lambda f: -selection_F[f])[:5]
+        assert wanted == pytest.approx(
+            max(roc_auc_score(labels[~half_I], scores_IF[~half_I, f]) for f in chosen), abs=1e-3
+        )
+    assert result.candidates[0].latent == PLANTED and result.candidates[0].p_held_out == round(1 / 7, 4)
+
+
+def test_ranking_in_chunks_changes_nothing(contrast, monkeypatch):
+    scores_IF, labels_I, _ = contrast
+    whole = auroc(scores_IF, labels_I[None])
+    monkeypatch.setattr("discovery.contrast_search._RANKS_PER_CHUNK", 7 * NUM)
+    assert torch.equal(auroc(scores_IF, labels_I[None]), whole)
+
+
 def test_latents_asked_for_are_measured_too(contrast):
     result = search(*contrast, top=2, also=[5, PLANTED], num_permutations=0)
     assert [candidate.latent for candidate in result.candidates][2:] == [5]

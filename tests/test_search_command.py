@@ -1,5 +1,6 @@
 """search, the command: by prompts, text, direction and sentence, on a real tiny model and its example file."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from discovery import lab, search
-from discovery.errors import SearchError
+from discovery.errors import FitError, SearchError
 from discovery.example_store import ExampleStore
 from discovery.latent_names import load_names
 from discovery.latent_record import Explanation
@@ -115,6 +116,44 @@ def test_prompt_files_are_lines_or_json_lines(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one\\nstill one"}\n{"text": "two"}\n')
     assert read_prompts(tmp_path / "a.txt") == ["one", "two two"]
     assert read_prompts(tmp_path / "a.jsonl") == ["one\nstill one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('{"label": 1}', r"record 1, must have text or messages, got \['label'\]"),
+        ('{"label": 1, "messages": []}', "record 1, must have text or messages"),
+        ('{"label": 0, "text": "a b"}\n{"label": 1, "messages": [{"role": "user"}]}', "record 2, must have text or"),
+        ('{"label": 1, "text": "a', "record 1, can't be read"),
+        ("[1]", r"record 1, must be a JSON object, got \[1\]"),
+        ('{"label": 2, "text": "a b"}', "must have items with label 1 or 0, got none"),
+        ("", "must have items with label 1 or 0, got none"),
+    ],
+)
+def test_files_that_hold_no_items_are_refused_by_name(folder, model, monkeypatch, tmp_path, text, match):
+    monkeypatch.setattr(search, "load_language_model", lambda *_args, **_settings: model)
+    path = tmp_path / "items.jsonl"
+    path.write_text(text)
+    with pytest.raises(SearchError, match=rf"items\.jsonl.*{match}"):
+        search.main([str(folder / "dictionary"), str(path)])
+
+
+def test_prompt_records_without_a_text_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"txt": "two"}\n')
+    with pytest.raises(SearchError, match=r"a\.jsonl, record 2, must have a text, got \['txt'\]"):
+        read_prompts(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("asked", [["--sentence", "the sea"], ["--positive", "the sea", "--negative", "a man"]])
+def test_another_model_than_the_dictionarys_is_refused(folder, model, monkeypatch, capsys, asked):
+    identity = dataclasses.replace(model.identity, weights_sha256="1" * 64)
+    other = dataclasses.replace(model, identity=identity)
+    monkeypatch.setattr(search, "load_language_model", lambda *_args, **_settings: other)
+    argv = [str(folder / "dictionary"), *asked, "--json"]
+    with pytest.raises(FitError, match="model_sha256 of model tiny must be the dictionary's 0000"):
+        search.main(argv)
+    assert search.main([*argv, "--unverified"]) == 0
+    assert json.loads(capsys.readouterr().out)
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
