@@ -13,7 +13,6 @@ comes from the environment, goes into one header, and is struck out of every mes
 import asyncio
 import json
 import os
-import random
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -25,9 +24,9 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from discovery.call_limits import Meter, Pace, Reservation, Usage, estimate_tokens
+from discovery.call_retries import PassingFault, Patience
 from discovery.chat_model import ChatReply, Message
 from discovery.errors import EndpointError, ReplyError
 
@@ -89,15 +88,6 @@ def key_from_environment(variable: str = KEY_VARIABLE) -> str | None:
     return os.environ.get(variable, "").strip() or None
 
 
-class PassingFault(EndpointError):
-    """A fault that may be gone at the next attempt."""
-
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-        """Seconds the server asks to wait."""
-
-
 class RefusedRequest(ReplyError):
     """The server calls the request itself wrong (HTTP 400, 422)."""
 
@@ -151,25 +141,8 @@ class ChatEndpoint:
     async def _try_until_it_passes(
         self, messages: list[Message], response_format: dict[str, Any] | None, max_tokens: int
     ) -> ChatReply:
-        attempts = AsyncRetrying(
-            retry=retry_if_exception_type(PassingFault),
-            stop=stop_after_attempt(self.settings.max_attempts),
-            wait=self._seconds_to_wait,
-            sleep=self._sleep,
-            reraise=True,
-        )
-        return await attempts(self._adapted_call, messages, response_format, max_tokens)
-
-    def _seconds_to_wait(self, state: RetryCallState) -> float:
-        """What the server asks for, else 1, 2, 4, ... s with as much again by chance, so that callers spread out."""
-        fault = state.outcome.exception() if state.outcome else None
-        asked = fault.retry_after if isinstance(fault, PassingFault) else None
-        if asked is not None and asked > self.settings.max_wait_seconds:
-            raise EndpointError(
-                f"{fault}; it asks to wait for {asked:.0f} s, max_wait_seconds is {self.settings.max_wait_seconds:g}"
-            )
-        growing = 2.0 ** (state.attempt_number - 1)
-        return min(self.settings.max_wait_seconds, growing + random.uniform(0, growing) if asked is None else asked)
+        patience = Patience(self.settings.max_attempts, self.settings.max_wait_seconds, self._sleep)
+        return await patience.call(lambda: self._adapted_call(messages, response_format, max_tokens))
 
     async def _adapted_call(
         self, messages: list[Message], response_format: dict[str, Any] | None, max_tokens: int

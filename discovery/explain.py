@@ -3,9 +3,11 @@
     telltale lab explain DICTIONARY --store examples.sqlite --endpoint http://localhost:11434/v1 --model qwen3:8b
     telltale lab explain DICTIONARY --store examples.sqlite --endpoint local --latents named
     telltale lab explain DICTIONARY --store examples.sqlite --endpoint tokens
+    telltale lab explain DICTIONARY --store examples.sqlite --endpoint grpc://127.0.0.1:50051
 
-The endpoint is a URL that speaks OpenAI's chat protocol; `local`, a model in this process; or `tokens`, no model at
-all. The key for a URL is read from the environment. Killed or stopped, the same command goes on where it was.
+The endpoint is a URL that speaks OpenAI's chat protocol; `grpc://HOST:PORT`, a running `telltale serve`; `local`, a
+model in this process; or `tokens`, no model at all. The key for an endpoint is read from the environment. Killed or
+stopped, the same command goes on where it was.
 """
 
 import argparse
@@ -13,12 +15,13 @@ import asyncio
 import random
 import sys
 from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 from tqdm import tqdm
 
 from discovery.call_limits import Meter, Pace, SpendingLimits
+from discovery.call_retries import Patience
 from discovery.chat_endpoint import KEY_VARIABLE, ChatEndpoint, EndpointSettings, key_from_environment
 from discovery.chat_model import ChatModel
 from discovery.errors import ExplainError
@@ -86,6 +89,9 @@ async def open_model(args: argparse.Namespace, meter: Meter, stack: AsyncExitSta
         from sae_runtime.language_model import load_language_model
 
         return LocalChat(load_language_model(args.model or EMBEDDED, progress=True))
+    pace = Pace(args.requests_per_minute, args.tokens_per_minute)
+    if is_grpc(args.endpoint):
+        return await stack.enter_async_context(open_server(args, pace, meter))
     if not args.model:
         raise ExplainError("--model must name the endpoint's model, got nothing")
     settings = EndpointSettings(
@@ -97,8 +103,29 @@ async def open_model(args: argparse.Namespace, meter: Meter, stack: AsyncExitSta
         max_attempts=args.attempts,
         temperature=args.temperature,
     )
-    pace = Pace(args.requests_per_minute, args.tokens_per_minute)
     return await stack.enter_async_context(ChatEndpoint(settings, pace=pace, meter=meter))
+
+
+def is_grpc(endpoint: str) -> bool:
+    """Whether it is a server of our own."""
+    return endpoint.startswith(("grpc://", "grpcs://"))
+
+
+def open_server(args: argparse.Namespace, pace: Pace, meter: Meter) -> AbstractAsyncContextManager[ChatModel]:
+    """A running `telltale serve`. It has one model: `--model` says nothing new."""
+    from discovery.grpc_chat import GrpcChat  # late: nobody else needs gRPC
+
+    if args.model:
+        raise ExplainError("--model must be left out: a server of our own has one model")
+    return GrpcChat(
+        args.endpoint,
+        key=key_from_environment(args.api_key_variable),
+        timeout_seconds=args.timeout,
+        temperature=args.temperature,
+        patience=Patience(args.attempts),
+        pace=pace,
+        meter=meter,
+    )
 
 
 async def explain(args: argparse.Namespace, book: ExplanationBook, latents: list[int], meter: Meter) -> Outcome:
@@ -133,7 +160,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Have a language model explain latents, and score what it says.")
     parser.add_argument("dictionary", type=Path)
     parser.add_argument("--store", type=Path, required=True, help="example file; explanations are written into it")
-    parser.add_argument("--endpoint", required=True, help=f"URL ending in /v1, `{LOCAL}` or `{TOKENS}`")
+    parser.add_argument(
+        "--endpoint", required=True, help=f"URL ending in /v1, grpc://HOST:PORT, `{LOCAL}` or `{TOKENS}`"
+    )
     parser.add_argument("--model", help=f"the endpoint's name for it; with `{LOCAL}` a model to load ({EMBEDDED})")
     parser.add_argument(
         "--latents", nargs="+", default=["all"], help="indices, ranges, feature names, named, random:N or all (default)"

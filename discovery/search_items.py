@@ -58,8 +58,11 @@ def _has_content(record: dict[str, Any]) -> bool:
     if "text" in record:
         return isinstance(record["text"], str)
     messages = record.get("messages")
-    whole = isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages)
-    return whole and bool(messages) and all(isinstance(turn.get("content"), str) for turn in messages)
+    if not isinstance(messages, list) or not messages:
+        return False
+    return all(
+        isinstance(turn, dict) and {type(turn.get(key)) for key in ("role", "content")} == {str} for turn in messages
+    )
 
 
 def make_item(record: dict[str, Any], tokenizer: Any, max_tokens: int, name: str) -> Item:

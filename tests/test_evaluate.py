@@ -159,7 +159,7 @@ def test_a_damaged_shard_is_refused_by_name(dictionary, tmp_path, cut):
     save_file({"resid_ND": torch.randn(30, tiny.D_MODEL).bfloat16()}, tmp_path / "shard-00000.safetensors")
     path = tmp_path / "shard-00000.safetensors"
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(HarvestError, match="shard-00000.safetensors is no readable shard"):
+    with pytest.raises(HarvestError, match=r"shard-00000\.safetensors is no readable shard"):
         evaluate(dictionary, None, None, {"only": shard_paths(tmp_path)}, 0)
 
 

@@ -7,7 +7,6 @@ import torch
 from discovery.splicing import measure_splicing, replacements
 from sae_runtime.tap import Tap
 
-
 MEAN = torch.linspace(-1, 1, tiny.D_MODEL)
 
 
