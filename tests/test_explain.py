@@ -186,6 +186,27 @@ async def test_the_score_is_sklearns_balanced_accuracy(split):
     assert found.as_dict()["num_positive"] == 12
 
 
+@pytest.mark.parametrize("label", [0, 1])
+async def test_whoever_always_says_the_same_is_guessing(split, label):
+    async def judge(batch):
+        return [label] * len(batch)
+
+    for questions in (detection_questions(split(0)), fuzzing_questions(split(0))):
+        assert (await score(questions, judge, 5)).balanced_accuracy == 0.5
+
+
+async def test_tossing_a_coin_is_guessing(split):
+    rng, questions = random.Random(0), (detection_questions(split(0)), fuzzing_questions(split(0)))
+
+    async def judge(batch):
+        return [rng.randrange(2) for _ in batch]
+
+    for asked in questions:
+        scores = [await score(asked, judge, 5) for _ in range(300)]
+        mean = sum(one.balanced_accuracy for one in scores) / len(scores)
+        assert mean == pytest.approx(0.5, abs=4 * scores[0].standard_error / len(scores) ** 0.5)
+
+
 async def test_an_unreadable_answer_is_wrong_on_all_of_its_questions(split):
     questions = detection_questions(split(0))
     calls = []
