@@ -11,12 +11,16 @@ the same words, and its file is the same as if it had not been killed; with othe
 """
 
 import argparse
+import hashlib
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
@@ -30,6 +34,7 @@ from discovery.example_store import ExampleStore
 from discovery.example_writer import write_store
 from discovery.logit_effects import logit_effects
 from discovery.named_features import document_sources
+from discovery.provenance import check_provenance
 from discovery.text_pieces import HarvestedText, ModelText, Text
 from sae_runtime.checkpoint import LoadedSAE, load_sae
 from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
@@ -99,9 +104,12 @@ def collect(this: Pass, output: Path, *, checkpoint_pieces: int = 8, progress: b
 
 def _save_state(path: Path, identity: dict[str, Any], collector: Collector, pieces_done: int) -> None:
     partial = path.with_name(path.name + ".partial")
-    metadata = {"identity": json.dumps(identity), "pieces_done": str(pieces_done)}
+    arrays = collector.arrays()
+    metadata = {"identity": json.dumps(identity), "pieces_done": str(pieces_done), "sha256": _digest(arrays)}
     try:
-        save_file(collector.arrays(), partial, metadata)
+        save_file(arrays, partial, metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     except SafetensorError as error:
         raise OSError(f"state {path} can't be written: {error}") from error
@@ -115,13 +123,24 @@ def _load_state(path: Path, identity: dict[str, Any], collector: Collector) -> i
         return 0
     try:
         with safe_open(path, framework="np") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
         arrays = load_file(path)
-    except (SafetensorError, OSError) as error:
+        before, pieces_done = json.loads(metadata["identity"]), int(metadata["pieces_done"])
+        if metadata["sha256"] != _digest(arrays):
+            raise ValueError("its contents have another digest than when it was written")
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ExampleError(f"state {path} can't be read; delete it to begin again: {error}") from None
-    _refuse_other(path, json.loads(metadata["identity"]), identity)
+    _refuse_other(path, before, identity)
     collector.load(arrays)
-    return int(metadata["pieces_done"])
+    return pieces_done
+
+
+def _digest(arrays: dict[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _refuse_other(path: Path, before: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -153,17 +172,6 @@ def is_finished(this: Pass, output: Path) -> bool:
         _refuse_other(output, store.manifest, this.identity)
     state_path(output).unlink(missing_ok=True)
     return True
-
-
-def check_match(sae: LoadedSAE, text: Text) -> None:
-    """ExampleError if the text's residuals are not those that the dictionary was made for."""
-    manifest, facts = sae.manifest, text.facts
-    for name in ("hook_point", "model_sha256", "quantization"):
-        wanted, got = getattr(manifest, name), facts[name]
-        if wanted != got:
-            raise ExampleError(
-                f"{name} of the text must be the dictionary's {wanted}, got {got} (--unverified goes on)"
-            )
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -254,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     quote = tuple(args.quote_sources.split(",")) if args.quote_sources else None
     this = Pass(sae.to(lm.device), make_text(args, sae, lm), settings, quote)
     if not args.unverified:
-        check_match(sae, this.text)
+        check_provenance(sae.manifest, this.text.facts, "the text")
     if not is_finished(this, args.output):
         collector = collect(this, args.output, checkpoint_pieces=args.checkpoint_shards, progress=True)
         finish(this, collector, lm, args.output, progress=True)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+import re
 import sqlite3
 from collections import defaultdict
 
@@ -10,18 +12,21 @@ import pytest
 import tiny
 import tiny_examples
 import torch
+from killed_examples import run_killed
 from safetensors.torch import load_file, save_file
 from tiny_examples import SETTINGS
 
 from discovery import example_collector, example_schema, examples, lab
 from discovery.corpus import Context
-from discovery.errors import ExampleError
+from discovery.errors import ExampleError, FitError
 from discovery.example_collector import HISTOGRAM_EDGES, ExampleSettings, random_priorities
 from discovery.example_store import ExampleStore
-from discovery.examples import check_match, collect, finish, is_finished, state_path
+from discovery.examples import collect, finish, is_finished, state_path
 from discovery.harvest import load_shard, ordinary, shard_path, shard_paths
 from discovery.logit_effects import logit_effects
+from discovery.provenance import check_provenance
 from discovery.text_pieces import HarvestedText, ModelText
+from sae_runtime.checkpoint import load_sae
 from sae_runtime.tap import Tap
 
 QUOTED = ("novels", "chat")
@@ -329,6 +334,39 @@ def test_a_pass_killed_while_writing_goes_on(sae, text, folder, tmp_path, monkey
     assert output.read_bytes() == (folder / "examples.sqlite").read_bytes()
 
 
+def test_sigkill_at_random_moments_changes_nothing(folder, tmp_path):
+    assert run_killed(folder, tmp_path / "whole.sqlite", None) == 0
+    whole = (tmp_path / "whole.sqlite").read_bytes()
+    assert whole == (folder / "examples.sqlite").read_bytes()
+    num_calls = int((tmp_path / "calls").read_text())
+    rng, output, moments = random.Random(0), tmp_path / "killed.sqlite", []
+    for _ in range(6):
+        moments.append(rng.randrange(1, num_calls))
+        if run_killed(folder, output, moments[-1]) == 0:
+            break  # so little was left
+        assert not output.exists()
+    assert len(moments) > 2
+    if not output.exists():
+        assert run_killed(folder, output, None) == 0
+    assert output.read_bytes() == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calls", "killed.sqlite", "whole.sqlite"]
+
+
+@pytest.mark.parametrize("part", ["state", "file"])
+def test_a_disk_that_is_really_full_is_named_and_costs_nothing(folder, tmp_path, part):
+    output, whole = tmp_path / "full.sqlite", (folder / "examples.sqlite").read_bytes()
+    if part == "file":  # the state is there; the file has no room
+        sae, text = load_sae(folder / "dictionary"), tiny_examples.harvested(tiny.language_model(), folder / "harvest")
+        collect(tiny_examples.example_pass(sae, text), output)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    most_bytes = 4096 if part == "state" else len(whole) // 2
+    assert run_killed(folder, output, None, most_bytes=most_bytes) == 1
+    assert re.search(r"full\.sqlite\S* can't be written", (tmp_path / "error").read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "error"])
+    assert run_killed(folder, output, None) == 0
+    assert output.read_bytes() == whole
+
+
 def test_a_finished_file_is_not_done_again_and_other_settings_are_refused(sae, text, folder):
     output = folder / "examples.sqlite"
     assert is_finished(tiny_examples.example_pass(sae, text), output)
@@ -342,10 +380,22 @@ def test_a_state_of_other_settings_is_refused(sae, text, tmp_path):
         collect(tiny_examples.example_pass(sae, text, ("chat",)), tmp_path / "x")
 
 
-def test_a_damaged_state_is_named(sae, text, tmp_path):
-    state_path(tmp_path / "x").write_bytes(b"half")
-    with pytest.raises(ExampleError, match=r"x\.state can't be read; delete it"):
-        collect(tiny_examples.example_pass(sae, text), tmp_path / "x")
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other file", "text"])
+def test_a_damaged_state_is_named(sae, text, tmp_path, damage):
+    output = tmp_path / "examples.sqlite"
+    path = state_path(output)
+    collect(tiny_examples.example_pass(sae, text), output)
+    whole = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "flipped":
+        path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    elif damage == "other file":
+        save_file({"counts": torch.zeros(3)}, path)
+    else:
+        path.write_text("not a state")
+    with pytest.raises(ExampleError, match=r"examples\.sqlite\.state can't be read; delete it"):
+        collect(tiny_examples.example_pass(sae, text), output)
 
 
 def test_a_full_disk_leaves_nothing_half_written(sae, text, tmp_path, monkeypatch):
@@ -386,12 +436,11 @@ def test_bad_text_is_refused_by_name(model, folder, tmp_path):
 
 
 def test_residuals_of_another_model_are_refused(sae, text):
-    check_match(sae, text)
+    check_provenance(sae.manifest, text.facts, "the text")
     for name, other in (("model_sha256", "1" * 64), ("hook_point", "layers.2.output"), ("quantization", "nf4")):
         manifest = sae.manifest.model_copy(update={name: other})
-        changed = type("Changed", (), {"manifest": manifest})()
-        with pytest.raises(ExampleError, match=f"{name} of the text must be the dictionary's {other}"):
-            check_match(changed, text)
+        with pytest.raises(FitError, match=f"{name} of the text must be the dictionary's {other}"):
+            check_provenance(manifest, text.facts, "the text")
 
 
 def test_unknown_quote_sources_and_settings_are_refused(sae, text):
