@@ -3,6 +3,7 @@
 Self-contained: plotly's script is in the page, which opens without a network.
 """
 
+import math
 from html import escape
 from importlib import metadata
 from itertools import pairwise
@@ -36,6 +37,14 @@ ROWS = {
 }
 """Figure -> its words and format, in the order of the table."""
 
+_GREY = "#888"
+"""Legible on white and on black."""
+# Buttons are named one by one: of the library's own choice some lead to servers elsewhere.
+_CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    "modeBarButtons": [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]],
+}
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -54,7 +63,10 @@ def render(
     plots = [density_plot(sums), cosine_plot(sae)]
     if comparison is not None:
         plots.append(correlation_plot(comparison))
-    parts = [to_html(plot, full_html=False, include_plotlyjs=number == 0) for number, plot in enumerate(plots)]
+    parts = [
+        to_html(plain(plot), full_html=False, include_plotlyjs=number == 0, config=_CONFIG)
+        for number, plot in enumerate(plots)
+    ]
     manifest = sae.manifest
     facts = {
         "model": f"{manifest.model_name} {manifest.quantization}, {manifest.model_sha256}",
@@ -88,6 +100,16 @@ def figure_table(figures: dict[str, dict[str, float]]) -> str:
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
+def plain(plot: go.Figure) -> go.Figure:
+    """The plot on the page's own background, light or dark."""
+    axis = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.5)"}
+    plot.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font_color=_GREY, height=340)
+    plot.update_layout(margin={"l": 60, "r": 20, "t": 40, "b": 50})
+    plot.update_xaxes(axis)
+    plot.update_yaxes(axis)
+    return plot
+
+
 def density_plot(sums: dict[str, ReconstructionSums]) -> go.Figure:
     """Latents by density, one outline per set."""
     plot = go.Figure()
@@ -96,7 +118,11 @@ def density_plot(sums: dict[str, ReconstructionSums]) -> go.Figure:
         middles = [(a + b) / 2 for a, b in pairwise(histogram.edges)]
         label = f"{name} ({histogram.num_dead} dead)"
         plot.add_scatter(x=[10**m for m in middles], y=histogram.counts, mode="lines", line_shape="hvh", name=label)
-    plot.add_vline(x=DENSE, line_dash="dot", annotation_text="dense")
+    plot.add_vline(x=DENSE, line_dash="dot", line_color=_GREY)
+    # Where an axis is logarithmic, annotations have the logarithm for their place.
+    plot.add_annotation(
+        x=math.log10(DENSE), y=1, yref="paper", text="dense", xanchor="left", yanchor="bottom", showarrow=False
+    )
     plot.update_layout(xaxis_title="share of tokens at which it is active", yaxis_title="latents")
     plot.update_xaxes(type="log")
     return plot

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import tiny_files
 import torch
+from browser import needs_browser, open_page
 from safetensors.torch import save_file
 
 from discovery.corpus import Context
@@ -233,6 +234,18 @@ def test_the_report_holds_the_figures_and_needs_no_network(model, dictionary, ta
     assert "&lt;b&gt;tiny" in page and "<b>tiny" not in page
     body = page.replace(plotly_script(page), "")
     assert "<script src" not in body and "http" not in body.replace("http://www.w3.org", "")
+
+
+@needs_browser
+def test_the_report_opens_without_a_network(model, dictionary, tap, tmp_path):
+    harvest(model, tiny.HOOK_POINT, contexts(6, 12), tmp_path / "one", contexts_per_shard=2)
+    save_sae(dictionary, MANIFEST, tmp_path / "sae")
+    sae = load_sae(tmp_path / "sae")
+    evaluation = evaluate(sae, None, None, dict([parse_set(f"one={tmp_path / 'one'}")]), 0)
+    write_report(sae, evaluation, tmp_path / "report.html")
+    opened = open_page(tmp_path / "report.html", tmp_path / "profile")
+    assert opened.console == opened.requests == []
+    assert opened.dom.count('class="main-svg"') >= 2  # both plots are drawn
 
 
 def plotly_script(page: str) -> str:
