@@ -7,7 +7,6 @@ is taken: a damaged one (its archive carries checksums) is named on stderr and t
 Also a Lightning `CheckpointIO`, so that Lightning's own checkpoint callback writes and reads this way.
 """
 
-import os
 import sys
 import zipfile
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from discovery.errors import TrainError
+from sae_runtime.whole_files import whole_file
 
 FOLDER = "checkpoints"
 KEPT = 2
@@ -35,16 +35,11 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 def save_checkpoint(state: Any, path: Path) -> None:
     """Write `state` so that `path` is the old file or the new one, never a part. TrainError if it can't be."""
-    partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with whole_file(path) as partial:
+            torch.save(state, partial)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise TrainError(f"checkpoint {path} can't be written: {_reason(error)}; {_what_is_left(path)}") from error
 
 

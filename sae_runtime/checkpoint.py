@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae_runtime.errors import CheckpointError
+from sae_runtime.errors import CheckpointError, one_line
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.sae import ALWAYS_FLOAT32, SAE, Activation, Normalization
+from sae_runtime.whole_files import whole_file
 
 WEIGHTS_FILE = "sae.safetensors"
 MANIFEST_FILE = "sae.json"
@@ -97,7 +98,8 @@ class LoadedSAE(SAE):
 def save_sae(sae: SAE, manifest: Manifest, folder: Path) -> Manifest:
     """Write `sae` to `folder` in the manifest's dtype; returns the manifest with the tensor records filled in.
 
-    Both files appear whole or not at all (written beside and renamed; the manifest last).
+    Both files appear whole or not at all (written beside and renamed; the manifest last). CheckpointError if the
+    manifest is of something else, a value does not fit its dtype, or the disk is full.
     """
     for field in ("d_model", "num_latents", "activation", "k", "scale", "apply_b_dec", "normalization"):
         if getattr(manifest, field) != getattr(sae, field):
@@ -109,12 +111,13 @@ def save_sae(sae: SAE, manifest: Manifest, folder: Path) -> Manifest:
         if not tensor.isfinite().all():
             raise CheckpointError(f"tensor {name} must be finite in {manifest.dtype}, got NaN or infinite values")
     manifest = with_records(manifest, tensors)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / (WEIGHTS_FILE + ".partial")
-    save_file(tensors, partial)
-    partial.chmod(0o644)  # as any other file: safetensors writes for the owner alone
-    partial.replace(folder / WEIGHTS_FILE)
-    write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / WEIGHTS_FILE) as partial:
+            save_file(tensors, partial)
+        write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
+    except (OSError, SafetensorError) as error:  # a full disk, as the two say it
+        raise CheckpointError(f"dictionary {folder} can't be written: {one_line(error)}") from error
     return manifest
 
 
@@ -221,6 +224,8 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         Path(partial).chmod(0o644)
         Path(partial).replace(path)
     except BaseException:

@@ -26,6 +26,7 @@ from sae_runtime.errors import CheckpointError
 from sae_runtime.foreign import turned
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.sae_parts import SAEParts
+from sae_runtime.whole_files import whole_file
 
 SAELENS_VERSION = "6.0.0"
 """Of the layout that is written, which SAELens tells from that of before 6 by this."""
@@ -205,13 +206,8 @@ def _write(weights: Path, save: Save, configs: dict[Path, dict[str, Any]]) -> li
             raise CheckpointError(f"{path} is there already: an export overwrites nothing")
     try:
         weights.parent.mkdir(parents=True, exist_ok=True)
-        partial = weights.with_name(weights.name + ".partial")
-        try:
+        with whole_file(weights) as partial:
             save(partial)
-            partial.chmod(0o644)
-            partial.replace(weights)
-        finally:
-            partial.unlink(missing_ok=True)
         for path, config in configs.items():
             write_atomically(path, json.dumps(config, indent=1) + "\n")
     except (OSError, SafetensorError, RuntimeError) as error:  # the last two: a full disk, as the libraries say it

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from full_disk import room_for
 from safetensors.torch import load_file, save_file
 
 from sae_runtime import checkpoint
@@ -372,7 +373,7 @@ def test_a_save_cut_off_in_the_weights_leaves_the_old_dictionary(folder, monkeyp
 
     monkeypatch.setattr(checkpoint, "save_file", fail_half_way)
     new = tiny.sae("jumprelu", seed=9)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match="good can't be written: no space"):
         save_sae(new, manifest_of(new), folder)
     assert torch.equal(load_sae(folder).W_enc, old.W_enc)
 
@@ -383,7 +384,7 @@ def test_a_save_cut_off_between_the_files_is_refused_when_loaded(folder, monkeyp
 
     monkeypatch.setattr(checkpoint, "write_atomically", fail)
     new = tiny.sae("jumprelu", seed=9)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match="good can't be written: no space"):
         save_sae(new, manifest_of(new), folder)
     assert "tensor W_enc must be float32[32, 64] with sha256" in refusal(folder)
 
@@ -458,3 +459,11 @@ def test_identity_survives_the_disk_and_tells_dictionaries_apart(tmp_path):
         hashes.append(saved.sae_sha256)
     assert len(set(hashes)) == 3
     assert all(len(sha) == 64 for sha in hashes)
+
+
+def test_a_full_disk_is_named_and_the_dictionary_before_it_kept(folder):
+    old = load_sae(folder)
+    new = tiny.sae("jumprelu", seed=9)
+    with room_for(1000), pytest.raises(CheckpointError, match=r"dictionary .*good can't be written: .*File too large"):
+        save_sae(new, manifest_of(new), folder)
+    assert torch.equal(load_sae(folder).W_enc, old.W_enc)

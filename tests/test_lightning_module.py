@@ -103,7 +103,7 @@ def test_another_recipe_is_refused(buffers, tmp_path):
 
 def test_a_full_disk_ends_the_run_by_name_and_it_goes_on_later(buffers, tmp_path):
     settings = changed(num_steps=25)
-    partial = checkpoint_path(tmp_path, 10).with_suffix(".partial")
+    partial = checkpoint_path(tmp_path, 10).with_name("step-00000010.ckpt.partial")
     partial.parent.mkdir(parents=True)
     run = Trainer(settings, buffers)
     compute = run.compute_gradients

@@ -72,7 +72,7 @@ def test_if_none_can_be_read_nothing_begins_anew(tmp_path):
 def test_a_full_disk_is_named_and_nothing_lost(tmp_path):
     write(tmp_path, 10)
     path = checkpoint_path(tmp_path, 20)
-    path.with_suffix(".partial").symlink_to("/dev/full")  # every write there fails as on a full disk
+    path.with_name(path.name + ".partial").symlink_to("/dev/full")  # every write there fails as on a full disk
     with pytest.raises(TrainError, match=r"step-00000020.ckpt can't be written: .*; step-00000010.ckpt is kept"):
         write(tmp_path, 20)
     assert not path.exists() and newest_checkpoint(tmp_path)[1]["step"] == 10
