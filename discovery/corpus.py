@@ -1,9 +1,15 @@
-"""Text to contexts: what a dictionary is trained and measured on.
+"""Text and chat to contexts: what a dictionary is trained and measured on.
 
-Reads `.jsonl` / `.jsonl.gz` (`{"text": ...}` or, already tokenised, `{"tokens": [...]}`), plain text, and Hugging Face
-datasets (`hf:PATH_OR_NAME[:SPLIT[:COLUMN]]`, see `hf_corpus`); tokenises as the server does (the tokenizer's own
-default); cuts documents into contexts; and splits documents into training and held-out ones by a hash of their content,
-so that the split depends on nothing else. Nothing is filtered.
+Reads `.jsonl` / `.jsonl.gz`, plain text (`.gz` too), and Hugging Face datasets (`hf:PATH_OR_NAME[:SPLIT[:COLUMN]]`, see
+`hf_corpus`). A JSON line has one of
+
+    {"text": "Call me Ishmael."}
+    {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ishmael."}]}
+    {"tokens": [1, 523, 77]}                                              already tokenised
+
+and may have a "source". Text is tokenised as the server does (the tokenizer's own default), chat goes through the
+model's chat template, as in the server too. Documents are cut into contexts and split into training and held-out ones
+by a hash of their content, so that the split depends on nothing else. Nothing is filtered.
 
     contexts = list(read_contexts(paths, tokenizer, CorpusSettings(), split="train"))
 """
@@ -11,15 +17,20 @@ so that the split depends on nothing else. Nothing is filtered.
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, cast, get_args
 
+from discovery.contents import Content, is_chat, problem_of
+from discovery.errors import CorpusError
 from discovery.hf_corpus import is_hf_spec, read_hf
+from sae_runtime.errors import one_line
 
 Split = Literal["train", "held_out", "all"]
+BosPolicy = Literal["tokenizer", "always", "never"]
 
 _TOKENIZER_BATCH = 64
 
@@ -34,8 +45,13 @@ class CorpusSettings:
     """A shorter rest is dropped: its tokens have hardly any context."""
     held_out_share: float = 0.02
     """Share of documents held out."""
+    bos: BosPolicy = "tokenizer"
+    """Whether a context begins with the BOS token. `tokenizer`: a document's first one does if the tokenizer (or the
+    chat template) puts it there, the others don't. With `always` it counts as one of `context_tokens`."""
 
     def __post_init__(self) -> None:
+        if self.bos not in get_args(BosPolicy):
+            raise ValueError(f"bos must be one of {', '.join(get_args(BosPolicy))}, got {self.bos!r}")
         if not 2 <= self.min_context_tokens <= self.context_tokens:
             raise ValueError(f"2 <= min_context_tokens <= context_tokens must hold, got {self}")
         if not 0 <= self.held_out_share < 1:
@@ -46,9 +62,9 @@ DEFAULTS = CorpusSettings()
 
 
 class Document(NamedTuple):
-    """One line of a corpus: text, or tokens if it was written as tokens."""
+    """One line of a corpus: text, a conversation, or tokens if it was written as tokens."""
 
-    content: str | list[int]
+    content: Content
     source: str
 
     @property
@@ -65,12 +81,12 @@ class Context(NamedTuple):
     document: int
     """First 63 bits of the document's sha256."""
     start: int
-    """Index of the context's first token in its document."""
+    """Index of the context's first token in its document (of the one behind BOS, if that is put before each)."""
     source: str
 
 
 def read_documents(paths: Iterable[Path | str]) -> Iterator[Document]:
-    """All documents of the files, in order. ValueError names the file and record that is no document."""
+    """All documents of the files, in order. CorpusError names the file and record that is no document."""
     for given in paths:
         path = Path(given)
         if is_hf_spec(str(given)):
@@ -78,24 +94,51 @@ def read_documents(paths: Iterable[Path | str]) -> Iterator[Document]:
         elif path.name.removesuffix(".gz").endswith(".jsonl"):
             yield from _documents_of(path)
         else:
-            yield Document(path.read_text(encoding="utf-8"), path.stem)
+            yield Document("".join(_lines(path)), path.name.removesuffix(".gz").rsplit(".", 1)[0])
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a `.jsonl` or `.jsonl.gz` file."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.strip():
-                yield json.loads(line)
+    """The records of a `.jsonl` or `.jsonl.gz` file. CorpusError names the line that is none."""
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise CorpusError(f"{path}, line {number}, must be JSON: {error}") from None
+            if not isinstance(record, dict):
+                raise CorpusError(f"{path}, line {number}, must be a JSON object, got {type(record).__name__}")
+            yield record
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a text file, packed or not."""
+    try:
+        with _open(path) as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} must be text in UTF-8: {error}") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise CorpusError(f"{path} is no whole gzip file: {one_line(error)}") from None
+    except OSError as error:
+        raise CorpusError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _open(path: Path) -> IO[str]:
+    return (
+        cast(IO[str], gzip.open(path, "rt", encoding="utf-8")) if path.suffix == ".gz" else path.open(encoding="utf-8")
+    )
 
 
 def _documents_of(path: Path) -> Iterator[Document]:
     stem = path.name.split(".")[0]
     for number, record in enumerate(read_json_lines(path), start=1):
-        content = record.get("tokens", record.get("text"))
-        if content is None:
-            raise ValueError(f"{path}, record {number}, must have a key 'text' or 'tokens', got {sorted(record)}")
-        yield Document(content, record.get("source", stem))
+        name = next((name for name in ("tokens", "text", "messages") if name in record), None)
+        if name is None:
+            wanted = "'text', 'messages' or 'tokens'"
+            raise CorpusError(f"{path}, record {number}, must have a key {wanted}, got {sorted(record)}")
+        if problem := problem_of(record[name]):
+            raise CorpusError(f"{path}, record {number}: {name} must be {problem}")
+        yield Document(record[name], str(record.get("source", stem)))
 
 
 def is_held_out(document: Document, share: float) -> bool:
@@ -114,20 +157,56 @@ def read_contexts(
         if split == "all" or is_held_out(document, settings.held_out_share) == (split == "held_out")
     )
     while batch := tuple(islice(documents, _TOKENIZER_BATCH)):
-        for document, tokens in zip(batch, _tokenize(batch, tokenizer), strict=True):
-            yield from _cut(document, tokens, settings)
+        for document, tokens in zip(batch, _tokenize(batch, tokenizer, settings.bos), strict=True):
+            yield from _cut(document, tokens, settings, first=_first_token(tokenizer, settings.bos))
 
 
-def _tokenize(documents: tuple[Document, ...], tokenizer: Any) -> list[list[int]]:
+def _tokenize(documents: tuple[Document, ...], tokenizer: Any, bos: BosPolicy) -> list[list[int]]:
     texts = [document.content for document in documents if isinstance(document.content, str)]
-    encoded = iter(tokenizer(texts)["input_ids"] if texts else [])
-    return [next(encoded) if isinstance(document.content, str) else document.content for document in documents]
+    chats = [_rendered(document, tokenizer) for document in documents if is_chat(document.content)]
+    by_itself = bos == "tokenizer"
+    of_text = iter(tokenizer(texts, add_special_tokens=by_itself)["input_ids"] if texts else [])
+    # Templates write their special tokens out.
+    of_chat = iter(tokenizer(chats, add_special_tokens=False)["input_ids"] if chats else [])
+    tokens = [
+        next(of_text)
+        if isinstance(document.content, str)
+        else next(of_chat)
+        if is_chat(document.content)
+        else document.content
+        for document in documents
+    ]
+    if by_itself or tokenizer is None or tokenizer.bos_token_id is None:
+        return tokens
+    return [ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids for ids in tokens]
 
 
-def _cut(document: Document, tokens: list[int], settings: CorpusSettings) -> Iterator[Context]:
+def _rendered(document: Document, tokenizer: Any) -> str:
+    """A conversation through the model's chat template. CorpusError if there is none, or it refuses."""
+    if tokenizer is None or tokenizer.chat_template is None:
+        raise CorpusError(f"{document.source} holds conversations, and the model's tokenizer has no chat template")
+    try:
+        return str(tokenizer.apply_chat_template(document.content, tokenize=False))
+    except Exception as error:  # templates raise what they like
+        raise CorpusError(
+            f"a conversation of {document.source} must suit the model's chat template, which says: {one_line(error)}"
+        ) from None
+
+
+def _first_token(tokenizer: Any, bos: BosPolicy) -> list[int]:
+    """What every context is to begin with."""
+    if bos != "always":
+        return []
+    if tokenizer is None or tokenizer.bos_token_id is None:
+        raise CorpusError("bos can't be always: the model's tokenizer has no BOS token")
+    return [int(tokenizer.bos_token_id)]
+
+
+def _cut(document: Document, tokens: list[int], settings: CorpusSettings, *, first: list[int]) -> Iterator[Context]:
     identity = int.from_bytes(document.digest[:8], "little") >> 1
-    for start in range(0, len(tokens), settings.context_tokens):
-        piece = tokens[start : start + settings.context_tokens]
+    length = settings.context_tokens - len(first)
+    for start in range(0, len(tokens), length):
+        piece = first + tokens[start : start + length]
         if len(piece) >= settings.min_context_tokens:
             yield Context(piece, identity, start, document.source)
 

@@ -7,6 +7,7 @@
     │   ├── BudgetError      the next call could cost more than is allowed: the run ends
     │   └── ReplyError       one answer is of no use: its latent is left for another run
     ├── HarvestError     residuals that cannot be taken, continued or read
+    │   └── CorpusError      text or chat that cannot be read or tokenised
     ├── FitError         a dictionary that can't have been trained on the model or residuals it is used with
     ├── PageError        pages that cannot be made
     ├── SearchError      a search that has nothing to go by
@@ -26,6 +27,10 @@ class ExampleError(LabError):
 
 class HarvestError(LabError):
     """A harvest that cannot be begun, continued or read."""
+
+
+class CorpusError(HarvestError, ValueError):
+    """Text or chat that cannot be read, or that the model's tokenizer has no form for."""
 
 
 class FitError(LabError):

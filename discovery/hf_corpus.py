@@ -4,7 +4,7 @@
 
 PATH is a folder that `Dataset.save_to_disk` wrote, or a folder or file of parquet, arrow, json(l), csv or text; NAME is
 a dataset on the hub. SPLIT is `train` if not given, and may be a slice (`train[:1%]`, not with hf-stream). COLUMN is
-`text`, `content` or the only column that holds strings or token ids.
+`text`, `content`, `messages` or the only column that holds text, conversations or token ids.
 
 Local files are read as they are, without a converted copy in the cache. Needs the `datasets` library.
 """
@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from discovery.errors import HarvestError
+from discovery.contents import Content, problem_of
+from discovery.errors import CorpusError
+from sae_runtime.errors import one_line
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
-_USUAL_COLUMNS = ("text", "content")
+_USUAL_COLUMNS = ("text", "content", "messages")
 _PATTERN = re.compile(
     r"(?P<kind>hf|hf-stream):(?P<name>[^:@]+)(@(?P<config>[^:]+))?(:(?P<split>[^:\[]+(\[[^\]]*\])?))?(:(?P<column>[^:]+))?"
 )
@@ -38,32 +40,34 @@ def is_hf_spec(text: str) -> bool:
 
 
 def parse_spec(text: str) -> HfSpec:
-    """HarvestError if `text` is not of the form above."""
+    """CorpusError if `text` is not of the form above."""
     match = _PATTERN.fullmatch(text)
     if match is None:
-        raise HarvestError(f"a dataset must be given as hf:PATH_OR_NAME[@CONFIG][:SPLIT[:COLUMN]], got {text!r}")
+        raise CorpusError(f"a dataset must be given as hf:PATH_OR_NAME[@CONFIG][:SPLIT[:COLUMN]], got {text!r}")
     found = match.groupdict()
     return HfSpec(
         found["name"], found["config"], found["split"] or "train", found["column"], found["kind"] == "hf-stream"
     )
 
 
-def read_hf(text: str) -> Iterator[tuple[str | list[int], str]]:
-    """(text or token ids, name of the dataset) of each row, in order. HarvestError names what can't be read."""
+def read_hf(text: str) -> Iterator[tuple[Content, str]]:
+    """(content, name of the dataset) of each row, in order. CorpusError names what can't be read."""
     spec = parse_spec(text)
     try:
         rows = iter(_open(spec))
         first = next(rows, None)
         if first is None:
-            raise HarvestError(f"{text} has no rows")
+            raise CorpusError(f"{text} has no rows")
         column = spec.column or _column_of(first, text)
         source = Path(spec.name).stem
         yield _content(first, column, text, 1), source
         for number, row in enumerate(rows, start=2):
             yield _content(row, column, text, number), source
-    except (OSError, ValueError, ConnectionError) as error:
+    except CorpusError:
+        raise
+    except (OSError, ValueError) as error:
         # datasets' own errors derive from these; their messages can be pages long.
-        raise HarvestError(f"{text} can't be read: {str(error).splitlines()[0]}") from error
+        raise CorpusError(f"{text} can't be read: {one_line(error)}") from error
 
 
 def _open(spec: HfSpec) -> Any:
@@ -76,7 +80,7 @@ def _open(spec: HfSpec) -> Any:
     if path.is_file():
         suffix = Path(path.name.removesuffix(".gz")).suffix
         if suffix not in _BUILDERS:
-            raise HarvestError(f"{path} must be one of {', '.join(_BUILDERS)}, got {suffix or 'no suffix'}")
+            raise CorpusError(f"{path} must be one of {', '.join(_BUILDERS)}, got {suffix or 'no suffix'}")
         return datasets.load_dataset(_BUILDERS[suffix], data_files=str(path), split="train", streaming=True)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         found = datasets.load_from_disk(str(path))
@@ -86,7 +90,7 @@ def _open(spec: HfSpec) -> Any:
 
 def _split_of(found: Any, spec: HfSpec) -> Any:
     if spec.split not in found:
-        raise HarvestError(f"split of {spec.name} must be one of {', '.join(sorted(found))}, got {spec.split!r}")
+        raise CorpusError(f"split of {spec.name} must be one of {', '.join(sorted(found))}, got {spec.split!r}")
     return found[spec.split]
 
 
@@ -94,21 +98,16 @@ def _column_of(row: dict[str, Any], text: str) -> str:
     for name in _USUAL_COLUMNS:
         if name in row:
             return name
-    fitting = [name for name, value in row.items() if _is_content(value)]
+    fitting = [name for name, value in row.items() if problem_of(value) is None]
     if len(fitting) != 1:
-        raise HarvestError(f"{text} must name its column: it has {', '.join(sorted(row))}")
+        raise CorpusError(f"{text} must name its column: it has {', '.join(sorted(row))}")
     return fitting[0]
 
 
-def _content(row: dict[str, Any], column: str, text: str, number: int) -> str | list[int]:
+def _content(row: dict[str, Any], column: str, text: str, number: int) -> Content:
     if column not in row:
-        raise HarvestError(f"column of {text} must be one of {', '.join(sorted(row))}, got {column!r}")
-    content: str | list[int] = row[column]
-    if not _is_content(content):
-        kind = type(content).__name__
-        raise HarvestError(f"{text}, row {number}: column {column} must hold text or token ids, got {kind}")
+        raise CorpusError(f"column of {text} must be one of {', '.join(sorted(row))}, got {column!r}")
+    content: Content = row[column]
+    if problem := problem_of(content):
+        raise CorpusError(f"{text}, row {number}: column {column} must be {problem}")
     return content
-
-
-def _is_content(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, int) for item in value))

@@ -86,8 +86,8 @@ def test_specs(text, spec):
     ("spec", "message"),
     [
         ("hf:", "must be given as hf:"),
-        ("hf:{folder}:train:nothing", "column of .* must be one of id, text, got 'nothing'"),
-        ("hf:{folder}:train:id", "row 1: column id must hold text or token ids, got int"),
+        ("hf:{folder}:train:nothing", "^column of .* must be one of id, text, got 'nothing'"),
+        ("hf:{folder}:train:id", "^hf:.*train:id, row 1: column id must be text, messages or token ids, got int"),
         ("hf:{folder}:wrong", "can't be read"),
         ("hf:{splits}:wrong", "must be one of test, train, got 'wrong'"),
         ("hf:{folder}/part.bin", "must be one of .parquet"),
@@ -106,3 +106,11 @@ def test_a_column_that_can_not_be_guessed_must_be_named(tmp_path):
     dataset(question=["a"], answer=["b"]).save_to_disk(tmp_path / "qa")
     with pytest.raises(HarvestError, match="must name its column: it has answer, question"):
         list(read_hf(f"hf:{tmp_path / 'qa'}"))
+
+
+def test_conversations_are_a_column_like_any_other(tmp_path):
+    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ishmael."}]
+    dataset(messages=[chat, chat[:1]], id=[1, 2]).save_to_disk(tmp_path / "chats")
+    dataset(messages=[chat, chat[:1]], id=[1, 2]).to_parquet(tmp_path / "chats.parquet")
+    for spec in (f"hf:{tmp_path / 'chats'}", f"hf:{tmp_path / 'chats.parquet'}"):
+        assert [content for content, _ in read_hf(spec)] == [chat, chat[:1]]
