@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from discovery.corpus import Context
-from discovery.harvest import harvest, load_resid, shard_paths
+from discovery.harvest import harvest
+from discovery.shards import load_resid, shard_paths
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
 

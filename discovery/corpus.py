@@ -162,23 +162,24 @@ def read_contexts(
 
 
 def _tokenize(documents: tuple[Document, ...], tokenizer: Any, bos: BosPolicy) -> list[list[int]]:
-    texts = [document.content for document in documents if isinstance(document.content, str)]
-    chats = [_rendered(document, tokenizer) for document in documents if is_chat(document.content)]
-    by_itself = bos == "tokenizer"
-    of_text = iter(tokenizer(texts, add_special_tokens=by_itself)["input_ids"] if texts else [])
-    # Templates write their special tokens out.
-    of_chat = iter(tokenizer(chats, add_special_tokens=False)["input_ids"] if chats else [])
-    tokens = [
-        next(of_text)
-        if isinstance(document.content, str)
-        else next(of_chat)
-        if is_chat(document.content)
-        else document.content
-        for document in documents
-    ]
-    if by_itself or tokenizer is None or tokenizer.bos_token_id is None:
+    contents = {index: document.content for index, document in enumerate(documents)}
+    texts = {index: content for index, content in contents.items() if isinstance(content, str)}
+    chats = {index: _rendered(documents[index], tokenizer) for index, content in contents.items() if is_chat(content)}
+    tokens = cast(dict[int, list[int]], contents)
+    if texts:
+        encoded = tokenizer(list(texts.values()), add_special_tokens=bos == "tokenizer")
+        tokens |= dict(zip(texts, encoded["input_ids"], strict=True))
+    if chats:  # templates write their special tokens out
+        encoded = tokenizer(list(chats.values()), add_special_tokens=False)
+        tokens |= dict(zip(chats, encoded["input_ids"], strict=True))
+    return [_without_bos(tokens[index], tokenizer, bos) for index in range(len(documents))]
+
+
+def _without_bos(tokens: list[int], tokenizer: Any, bos: BosPolicy) -> list[int]:
+    """The document without its own BOS, unless that is where it belongs."""
+    if bos == "tokenizer" or tokenizer is None or tokens[:1] != [tokenizer.bos_token_id]:
         return tokens
-    return [ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids for ids in tokens]
+    return tokens[1:]
 
 
 def _rendered(document: Document, tokenizer: Any) -> str:
@@ -213,11 +214,12 @@ def _cut(document: Document, tokens: list[int], settings: CorpusSettings, *, fir
 
 def shuffle_contexts(contexts: list[Context], seed: int) -> list[Context]:
     """Contexts in an order that depends on `seed` and on each context alone, not on the order of files."""
+    return sorted(contexts, key=lambda context: shuffle_key(seed, context.document, context.start))
 
-    def key(context: Context) -> bytes:
-        return hashlib.sha256(f"{seed}/{context.document}/{context.start}".encode()).digest()
 
-    return sorted(contexts, key=key)
+def shuffle_key(seed: int, document: int, start: int) -> bytes:
+    """What contexts are sorted by to shuffle them."""
+    return hashlib.sha256(f"{seed}/{document}/{start}".encode()).digest()
 
 
 def take_tokens(contexts: list[Context], max_tokens: int | None) -> list[Context]:

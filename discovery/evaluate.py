@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from discovery.decoder_geometry import geometry_figures
 from discovery.errors import HarvestError, LabError
-from discovery.harvest import Harvested, shard_paths
-from discovery.harvest import load_manifest as load_harvest_manifest
 from discovery.provenance import COMPARED, check_provenance, model_facts
 from discovery.reconstruction import ReconstructionSums, measure_reconstruction
 from discovery.shard_stream import read_shard, read_whole_shard
+from discovery.shards import Harvested, shard_paths
+from discovery.shards import load_manifest as load_harvest_manifest
 from discovery.splicing import SplicingSums, measure_splicing
 from sae_runtime.checkpoint import (
     MANIFEST_FILE,

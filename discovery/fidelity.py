@@ -36,9 +36,10 @@ from tqdm import tqdm
 
 from discovery.corpus import Context, CorpusSettings, read_contexts, shuffle_contexts, take_tokens
 from discovery.errors import LabError
-from discovery.harvest import ordinary, read_in_batches
 from discovery.provenance import check_provenance, model_facts
 from discovery.reconstruction import ReconstructionSums
+from discovery.residuals import read_in_batches
+from discovery.shards import ordinary
 from sae_runtime.checkpoint import Manifest, load_sae
 from sae_runtime.language_model import EMBEDDED, DTypeName, LanguageModel, Quantization, load_language_model
 from sae_runtime.sae import SAE

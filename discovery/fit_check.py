@@ -3,7 +3,7 @@
     FVU = sum ||x - x_hat||^2 / sum ||x - mean||^2          must be below 0.5
     L0  = mean number of active latents a token             must lie within a factor 3 of what the files say
 
-over residuals of a harvest, those with massive activations left out (see `harvest.ordinary`). A dictionary that passes
+over residuals of a harvest, those with massive activations left out (see `shards.ordinary`). A dictionary that passes
 may still be a bad one; one that fails reads something else than it was trained on.
 
 Shape suffixes: N harvested tokens, D model width.
@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.errors import FitError
-from discovery.harvest import load_manifest, load_resid, shard_paths
 from discovery.reconstruction import measure_reconstruction
+from discovery.shards import load_manifest, load_resid, shard_paths
 from sae_runtime.checkpoint import LoadedSAE
 from sae_runtime.formats import UNKNOWN
 from sae_runtime.hook_point import HookPoint

@@ -1,55 +1,46 @@
 """Residuals at the hook point, written to disk for training a dictionary.
 
-Runs only the blocks up to the hook point. Position 0 is left out: it carries a massive activation in every context.
-A harvest is a folder: `manifest.json` (model, hook point, settings, and when done the mean and norms) and shards
-`shard-00000.safetensors`, each of which covers a fixed range of contexts:
+A harvest is a folder: `manifest.json` (model, hook point, settings, and when done the mean and norms) and shards, each
+of which covers a fixed range of contexts (`shards` has the layout). Position 0 is left out: it carries a massive
+activation in every context. A shard appears whole or not at all, so a killed harvest goes on at the first missing one,
+with nothing lost or doubled. Going on with other settings is refused.
 
-    resid_ND       bf16   residuals, context by context
-    token_ids_N    int32
-    positions_N    int32  position in the context, from 1
-    contexts_N     int32  index of the context in the harvest
-    documents_N    int64  first 63 bits of the document's sha256
-    first_ids_C    int32  each context's token at position 0, whose residual is left out
+    telltale lab harvest corpus/*.jsonl.gz --output runs/harvest/train --split train --max-tokens 4000000
 
-A shard appears whole or not at all, so a killed harvest goes on at the first missing shard, with nothing lost or
-doubled. Going on with other settings is refused.
-
-    python -m discovery.harvest corpus/*.jsonl.gz --output runs/harvest/train --split train --max-tokens 4000000
-
-Shape suffixes: N harvested tokens, C contexts, D model width, B rows, T positions.
+Shape suffixes: N harvested tokens, D model width, T positions.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from discovery.corpus import (
-    DEFAULTS,
-    Context,
-    CorpusSettings,
-    contexts_digest,
-    read_contexts,
-    shuffle_contexts,
-    take_tokens,
-)
+from discovery.context_store import ContextStore
+from discovery.corpus import BosPolicy, Context, contexts_digest
 from discovery.errors import HarvestError
-from sae_runtime.checkpoint import write_atomically
+from discovery.hf_corpus import STREAM_PREFIX
+from discovery.input_arguments import CORPUS_HELP, add_corpus_arguments, add_model_arguments, contexts_of, load_model
+from discovery.residuals import as_stored, read_in_batches
+from discovery.shards import (
+    MANIFEST_FILE,
+    Harvested,
+    load_manifest,
+    load_ordinary_resid,
+    save_shard,
+    shard_path,
+    shard_paths,
+)
 from sae_runtime.hook_point import HookPoint
-from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
-from sae_runtime.tap import Tap, decoder_layers
-
-MANIFEST_FILE = "manifest.json"
+from sae_runtime.language_model import LanguageModel
+from sae_runtime.tap import Tap
+from sae_runtime.whole_files import whole_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +54,7 @@ class HarvestSettings:
     """Of the computation; residuals are stored in bf16."""
     hook_point: str
     bos_policy: str
-    """`tokenizer`: contexts begin as the tokenizer makes them."""
+    """Whether contexts begin with BOS: see `corpus.CorpusSettings.bos`."""
     d_model: int
     num_contexts: int
     contexts_sha256: str
@@ -71,23 +62,6 @@ class HarvestSettings:
     contexts_per_shard: int
     sources: dict[str, int]
     """Tokens by source, position 0 of each context included."""
-
-
-class Harvested(NamedTuple):
-    """One shard."""
-
-    resid_ND: Tensor
-    token_ids_N: Tensor
-    positions_N: Tensor
-    contexts_N: Tensor
-    documents_N: Tensor
-    first_ids_C: Tensor
-
-    def token_ids(self) -> list[list[int]]:
-        """The contexts themselves, position 0 included."""
-        counts = torch.unique_consecutive(self.contexts_N, return_counts=True)[1].tolist()
-        pieces = torch.split(self.token_ids_N, counts)
-        return [[first, *rest.tolist()] for first, rest in zip(self.first_ids_C.tolist(), pieces, strict=True)]
 
 
 class ResidualMoments(NamedTuple):
@@ -104,101 +78,74 @@ class ResidualMoments(NamedTuple):
         )
 
 
-# --- reading the model ----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def blocks_up_to(model: nn.Module, hook_point: HookPoint) -> Iterator[nn.Module]:
-    """The model's decoder without the blocks behind `hook_point` and without lm_head, for the time of the block."""
-    decoder = cast(Any, model).model
-    layers = decoder_layers(model)
-    decoder.layers = layers[: hook_point.layer + 1]
-    try:
-        yield decoder
-    finally:
-        decoder.layers = layers
-
-
-@torch.inference_mode()
-def read_residuals(lm: LanguageModel, tap: Tap, contexts: list[Context]) -> list[Tensor]:
-    """[T, D] residuals of each context, position 0 included. One forward pass for all of `contexts`.
-
-    Rows are padded on the right: attention is causal, so padding changes nothing before it.
-    """
-    length = max(len(context.tokens) for context in contexts)
-    token_ids_BT = torch.zeros(len(contexts), length, dtype=torch.long)
-    for row, context in enumerate(contexts):
-        token_ids_BT[row, : len(context.tokens)] = torch.tensor(context.tokens)
-    with blocks_up_to(lm.model, tap.hook_point) as decoder, tap.step(token_ids_BT.numel()) as record:
-        decoder(input_ids=token_ids_BT.to(lm.device), use_cache=False)
-    resid_BTD = record.resid_BTD
-    assert resid_BTD is not None
-    return [resid_BTD[row, : len(context.tokens)] for row, context in enumerate(contexts)]
-
-
-def read_in_batches(
-    lm: LanguageModel, tap: Tap, contexts: list[Context], batch_tokens: int
-) -> Iterator[tuple[int, Tensor]]:
-    """(index into `contexts`, [T, D] residuals), contexts of like length together so that little is padding."""
-    by_length = sorted(range(len(contexts)), key=lambda index: len(contexts[index].tokens), reverse=True)
-    while by_length:
-        rows = max(1, batch_tokens // len(contexts[by_length[0]].tokens))
-        batch, by_length = by_length[:rows], by_length[rows:]
-        yield from zip(batch, read_residuals(lm, tap, [contexts[index] for index in batch]), strict=True)
-
-
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
 def harvest(
     lm: LanguageModel,
     hook_point: HookPoint,
-    contexts: list[Context],
+    contexts: Sequence[Context],
     folder: Path,
     *,
     contexts_per_shard: int = 128,
     batch_tokens: int = 8192,
+    bos_policy: BosPolicy = "tokenizer",
     progress: bool = False,
 ) -> dict[str, Any]:
     """Harvest `contexts` into `folder`, or finish what is there. Returns the manifest.
 
-    Raises HarvestError if the folder holds a harvest with other settings.
+    Raises HarvestError if the folder holds a harvest with other settings, a residual is not finite, a shard that is
+    there is damaged, or the disk is full. Whatever was written stays, and the same call goes on.
     """
-    settings = harvest_settings(lm, hook_point, contexts, contexts_per_shard)
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, settings)
+    settings = harvest_settings(lm, hook_point, contexts, contexts_per_shard, bos_policy)
+    starts = range(0, len(contexts), contexts_per_shard)
     tap = Tap(lm.model, hook_point, lm.d_model)
     try:
-        with tqdm(
-            total=sum(len(context.tokens) for context in contexts),
-            desc=f"harvest {folder.name}",
-            unit="tok",
-            unit_scale=True,
-            mininterval=5 if not sys.stderr.isatty() else 0.1,
-            disable=not progress,
-        ) as bar:
-            for shard, first in enumerate(range(0, len(contexts), contexts_per_shard)):
+        _claim(folder, settings)
+        missing = [(shard, first) for shard, first in enumerate(starts) if not shard_path(folder, shard).exists()]
+        with _bar(settings, contexts, missing, folder.name, progress) as bar:
+            for shard, first in missing:
                 part = contexts[first : first + contexts_per_shard]
-                if not shard_path(folder, shard).exists():
-                    _write_shard(shard_path(folder, shard), first, part, read_in_batches(lm, tap, part, batch_tokens))
-                bar.update(sum(len(context.tokens) for context in part))
+                path, resid = shard_path(folder, shard), dict[int, Tensor]()
+                for index, resid_TD in read_in_batches(lm, tap, part, batch_tokens):
+                    resid[index] = as_stored(resid_TD, part[index], f"for {path.name}")
+                    bar.update(len(resid_TD))
+                save_shard(path, _shard_of(first, part, [resid[index] for index in range(len(part))]))
     finally:
         tap.remove()
     return _finish(folder, settings)
 
 
-def shard_path(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:05d}.safetensors"
+def _bar(
+    settings: HarvestSettings, contexts: Sequence[Context], missing: list[tuple[int, int]], name: str, progress: bool
+) -> "tqdm[Any]":
+    """A bar of tokens that begins where the harvest does, so that the time left is that of what is to be done."""
+    total, size = sum(settings.sources.values()), settings.contexts_per_shard
+    to_do = sum(len(context.tokens) for _, first in missing for context in contexts[first : first + size])
+    return tqdm(
+        total=total,
+        initial=total - to_do,
+        desc=f"harvest {name}",
+        unit="tok",
+        unit_scale=True,
+        mininterval=5 if not sys.stderr.isatty() else 0.1,
+        disable=not progress,
+    )
 
 
 def harvest_settings(
-    lm: LanguageModel, hook_point: HookPoint, contexts: Sequence[Context], contexts_per_shard: int
+    lm: LanguageModel,
+    hook_point: HookPoint,
+    contexts: Sequence[Context],
+    contexts_per_shard: int,
+    bos_policy: BosPolicy = "tokenizer",
 ) -> HarvestSettings:
-    """What a harvest of `contexts` is. HarvestError if there are none."""
+    """What a harvest of `contexts` is. HarvestError if there are none, or the model can't read one."""
     if not contexts:
         raise HarvestError("there is nothing to harvest: no context in the files and split asked for")
     sources: dict[str, int] = {}
     for context in contexts:
+        _check_readable(context, lm)
         sources[context.source] = sources.get(context.source, 0) + len(context.tokens)
     return HarvestSettings(
         model_name=lm.identity.name,
@@ -206,7 +153,7 @@ def harvest_settings(
         quantization=lm.identity.quantization,
         dtype=lm.identity.dtype,
         hook_point=str(hook_point),
-        bos_policy="tokenizer",
+        bos_policy=bos_policy,
         d_model=lm.d_model,
         num_contexts=len(contexts),
         contexts_sha256=contexts_digest(contexts),
@@ -215,47 +162,61 @@ def harvest_settings(
     )
 
 
+def _check_readable(context: Context, lm: LanguageModel) -> None:
+    if len(context.tokens) > lm.context_length:
+        raise HarvestError(
+            f"contexts must have at most {lm.context_length} tokens, as {lm.identity.name} was made for, "
+            f"got {len(context.tokens)} (--context-tokens)"
+        )
+    if max(context.tokens) >= lm.vocab_size:
+        raise HarvestError(
+            f"token ids must be below {lm.vocab_size}, the vocabulary of {lm.identity.name}, got {max(context.tokens)} "
+            f"in document {context.document} ({context.source})"
+        )
+
+
 def _claim(folder: Path, settings: HarvestSettings) -> None:
     """Write the settings of a new harvest, or check them against those of the one that is there."""
-    path = folder / MANIFEST_FILE
-    if not path.exists():
-        write_atomically(path, json.dumps({"settings": asdict(settings), "finished": False}, indent=1))
+    if not (folder / MANIFEST_FILE).exists():
+        _write_manifest(folder, {"settings": asdict(settings), "finished": False})
         return
-    before = json.loads(path.read_text())["settings"]
+    before = load_manifest(folder)["settings"]
     differing = [name for name, value in asdict(settings).items() if before.get(name) != value]
     if differing:
         changes = "; ".join(f"{name} was {before.get(name)}, is {asdict(settings)[name]}" for name in differing)
         raise HarvestError(f"{folder} holds a harvest with other settings: {changes}")
 
 
-def _write_shard(path: Path, first: int, contexts: list[Context], residuals: Iterator[tuple[int, Tensor]]) -> None:
-    # Position 0 is dropped here, once and for all.
-    resid = {index: resid_TD[1:].to("cpu", torch.bfloat16) for index, resid_TD in residuals}
-    resid_ND = torch.cat([resid[index] for index in range(len(contexts))])
-    if not resid_ND.isfinite().all():
-        raise HarvestError(f"residuals must be finite, got NaN or infinity in {path.name}")
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / MANIFEST_FILE) as partial:
+            partial.write_text(json.dumps(manifest, indent=1))
+    except OSError as error:
+        raise HarvestError(f"{folder / MANIFEST_FILE} can't be written: {error.strerror}") from error
+
+
+def _shard_of(first: int, contexts: Sequence[Context], residuals: list[Tensor]) -> Harvested:
+    """The shard of `contexts`, the first of which is number `first` of the harvest."""
     lengths = torch.tensor([len(context.tokens) - 1 for context in contexts])
-    tensors = {
-        "resid_ND": resid_ND,
-        "token_ids_N": torch.tensor([t for c in contexts for t in c.tokens[1:]], dtype=torch.int32),
-        "positions_N": torch.cat([torch.arange(1, n + 1, dtype=torch.int32) for n in lengths.tolist()]),
-        "contexts_N": torch.arange(first, first + len(contexts), dtype=torch.int32).repeat_interleave(lengths),
-        "documents_N": torch.tensor([c.document for c in contexts]).repeat_interleave(lengths),
-        "first_ids_C": torch.tensor([c.tokens[0] for c in contexts], dtype=torch.int32),
-    }
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
+    return Harvested(
+        resid_ND=torch.cat(residuals),
+        token_ids_N=torch.tensor([t for c in contexts for t in c.tokens[1:]], dtype=torch.int32),
+        positions_N=torch.cat([torch.arange(1, n + 1, dtype=torch.int32) for n in lengths.tolist()]),
+        contexts_N=torch.arange(first, first + len(contexts), dtype=torch.int32).repeat_interleave(lengths),
+        documents_N=torch.tensor([c.document for c in contexts]).repeat_interleave(lengths),
+        first_ids_C=torch.tensor([c.tokens[0] for c in contexts], dtype=torch.int32),
+    )
 
 
 def _finish(folder: Path, settings: HarvestSettings) -> dict[str, Any]:
     """Add what can only be known at the end: token count, mean, norms."""
-    path = folder / MANIFEST_FILE
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    manifest = load_manifest(folder)
     if manifest["finished"]:
         return manifest
     moments = residual_moments(folder)
     mean_D = moments.sum_D / moments.num_tokens
+    centred_norm = mean_centred_norm(folder, mean_D)
     manifest |= {
         "finished": True,
         "first_position": "excluded",
@@ -263,56 +224,10 @@ def _finish(folder: Path, settings: HarvestSettings) -> dict[str, Any]:
         "num_ordinary_tokens": moments.num_tokens,
         "mean": mean_D.tolist(),
         "mean_norm": moments.sum_norm / moments.num_tokens,
-        "mean_centred_norm": mean_centred_norm(folder, mean_D),
+        "mean_centred_norm": centred_norm,
+        "norm_scale": settings.d_model**0.5 / centred_norm,
     }
-    manifest["norm_scale"] = settings.d_model**0.5 / manifest["mean_centred_norm"]
-    write_atomically(path, json.dumps(manifest, indent=1))
-    return manifest
-
-
-# --- reading back ---------------------------------------------------------------------------------------------------
-
-
-def shard_paths(folder: Path) -> list[Path]:
-    """All shards there are, in order."""
-    return sorted(folder.glob("shard-*.safetensors"))
-
-
-def load_shard(path: Path) -> Harvested:
-    """One shard, residuals in bf16."""
-    return Harvested(**load_file(path))
-
-
-def load_resid(path: Path) -> Tensor:
-    """[N, D] bf16 residuals of one shard, without its other tensors."""
-    with safe_open(path, framework="pt") as file:
-        return cast(Tensor, file.get_tensor("resid_ND"))
-
-
-def load_ordinary_resid(path: Path) -> Tensor:
-    """[N, D] bf16 residuals of one shard, massive activations left out."""
-    resid_ND = load_resid(path)
-    return resid_ND[ordinary(resid_ND)]
-
-
-def ordinary(resid_ND: Tensor) -> Tensor:
-    """Mask [N] of the tokens without a massive activation: norm at most 5 times the median.
-
-    Position 0 is not the only place for one. SmolLM2 has it at about one token in 8,000: at <|endoftext|> inside a
-    text, and at position 1 or 2 of a text that begins with one token repeated. At 100 times the usual norm these few
-    make up most of the squared norm of a corpus; training on them, or measuring explained variance with them, is about
-    them alone.
-    """
-    norm_N = resid_ND.float().norm(dim=-1)
-    return norm_N <= 5 * norm_N.median()
-
-
-def load_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest; HarvestError if there is none."""
-    path = folder / MANIFEST_FILE
-    if not path.exists():
-        raise HarvestError(f"{folder} is no harvest: it has no {MANIFEST_FILE}")
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    _write_manifest(folder, manifest)
     return manifest
 
 
@@ -340,37 +255,38 @@ def mean_centred_norm(folder: Path, mean_D: Tensor) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the residuals at a hook point to disk.")
-    parser.add_argument(
-        "corpus", type=Path, nargs="+", help=".jsonl, .jsonl.gz, text files, or hf:PATH_OR_NAME[:SPLIT[:COLUMN]]"
-    )
+    parser.add_argument("corpus", nargs="+", help=CORPUS_HELP)
     parser.add_argument("--output", type=Path, required=True, help="folder; continued if it exists")
-    parser.add_argument("--model", default=EMBEDDED)
-    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
-    parser.add_argument("--hook-point", type=HookPoint.parse, default=HookPoint(15))
-    parser.add_argument("--split", default="train", choices=["train", "held_out", "all"])
-    parser.add_argument("--held-out-share", type=float, default=DEFAULTS.held_out_share)
-    parser.add_argument("--context-tokens", type=int, default=DEFAULTS.context_tokens)
-    parser.add_argument("--max-tokens", type=int, help="stop after this many; contexts are shuffled first")
-    parser.add_argument("--batch-tokens", type=int, default=8192)
+    add_model_arguments(parser)
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: cuda if there is one")
+    add_corpus_arguments(parser)
+    parser.add_argument("--max-tokens", type=int, help="harvest no more than this; contexts are shuffled first")
+    parser.add_argument(
+        "--read-tokens", type=int, help="read no more than this of the corpus; default: all, of hf-stream: --max-tokens"
+    )
     parser.add_argument("--contexts-per-shard", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0, help="of the order of contexts")
     args = parser.parse_args(argv)
-    lm = load_language_model(args.model, dtype=args.dtype, progress=True)
-    settings = CorpusSettings(context_tokens=args.context_tokens, held_out_share=args.held_out_share)
-    read = read_contexts(args.corpus, lm.tokenizer, settings, args.split)
-    contexts = list(tqdm(read, desc="tokenising", unit="ctx", unit_scale=True, mininterval=5))
-    contexts = take_tokens(shuffle_contexts(contexts, args.seed), args.max_tokens)
+    lm = load_model(args)
     manifest = harvest(
         lm,
         args.hook_point,
-        contexts,
+        ContextStore(contexts_of(args, lm), _read_tokens(args)).shuffled(args.seed, args.max_tokens),
         args.output,
         contexts_per_shard=args.contexts_per_shard,
         batch_tokens=args.batch_tokens,
+        bos_policy=args.bos,
         progress=True,
     )
     print(json.dumps({key: manifest[key] for key in ("num_ordinary_tokens", "mean_norm", "norm_scale", "finished")}))
     return 0
+
+
+def _read_tokens(args: argparse.Namespace) -> int | None:
+    """How much of the corpus is read. A stream from a hub may have no end that one would live to see."""
+    has_stream = any(text.startswith(STREAM_PREFIX) for text in args.corpus)
+    limit: int | None = args.max_tokens if has_stream and args.read_tokens is None else args.read_tokens
+    return limit
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from discovery.contents import Content, problem_of
 from discovery.errors import CorpusError
 from sae_runtime.errors import one_line
 
+STREAM_PREFIX = "hf-stream:"
+
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
 _USUAL_COLUMNS = ("text", "content", "messages")
 _PATTERN = re.compile(
@@ -36,7 +38,7 @@ class HfSpec(NamedTuple):
 
 
 def is_hf_spec(text: str) -> bool:
-    return text.startswith(("hf:", "hf-stream:"))
+    return text.startswith(("hf:", STREAM_PREFIX))
 
 
 def parse_spec(text: str) -> HfSpec:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.corpus import Context
-from discovery.harvest import read_in_batches
+from discovery.residuals import read_in_batches
 from discovery.search_items import Item
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.sae import SAE

@@ -19,7 +19,8 @@ from torch.nn.functional import normalize
 
 from discovery.corpus import Context
 from discovery.errors import SearchError
-from discovery.harvest import ordinary, read_residuals
+from discovery.residuals import read_residuals
+from discovery.shards import ordinary
 from discovery.token_text import pieces_of, token_bytes
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.sae import SAE

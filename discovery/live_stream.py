@@ -8,8 +8,7 @@ Shape suffixes: N tokens of a buffer, T positions, D model width.
 """
 
 import argparse
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,41 +17,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.buffers import generator_for
-from discovery.corpus import DEFAULTS, Context, CorpusSettings, read_contexts
-from discovery.errors import HarvestError
-from discovery.harvest import harvest_settings, ordinary, read_in_batches
+from discovery.context_store import ContextStore
+from discovery.corpus import BosPolicy, Context
+from discovery.harvest import harvest_settings
+from discovery.input_arguments import CORPUS_HELP, add_corpus_arguments, add_model_arguments, contexts_of, load_model
+from discovery.residuals import as_stored, read_in_batches
+from discovery.shards import ordinary
 from sae_runtime.hook_point import HookPoint
-from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
+from sae_runtime.language_model import LanguageModel
 from sae_runtime.tap import Tap
-
-
-class ContextStore(Sequence[Context]):
-    """Contexts in four bytes a token instead of about forty."""
-
-    def __init__(self, contexts: Iterable[Context], max_tokens: int | None = None) -> None:
-        self.tokens, self.ends = array("i"), array("q")
-        self.documents, self.starts = array("q"), array("q")
-        self.sources: list[str] = []
-        for context in contexts:
-            if max_tokens is not None and len(self.tokens) + len(context.tokens) > max_tokens:
-                break
-            self.tokens.extend(context.tokens)
-            self.ends.append(len(self.tokens))
-            self.documents.append(context.document)
-            self.starts.append(context.start)
-            self.sources.append(context.source)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        first = self.ends[index - 1] if index else 0
-        tokens = self.tokens[first : self.ends[index]].tolist()
-        return Context(tokens, self.documents[index], self.starts[index], self.sources[index])
 
 
 class LiveBuffers:
@@ -66,12 +39,13 @@ class LiveBuffers:
         *,
         contexts_per_buffer: int = 512,
         batch_tokens: int = 8192,
+        bos_policy: BosPolicy = "tokenizer",
         progress: bool = False,
     ) -> None:
         self.lm, self.hook_point, self.contexts = lm, hook_point, contexts
         self.contexts_per_buffer, self.batch_tokens = contexts_per_buffer, batch_tokens
         self.progress = progress
-        self.settings = asdict(harvest_settings(lm, hook_point, contexts, contexts_per_buffer))
+        self.settings = asdict(harvest_settings(lm, hook_point, contexts, contexts_per_buffer, bos_policy))
         self._kept: tuple[tuple[int, int], Tensor] | None = None
 
     def load(self, number: int, seed: int) -> Tensor:
@@ -102,12 +76,10 @@ class LiveBuffers:
                 read, f"reading buffer {number}", len(contexts), unit="ctx", leave=False, disable=not self.progress
             )
             for index, resid_TD in bar:
-                pieces[index] = resid_TD[1:].to("cpu", torch.bfloat16)  # position 0 is dropped, as in a harvest
+                pieces[index] = as_stored(resid_TD, contexts[index], f"from the model in buffer {number}")
         finally:
             tap.remove()
         resid_ND = torch.cat(pieces)
-        if not resid_ND.isfinite().all():
-            raise HarvestError(f"residuals must be finite, got NaN or infinity from the model in buffer {number}")
         resid_ND = resid_ND[ordinary(resid_ND)]
         return resid_ND[torch.randperm(len(resid_ND), generator=generator_for(seed, "buffer", number))]
 
@@ -126,29 +98,22 @@ class LiveBuffers:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that say what the model reads."""
     group = parser.add_argument_group("on the fly", "with --corpus, the model is run while training, without a harvest")
-    group.add_argument("--corpus", nargs="+", help=".jsonl, .jsonl.gz, text files, or hf:PATH_OR_NAME[:SPLIT[:COLUMN]]")
-    group.add_argument("--model", default=EMBEDDED)
-    group.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
-    group.add_argument("--hook-point", type=HookPoint.parse, default=HookPoint(15))
-    group.add_argument("--split", default="train", choices=["train", "held_out", "all"])
-    group.add_argument("--held-out-share", type=float, default=DEFAULTS.held_out_share)
-    group.add_argument("--context-tokens", type=int, default=DEFAULTS.context_tokens)
+    group.add_argument("--corpus", nargs="+", help=CORPUS_HELP)
+    add_model_arguments(group)
+    add_corpus_arguments(group)
     group.add_argument("--max-tokens", type=int, help="of the corpus, from its beginning")
     group.add_argument("--contexts-per-buffer", type=int, default=512, help="read and shuffled together")
-    group.add_argument("--batch-tokens", type=int, default=8192, help="of a forward pass")
 
 
 def from_arguments(args: argparse.Namespace) -> LiveBuffers:
     """Load the model and tokenise the corpus."""
-    lm = load_language_model(args.model, dtype=args.dtype, progress=True)
-    settings = CorpusSettings(context_tokens=args.context_tokens, held_out_share=args.held_out_share)
-    read = read_contexts(args.corpus, lm.tokenizer, settings, args.split)
-    bar = tqdm(read, desc="tokenising", unit="ctx", unit_scale=True, mininterval=5)
+    lm = load_model(args)
     return LiveBuffers(
         lm,
         args.hook_point,
-        ContextStore(bar, args.max_tokens),
+        ContextStore(contexts_of(args, lm), args.max_tokens),
         contexts_per_buffer=args.contexts_per_buffer,
         batch_tokens=args.batch_tokens,
+        bos_policy=args.bos,
         progress=True,
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from discovery.corpus import read_documents
-from discovery.harvest import load_shard, ordinary, shard_paths
+from discovery.shards import load_shard, ordinary, shard_paths
 from sae_runtime.sae import SAE
 
 QUOTABLE = frozenset(

@@ -7,7 +7,7 @@
     dead_ratio                 share of latents that are active at none of the tokens
     dense_ratio                share of latents that are active at more than a tenth of them
 
-Tokens with massive activations (see `harvest.ordinary`) are left out: the figures would be about them alone.
+Tokens with massive activations (see `shards.ordinary`) are left out: the figures would be about them alone.
 
 Shape suffixes: N tokens, F latents, D model width.
 """
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from discovery.errors import LabError
-from discovery.harvest import ordinary
+from discovery.shards import ordinary
 from sae_runtime.sae import SAE
 
 DENSE = 0.1

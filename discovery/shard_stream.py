@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from discovery.buffers import generator_for
 from discovery.errors import HarvestError
-from discovery.harvest import load_manifest, load_resid, ordinary, shard_paths
+from discovery.shards import load_manifest, load_resid, ordinary, shard_paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +90,7 @@ def read_shard(path: Path) -> Tensor:
 
 def read_whole_shard(path: Path) -> Tensor:
     """[N, D] bf16 residuals of a shard; HarvestError if it is damaged or not finite."""
-    try:
-        resid_ND = load_resid(path)
-    except (SafetensorError, OSError) as error:
-        raise HarvestError(f"{path} is no readable shard: {error}; delete it and harvest again to replace it") from None
+    resid_ND = load_resid(path)
     bad = int((~resid_ND.isfinite()).any(-1).sum())
     if bad:
         raise HarvestError(f"{path}: residuals must be finite, got NaN or infinity at {bad} of {len(resid_ND)} tokens")

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 
 from discovery.corpus import Context, contexts_digest
-from discovery.errors import ExampleError
-from discovery.harvest import MANIFEST_FILE, load_manifest, load_shard, ordinary, read_in_batches, shard_paths
+from discovery.errors import ExampleError, HarvestError
+from discovery.residuals import read_in_batches
+from discovery.shards import MANIFEST_FILE, load_manifest, load_shard, ordinary, shard_paths
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.tap import Tap
 
@@ -107,7 +107,7 @@ class HarvestedText:
         path = self._paths[index]
         try:
             shard = load_shard(path)
-        except (SafetensorError, OSError, TypeError) as error:
+        except HarvestError as error:
             raise ExampleError(f"shard {path} can't be read: {error}") from None
         ids = {document: self.sources.index(source) for document, source in self._of(shard.documents_N).items()}
         documents_N = shard.documents_N.numpy().astype(np.int64)

@@ -22,8 +22,9 @@ from discovery.evaluate import (
     write_metrics,
     write_report,
 )
-from discovery.harvest import harvest, load_resid, shard_paths
+from discovery.harvest import harvest
 from discovery.provenance import COMPARED
+from discovery.shards import load_resid, shard_paths
 from sae_runtime.checkpoint import LoadedSAE, Manifest, load_manifest, load_sae, save_sae
 from sae_runtime.formats import UNKNOWN
 from sae_runtime.tap import Tap

@@ -22,9 +22,9 @@ from discovery.errors import ExampleError, FitError
 from discovery.example_collector import HISTOGRAM_EDGES, ExampleSettings, random_priorities
 from discovery.example_store import ExampleStore
 from discovery.examples import collect, finish, is_finished, state_path
-from discovery.harvest import load_shard, ordinary, shard_path, shard_paths
 from discovery.logit_effects import logit_effects
 from discovery.provenance import check_provenance
+from discovery.shards import load_shard, ordinary, shard_path, shard_paths
 from discovery.text_pieces import HarvestedText, ModelText
 from sae_runtime.checkpoint import load_sae
 from sae_runtime.tap import Tap

@@ -10,7 +10,8 @@ from serving import manifest
 from discovery.corpus import Context
 from discovery.errors import FitError, HarvestError
 from discovery.fit_check import check_fit
-from discovery.harvest import harvest, load_resid, shard_paths
+from discovery.harvest import harvest
+from discovery.shards import load_resid, shard_paths
 from sae_runtime.checkpoint import LoadedSAE, load_sae, save_sae
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.sae import SAE

@@ -6,12 +6,14 @@ import torch
 from training import settings_for
 
 from discovery.buffers import Place, stream_batches
+from discovery.context_store import ContextStore
 from discovery.corpus import Context
 from discovery.dictionary_trainer import Trainer
 from discovery.errors import HarvestError
 from discovery.finished_dictionary import finish
-from discovery.harvest import harvest, load_ordinary_resid, shard_paths
-from discovery.live_stream import ContextStore, LiveBuffers
+from discovery.harvest import harvest
+from discovery.live_stream import LiveBuffers
+from discovery.shards import load_ordinary_resid, shard_paths
 from sae_runtime.checkpoint import load_sae
 
 NUM_CONTEXTS = 20
@@ -81,15 +83,6 @@ def test_another_corpus_is_another_run(model, contexts):
     assert live(model, contexts).identity() == live(model, ContextStore(contexts)).identity()
 
 
-def test_the_store_gives_back_what_it_was_given(contexts):
-    store = ContextStore(contexts)
-    assert list(store) == contexts and store[3:7] == contexts[3:7]
-    total = sum(len(context.tokens) for context in contexts[:5])
-    assert list(ContextStore(iter(contexts), max_tokens=total)) == contexts[:5]
-    with pytest.raises(IndexError):
-        store[NUM_CONTEXTS]
-
-
 def test_nothing_to_read_is_refused(model):
     with pytest.raises(HarvestError, match="nothing to harvest"):
         live(model, [])
@@ -99,5 +92,5 @@ def test_a_model_gone_wrong_is_named(contexts):
     broken = tiny.language_model()
     with torch.no_grad():
         broken.model.model.layers[0].mlp.down_proj.weight.fill_(torch.nan)
-    with pytest.raises(HarvestError, match=r"must be finite.* from the model in buffer 0"):
+    with pytest.raises(HarvestError, match=r"must be finite.* from the model in buffer 0: at .* of document \d+"):
         live(broken, contexts).load(0, 0)

@@ -10,11 +10,12 @@ from sklearn.metrics import roc_auc_score
 from discovery.contrast_search import auroc, mean_difference, permute_labels, search, split_groups, top_slice
 from discovery.contrasts import CONTRASTS, Passage, composed_passages, corpus_passages
 from discovery.corpus import Context
-from discovery.harvest import harvest, load_shard, shard_paths
+from discovery.harvest import harvest
 from discovery.item_readings import read_item_latents
 from discovery.named_features import largest_hits, read_held_out, reference_scale, source_shares
 from discovery.quantile_threshold import quantile_threshold, reply_statistics
 from discovery.search_items import make_item, read_items
+from discovery.shards import load_shard, shard_paths
 from discovery.steering_trial import continue_greedily
 from monitors.monitor import max_rolling_mean
 from sae_runtime.tap import Tap

@@ -7,8 +7,8 @@ from training import D, N, buffers_of, write_harvest
 
 from discovery.buffers import START, Place, stream_batches
 from discovery.errors import HarvestError
-from discovery.harvest import load_resid
 from discovery.shard_stream import ShardBuffers, Source, read_shard
+from discovery.shards import load_resid
 
 
 @pytest.fixture(scope="module")

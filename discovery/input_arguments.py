@@ -1,0 +1,53 @@
+"""The flags of commands that have the model read a corpus: which model, which text, cut how."""
+
+import argparse
+from collections.abc import Iterator
+from typing import get_args
+
+from tqdm import tqdm
+
+from discovery.corpus import DEFAULTS, BosPolicy, Context, CorpusSettings, read_contexts
+from sae_runtime.hook_point import HookPoint
+from sae_runtime.language_model import EMBEDDED, LanguageModel, Quantization, load_language_model
+
+CORPUS_HELP = ".jsonl (text, messages or tokens), text files, either .gz, or hf:PATH_OR_NAME[:SPLIT[:COLUMN]]"
+
+Group = argparse._ArgumentGroup | argparse.ArgumentParser
+
+
+def add_model_arguments(group: Group) -> None:
+    """Which model reads, and where it is tapped. `--device` is the command's own."""
+    group.add_argument("--model", default=EMBEDDED, help="embedded, a folder, a .gguf file or a hub name")
+    group.add_argument(
+        "--quantization",
+        default="auto",
+        choices=get_args(Quantization),
+        help="auto: nf4 on CUDA, else none; GGUF: as it is",
+    )
+    group.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="auto: bfloat16")
+    group.add_argument("--hook-point", type=HookPoint.parse, default=HookPoint(15))
+    group.add_argument("--batch-tokens", type=int, default=8192, help="of a forward pass")
+
+
+def add_corpus_arguments(group: Group) -> None:
+    """How its files become contexts."""
+    group.add_argument("--split", default="train", choices=["train", "held_out", "all"])
+    group.add_argument("--held-out-share", type=float, default=DEFAULTS.held_out_share)
+    group.add_argument("--context-tokens", type=int, default=DEFAULTS.context_tokens)
+    group.add_argument(
+        "--bos", default=DEFAULTS.bos, choices=get_args(BosPolicy), help="tokenizer: before documents, if it puts one"
+    )
+
+
+def load_model(args: argparse.Namespace) -> LanguageModel:
+    """The model asked for."""
+    return load_language_model(
+        args.model, quantization=args.quantization, dtype=args.dtype, device=args.device, progress=True
+    )
+
+
+def contexts_of(args: argparse.Namespace, lm: LanguageModel) -> Iterator[Context]:
+    """The contexts of `--corpus`, with a progress bar."""
+    settings = CorpusSettings(context_tokens=args.context_tokens, held_out_share=args.held_out_share, bos=args.bos)
+    read = read_contexts(args.corpus, lm.tokenizer, settings, args.split)
+    return iter(tqdm(read, desc="tokenising", unit="ctx", unit_scale=True, mininterval=5))
