@@ -16,13 +16,12 @@ Shape suffixes: B tokens, D model width, F latents, A dead latents.
 import torch
 from torch import Tensor, nn
 
+from discovery.product_dtype import product_dtype
 from discovery.train_settings import TrainSettings
 from sae_runtime.sae import SAE
 
 RESAMPLED_NORM = 0.2
 """Encoder norm of a resampled latent, relative to the living ones."""
-
-_HALF = torch.bfloat16
 
 
 def add_aux_gradients(
@@ -35,7 +34,8 @@ def add_aux_gradients(
         tensor.detach().clone().requires_grad_() for tensor in (sae.W_enc[:, dead_A], bias[dead_A], sae.W_dec[dead_A])
     )
     with torch.enable_grad():
-        guess_BD = _guess(_seen(sae, x_BD), W_enc_DA, bias_A, W_dec_AD, settings.aux_k)
+        products = product_dtype(settings.precision)
+        guess_BD = _guess(_seen(sae, x_BD), W_enc_DA, bias_A, W_dec_AD, settings.aux_k, products)
         unexplained = (error_BD - guess_BD).square().sum() / error_BD.square().sum()
     W_enc_grad, bias_grad, W_dec_grad = torch.autograd.grad(unexplained, (W_enc_DA, bias_A, W_dec_AD))
     weight = settings.aux_weight * loss_unit
@@ -45,13 +45,15 @@ def add_aux_gradients(
     sae.W_dec.grad[dead_A] += weight * W_dec_grad
 
 
-def _guess(seen_BD: Tensor, W_enc_DA: Tensor, bias_A: Tensor, W_dec_AD: Tensor, aux_k: int) -> Tensor:
+def _guess(
+    seen_BD: Tensor, W_enc_DA: Tensor, bias_A: Tensor, W_dec_AD: Tensor, aux_k: int, products: torch.dtype
+) -> Tensor:
     """The error as the strongest dead latents of each token would have it."""
-    pre_BA = seen_BD.to(_HALF) @ W_enc_DA.to(_HALF) + bias_A.to(_HALF)
+    pre_BA = seen_BD.to(products) @ W_enc_DA.to(products) + bias_A.to(products)
     if len(bias_A) > aux_k:
         indices = pre_BA.detach().topk(aux_k, dim=-1, sorted=False).indices
         pre_BA = pre_BA * torch.zeros_like(pre_BA).scatter_(-1, indices, 1.0)
-    return (pre_BA.relu() @ W_dec_AD.to(_HALF)).float()
+    return (pre_BA.relu() @ W_dec_AD.to(products)).float()
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from discovery.dead_latents import add_aux_gradients, forget, resample
 from discovery.errors import TrainError
 from discovery.initial_sae import measure_scale, new_sae, normalize_decoder, project_decoder_gradient
 from discovery.penalty_gradients import Penalty
+from discovery.product_dtype import product_dtype
 from discovery.sparse_gradients import backpropagate
 from discovery.step_result import StepResult
 from discovery.train_settings import TrainSettings
@@ -64,6 +65,7 @@ class Trainer:
             _check_start(start_from, settings, len(scale.mean_D))
             self.sae = start_from.requires_grad_(True)
         self.sae.to(device)
+        self.products = product_dtype(settings.precision)
         self.log_threshold = _log_threshold(self.sae)
         self.optimizer = torch.optim.Adam(
             self.parameters(), lr=settings.learning_rate, betas=(settings.adam_beta1, 0.999), fused=True
@@ -133,14 +135,13 @@ class Trainer:
         if settings.has_fixed_l0:
             over_batch = settings.activation == "batchtopk"
             x_BD, mean_D = resid_BD.float() * sae.scale, sae.resid_mean * sae.scale
-            return backpropagate(sae, x_BD, mean_D, settings.k, over_batch=over_batch)
+            return backpropagate(sae, x_BD, mean_D, settings.k, over_batch=over_batch, products=self.products)
         weight = self.sparsity_weight * settings.sparsity_ramp_at(self.num_steps_done)
         penalty = Penalty(weight, settings.bandwidth)
         is_sparse = self.last_l0 < _SPARSE_BELOW * settings.num_latents
-        if is_sparse and settings.precision == "bf16" and resid_BD.device.type == "cpu":
-            return penalty_gradients.sparse(sae, resid_BD, penalty)
-        products = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-        return penalty_gradients.dense(sae, resid_BD, penalty, products=products)
+        if is_sparse and resid_BD.device.type == "cpu":
+            return penalty_gradients.sparse(sae, resid_BD, penalty, products=self.products)
+        return penalty_gradients.dense(sae, resid_BD, penalty, products=self.products)
 
     # 2. after the optimiser
 

@@ -6,9 +6,9 @@ in the dictionary's units (x scaled by s). `x_hat_gate` is decoded from max(g, 0
 (Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders", eq. 8).
 
 `dense` is autograd through the served module's own preactivate, activate and decode, with products in bf16 if asked.
-`sparse` ranks by one dense bf16 product and does all else for the pairs (token, latent) that can have a value, a
-penalty or a gradient, as `sparse_gradients` does: on a CPU several times faster once few latents are active. Both give
-the same gradients (a test compares), the sparse one of pre-activations rounded to bf16.
+`sparse` ranks by one dense product and does all else for the pairs (token, latent) that can have a value, a penalty or
+a gradient, as `sparse_gradients` does: on a CPU several times faster once few latents are active. Both give the same
+gradients (a test compares), of pre-activations rounded to bf16 where products are bf16.
 
 Shape suffixes: B tokens, D model width, F latents, N pairs.
 """
@@ -81,12 +81,12 @@ def _dense_loss(
 
 
 @torch.no_grad()
-def sparse(sae: SAE, resid_BD: Tensor, penalty: Penalty) -> StepResult:
+def sparse(sae: SAE, resid_BD: Tensor, penalty: Penalty, *, products: torch.dtype = torch.float32) -> StepResult:
     """Set the gradients of the same loss, computed for the pairs within reach."""
     sae.zero_grad(set_to_none=True)
     x_BD = resid_BD.float() * sae.scale
     seen_BD = x_BD - sae.b_dec if sae.apply_b_dec else x_BD
-    pairs = _pairs(sae, seen_BD, penalty.bandwidth)
+    pairs = _pairs(sae, seen_BD, penalty.bandwidth, products)
     norm_F = sae.W_dec.norm(dim=-1).requires_grad_()
     with torch.enable_grad():
         z_N = pairs.values_N.requires_grad_()
@@ -102,11 +102,10 @@ def sparse(sae: SAE, resid_BD: Tensor, penalty: Penalty) -> StepResult:
     return _result(sae, resid_BD, float(loss.detach()), error_BD, int(active_N.sum()), pairs.latents_N[active_N])
 
 
-def _pairs(sae: SAE, seen_BD: Tensor, bandwidth: float) -> ActiveLatents:
+def _pairs(sae: SAE, seen_BD: Tensor, bandwidth: float, products: torch.dtype) -> ActiveLatents:
     """The pairs within reach, token by token; their values are pre-activations."""
-    half = torch.bfloat16
-    product = seen_BD.to(half) @ sae.W_enc.to(half)
-    z_BF = product if sae.activation == "gated" else product.add_(sae.b_enc.to(half))
+    product = seen_BD.to(products) @ sae.W_enc.to(products)
+    z_BF = product if sae.activation == "gated" else product.add_(sae.b_enc.to(products))
     kept_BF = within_reach(sae, z_BF, bandwidth)
     tokens_N, latents_N = kept_BF.nonzero(as_tuple=True)
     counts_B = kept_BF.sum(-1)

@@ -1,9 +1,9 @@
 """Loss and gradients of a TopK or BatchTopK dictionary, computed only where latents are active.
 
 Of 8192 latents 64 are active at a token, so four of the five large products of a training step are 99 % zeros. Only
-the pre-activations of all latents need a dense product, and bf16 is enough to rank them; the rest are gathered rows in
-fp32. On two CPU cores a step takes about a quarter of the time of dense bf16 products through autograd. The tests hold
-these gradients to autograd's.
+the pre-activations of all latents need a dense product, and bf16 is enough to rank them, where the processor has it; the
+rest are gathered rows in fp32. On two CPU cores a step takes about a quarter of the time of dense bf16 products through
+autograd. The tests hold these gradients to autograd's.
 
 With c = x - b_dec and the active set fixed (its choice has no gradient):
     pre = c @ W_enc + b_enc,   f = pre where kept, else 0,   x_hat = f @ W_dec + b_dec,   e = x - x_hat
@@ -83,11 +83,18 @@ def select_active(pre_BF: Tensor, k: int, *, over_batch: bool) -> ActiveLatents:
 
 
 @torch.no_grad()
-def backpropagate(sae: SAE, x_BD: Tensor, mean_D: Tensor, k: int, *, over_batch: bool) -> StepResult:
+def backpropagate(
+    sae: SAE,
+    x_BD: Tensor,
+    mean_D: Tensor,
+    k: int,
+    *,
+    over_batch: bool,
+    products: torch.dtype = torch.float32,
+) -> StepResult:
     """Set the gradients of the loss on `x_BD`: residuals in the dictionary's scale (s * x), fp32, as is `mean_D`."""
-    half = torch.bfloat16
     centred_BD = x_BD - sae.b_dec
-    pre_BF = torch.addmm(sae.b_enc.to(half), centred_BD.to(half), sae.W_enc.to(half))
+    pre_BF = torch.addmm(sae.b_enc.to(products), centred_BD.to(products), sae.W_enc.to(products))
     active = select_active(pre_BF, k, over_batch=over_batch)
     error_BD, pulled_N = _decode(sae, centred_BD, active)
 

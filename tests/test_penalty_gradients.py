@@ -81,7 +81,7 @@ def test_sparse_gradients_are_the_dense_ones(activation, products, resid_BD):
             parameter.copy_(parameter.bfloat16())
     dense = penalty_gradients.dense(sae, resid_BD, PENALTY, products=products)
     wanted = gradients(sae)
-    sparse = penalty_gradients.sparse(sae, resid_BD, PENALTY)
+    sparse = penalty_gradients.sparse(sae, resid_BD, PENALTY, products=products)
     assert sparse.fvu == pytest.approx(dense.fvu, rel=1e-2)
     assert sparse.l0 == pytest.approx(dense.l0, rel=2e-2)
     assert sparse.loss == pytest.approx(dense.loss, rel=1e-2)
@@ -90,7 +90,7 @@ def test_sparse_gradients_are_the_dense_ones(activation, products, resid_BD):
     assert set(sparse.fired_A.tolist()) == set(dense.fired_A.tolist())
     for name, parameter in sae.named_parameters():
         # bf16 is 2^-9 relative; the threshold's gradient sums few terms, each of which is in the kernel or not.
-        allowed = 0.3 if name == "threshold" else 0.03
+        allowed = (0.3 if name == "threshold" else 0.03) if products == torch.bfloat16 else 1e-4
         assert (parameter.grad - wanted[name]).norm() <= allowed * wanted[name].norm(), name
 
 
