@@ -33,7 +33,7 @@ from sae_runtime.sae import SAE
 _STEERING_GAIN = 0.02
 _SPARSE_BELOW = 1 / 16
 """Share of active latents below which, on a CPU, gradients are computed for active latents alone: about where both
-take the same time (docs/training.md)."""
+take the same time."""
 
 
 class StepFigures(NamedTuple):

@@ -25,7 +25,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "chat-corpus": Command("discovery.chat_corpus", "let the model write conversations to train on"),
     "harvest": Command("discovery.harvest", "write the residuals at a hook point to disk"),
-    "train": Command("discovery.train", "train a dictionary on harvested residuals"),
+    "train": Command("discovery.train", "train a dictionary on harvested residuals or straight from a model"),
     "evaluate": Command("discovery.evaluate", "held-out figures of a dictionary"),
     "fidelity": Command("discovery.fidelity", "compare a dictionary's readings on two quantisations of a model"),
     "import": Command("discovery.import_sae", "read a dictionary in another library's format"),

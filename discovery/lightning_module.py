@@ -114,6 +114,9 @@ class EverySteps(Checkpoint):
     def on_train_batch_end(self, trainer: LightningTrainer, pl_module: DictionaryModule, *_: Any) -> None:
         done = pl_module.run.num_steps_done
         if done % self.every == 0 or done == pl_module.run.settings.num_steps:
+            # Logs first: what they keep in memory up to the checkpoint would not be logged again after a kill.
+            for logger in trainer.loggers:
+                logger.save()
             trainer.save_checkpoint(checkpoint_path(self.folder, done))
             drop_old_checkpoints(self.folder)
 
@@ -138,9 +141,10 @@ def fit(
     if run.num_steps_done >= run.settings.num_steps and found is not None:
         run.sae.load_state_dict(_weights(found[1]))
         return
+    device = run.sae.W_enc.device
     trainer = LightningTrainer(
-        accelerator="gpu" if run.sae.W_enc.is_cuda else "cpu",
-        devices=1,
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=[device.index or 0] if device.type == "cuda" else 1,
         max_steps=run.settings.num_steps,
         max_epochs=-1,
         logger=loggers(run.num_steps_done) or False,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from discovery.buffers import generator_for
 from discovery.errors import HarvestError
-from discovery.shards import load_manifest, load_resid, ordinary, shard_paths
+from discovery.shards import finished_shards, load_manifest, load_resid, ordinary
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,12 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> "Source":
-        """`FOLDER` or `FOLDER:SHARDS_PER_BUFFER`."""
+        """`FOLDER` or `FOLDER:SHARDS_PER_BUFFER`. HarvestError if the harvest is not finished or not whole.
+
+        A run on the shards of an unfinished one could not go on once there were more of them.
+        """
         folder, _, count = text.partition(":")
-        shards = tuple(shard_paths(Path(folder)))
-        if not shards:
-            raise HarvestError(f"{folder} has no shards")
+        shards = tuple(finished_shards(Path(folder)))
         if count and not (count.isdigit() and int(count)):
             raise HarvestError(f"SHARDS_PER_BUFFER of {text} must be a positive number, got {count!r}")
         return cls(shards, int(count or 4))
@@ -40,13 +41,13 @@ class Source:
 
 
 class ShardBuffers:
-    """The buffers of one or several harvests. All must be of the same model and hook point."""
+    """The buffers of one or several harvests. All must be of the same model, quantisation and hook point."""
 
     def __init__(self, sources: list[Source]) -> None:
         self.sources = sources
         first, *others = [load_manifest(source.folder)["settings"] for source in sources]
         for other, source in zip(others, sources[1:], strict=True):
-            for field in ("model_sha256", "hook_point"):
+            for field in ("model_sha256", "quantization", "hook_point", "bos_policy"):
                 if other.get(field) != first.get(field):
                     raise HarvestError(
                         f"{source.folder}: {field} must be {first.get(field)}, as in {sources[0].folder}, "

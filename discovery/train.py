@@ -22,9 +22,11 @@ from discovery.buffers import Buffers
 from discovery.dictionary_trainer import Trainer
 from discovery.errors import TrainError
 from discovery.finished_dictionary import finish
+from discovery.provenance import check_provenance
 from discovery.shard_stream import ShardBuffers, Source
 from discovery.train_settings import TrainSettings, defaults_for
 from sae_runtime.checkpoint import LoadedSAE, load_sae
+from sae_runtime.language_model import resolve_device
 from sae_runtime.number_format import has_fast_bfloat16
 
 RECIPES = {"relu_l1": "relu"}
@@ -48,7 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     first = load_sae(args.init) if args.init else None
     settings, target_l0 = settings_of(args, first)
-    trainer = Trainer(settings, _buffers(args), first, device=args.device)
+    buffers = _buffers(args)
+    if first is not None and not args.unverified:
+        check_provenance(first.manifest, buffers.harvest_settings(), "the data")
+    trainer = Trainer(settings, buffers, first, device=resolve_device(args.device))
     train(trainer, args)
     started_from = first.manifest.training if first is not None else None
     manifest = finish(trainer, args.output, name=args.name, target_l0=target_l0, started_from=started_from)
@@ -85,7 +90,7 @@ def settings_of(args: argparse.Namespace, first: LoadedSAE | None) -> tuple[Trai
     target_l0 = None
     if defaults.activation == "batchtopk":
         target_l0 = asked.pop("l0_target", None)
-    fast = has_fast_bfloat16(torch.device(args.device))
+    fast = has_fast_bfloat16(torch.device(resolve_device(args.device)))
     asked.setdefault("precision", "bf16" if fast else "fp32")
     if args.tokens is not None:
         batch_size = asked.get("batch_size", defaults.batch_size)
@@ -107,9 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder; continued if it has a checkpoint")
     parser.add_argument("--name", default="sae")
     parser.add_argument("--init", type=Path, help="start from this dictionary instead of a random one")
+    parser.add_argument("--unverified", action="store_true", help="accept an --init of another model or place")
     parser.add_argument("--tokens", type=int, help="in place of --num-steps: tokens // batch_size steps")
     parser.add_argument("--checkpoint-every", type=int, default=500, help="steps")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: cuda if there is one")
     parser.add_argument("--no-tensorboard", action="store_true", help="log.csv alone")
     parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics at this port; 0 takes any")
     parser.add_argument("--pushgateway", help="HOST:PORT of a Prometheus push gateway")

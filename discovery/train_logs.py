@@ -14,6 +14,8 @@ import csv
 import io
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, push_to_gateway
 from tqdm import tqdm
 
 from discovery.dictionary_trainer import Trainer
+from discovery.errors import TrainError
 from sae_runtime.checkpoint import write_atomically
 
 LOG_FILE = "log.csv"
@@ -129,14 +132,26 @@ class CsvLog(_PlainLogger):
     def __init__(self, folder: Path, num_steps_done: int) -> None:
         super().__init__()
         self.path = folder / LOG_FILE
-        folder.mkdir(parents=True, exist_ok=True)
-        _cut_log(self.path, num_steps_done)
+        with _named(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            _cut_log(self.path, num_steps_done)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = io.StringIO()
         csv.DictWriter(row, COLUMNS, extrasaction="ignore", lineterminator="\n").writerow({"step": step, **metrics})
-        with self.path.open("a") as file:
+        with _named(self.path), self.path.open("a") as file:
             file.write(row.getvalue())
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """TrainError with the log's name for a disk that is full; the run goes on from its checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainError(
+            f"log {path} can't be written: {error.strerror}; the same command goes on from the last checkpoint"
+        ) from error
 
 
 def _cut_log(path: Path, num_steps: int) -> None:
@@ -155,7 +170,17 @@ class TensorBoardLog(TensorBoardLogger):
         super().__init__(save_dir=folder, name="tensorboard", version="", **purge)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        super().log_metrics({f"train/{name}": value for name, value in metrics.items()}, step)
+        # A thread of its own writes; what went wrong there is raised by the next call, whichever it is.
+        with _named(Path(self.log_dir)):
+            super().log_metrics({f"train/{name}": value for name, value in metrics.items()}, step)
+
+    def save(self) -> None:
+        with _named(Path(self.log_dir)):
+            super().save()
+
+    def finalize(self, status: str) -> None:
+        with _named(Path(self.log_dir)):
+            super().finalize(status)
 
 
 class PrometheusLog(_PlainLogger):

@@ -8,7 +8,7 @@ One dataclass for all recipes; `defaults_for(activation)` gives each its own val
     jumprelu   Rajamanoharan et al. 2024, "Jumping ahead: improving reconstruction fidelity with JumpReLU SAEs"
     gated      Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders"
 
-The papers train on billions of tokens at small rates; the rates here are for millions (docs/training.md has the runs).
+The papers train on billions of tokens at small rates; the rates here are for millions. docs/training.md has the table.
 """
 
 from dataclasses import dataclass, replace

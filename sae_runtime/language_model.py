@@ -109,7 +109,7 @@ def load_language_model(
     _check_choice("quantization", quantization, get_args(Quantization))
     _check_choice("dtype", dtype, get_args(DTypeName))
     cache_dir = cache_dir or default_cache_dir()
-    device_name = _resolve_device(device)
+    device_name = resolve_device(device)
     torch_dtype = fastest_dtype(torch.device(device_name)) if dtype == "auto" else _DTYPES[dtype]
     if source == EMBEDDED or source.endswith(".gguf"):
         return _load_gguf(source, quantization, torch_dtype, device_name, cache_dir, expected_sha256, progress)
@@ -128,7 +128,8 @@ def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
         raise ModelError(f"{field} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def _resolve_device(device: str) -> str:
+def resolve_device(device: str) -> str:
+    """`auto` as cuda if there is one, else cpu. ModelError for what is no such device, or is not there."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from killed_training import run_killed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import buffers_of, changed, settings_for, write_harvest
 
 from discovery.dictionary_trainer import Trainer
@@ -144,7 +145,6 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(harvest, buffers
     whole = plain(settings, buffers)
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(settings).items()]
     argv += ["--source", f"{harvest}:2", "--output", str(tmp_path / "run"), "--checkpoint-every", "7"]
-    argv += ["--no-tensorboard"]
     for stop in sorted(random.Random(4).sample(range(60), 4)):
         assert run_killed(argv, stop) == -signal.SIGKILL
     assert run_killed(argv, None) == 0
@@ -155,6 +155,8 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(harvest, buffers
     rows = [row.split(",") for row in (tmp_path / "run" / "log.csv").read_text().splitlines()]
     assert [row[0] for row in rows] == ["step", "10", "20", "30", "40", "50", "60"]
     assert float(rows[-1][1]) == pytest.approx(1 - last_fvu(settings, buffers))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/l0")] == [10, 20, 30, 40, 50, 60]
 
 
 def last_fvu(settings, buffers):

@@ -8,7 +8,7 @@ from tiny import D_MODEL
 from tiny_files import write_model
 from training import F, write_harvest
 
-from discovery.errors import TrainError
+from discovery.errors import FitError, TrainError
 from discovery.train import _parser, main, settings_of
 from discovery.train_settings import TrainSettings, defaults_for
 from sae_runtime.checkpoint import load_sae
@@ -99,6 +99,19 @@ def test_the_init_decides_what_is_not_said(harvest, tmp_path):
     assert manifest.training["started_from"]["recipe"]["k"] == 4
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("model_sha256", "1" * 64), ("quantization", "nf4"), ("hook_point", "layers.2.output")]
+)
+def test_an_init_of_another_model_is_refused(harvest, tmp_path, field, value):
+    argv = ["--source", f"{harvest}:2", "--recipe", "topk", "--k", "4", *SMALL]
+    main([*argv, "--output", str(tmp_path / "a")])
+    other = write_harvest(tmp_path / "other", **{field: value})
+    argv = ["--source", f"{other}:2", "--init", str(tmp_path / "a"), "--output", str(tmp_path / "b"), "--k", "4"]
+    with pytest.raises(FitError, match=f"{field} of the data must be the dictionary's .*, got {value}"):
+        main([*argv, *SMALL[2:]])
+    assert not (tmp_path / "b").exists()
+
+
 def test_straight_from_a_model(tmp_path, monkeypatch):
     monkeypatch.setenv("TELLTALE_CACHE_DIR", str(tmp_path / "cache"))
     weights = write_model(tmp_path / "model")
@@ -118,7 +131,8 @@ def test_straight_from_a_model(tmp_path, monkeypatch):
     ("flags", "message"),
     [
         (["--recipe", "sigmoid"], "activation must be one of .*'sigmoid'"),
-        (["--source", "nowhere"], "nowhere has no shards"),
+        (["--source", "nowhere"], "nowhere is no harvest"),
+        (["--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["--recipe", "topk", "--l0-target", "5"], "topk has no penalty"),
         (["--metrics-port", "x"], "invalid int value"),
     ],

@@ -1,16 +1,19 @@
 """train_logs: each step once in every log, and a watcher that is missing ends no run."""
 
 import csv
+import errno
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import pytest
+from full_disk import room_for
 from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import buffers_of, changed, write_harvest
 
 from discovery.dictionary_trainer import Trainer
+from discovery.errors import TrainError
 from discovery.lightning_module import fit
 from discovery.train_logs import COLUMNS, CsvLog, Figures, PrometheusLog, TensorBoardLog
 
@@ -61,6 +64,30 @@ def test_csv_cuts_off_what_will_be_done_again_and_a_row_cut_short(tmp_path):
     path.write_text(path.read_text() + "3")
     CsvLog(tmp_path, 25)
     assert [row["step"] for row in rows_of(path)] == ["10", "20"]
+
+
+def test_a_full_disk_is_named(tmp_path):
+    log = CsvLog(tmp_path, 0)
+    size = (tmp_path / "log.csv").stat().st_size
+    with room_for(size + 10), pytest.raises(TrainError, match=r"log.csv can't be written: File too large; the same"):
+        log.log_metrics(FIGURES, 10)
+    CsvLog(tmp_path, 0).log_metrics(FIGURES, 10)  # the half row is cut off
+    assert [row["step"] for row in rows_of(tmp_path / "log.csv")] == ["10"]
+
+
+@pytest.mark.parametrize("call", [lambda log: log.save(), lambda log: log.finalize("failed")])
+def test_a_disk_that_is_full_for_tensorboard_is_named(tmp_path, monkeypatch, call):
+    log = TensorBoardLog(tmp_path, 0)
+    log.log_metrics(FIGURES, 10)
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log.experiment, "flush", full)
+        with pytest.raises(TrainError, match="tensorboard can't be written: No space left on device; the same command"):
+            call(log)
+    log.finalize("success")
 
 
 def test_tensorboard_has_each_step_once(tmp_path, buffers):

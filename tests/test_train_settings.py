@@ -1,6 +1,7 @@
 """train_settings: schedules, and what is refused."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from training import changed
@@ -58,3 +59,19 @@ def test_every_recipe_has_defaults(activation):
     # What the documented commands rely on.
     if activation == "batchtopk":
         assert asdict(defaults_for(activation)) == asdict(TrainSettings())
+
+
+def test_the_documented_defaults_are_the_codes():
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    (head,) = [row for row in rows if row[0] == "setting"]
+    documented = {row[0]: dict(zip(head[1:], map(float, row[1:]), strict=True)) for row in rows if is_setting(row[0])}
+    all_of = {activation: asdict(defaults_for(activation)) for activation in head[1:]}
+    differing = {name for name in asdict(TrainSettings()) if len({str(of[name]) for of in all_of.values()}) > 1}
+    assert set(documented) == differing - {"activation"}
+    for name, values in documented.items():
+        assert values == {activation: of[name] for activation, of in all_of.items()}, name
+
+
+def is_setting(name):
+    return name in asdict(TrainSettings())

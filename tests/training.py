@@ -43,7 +43,8 @@ def write_harvest(folder: Path, *, num_shards: int = 5, seed: int = 0, **setting
         active = torch.rand(N, NUM_DIRECTIONS, generator=generator) < 0.06
         resid_ND = (active * torch.rand(N, NUM_DIRECTIONS, generator=generator) * 9) @ directions + 3.0
         save_file({"resid_ND": resid_ND.bfloat16()}, folder / f"shard-{shard:05d}.safetensors")
-    (folder / "manifest.json").write_text(json.dumps({"settings": HARVEST_SETTINGS | settings}))
+    made = HARVEST_SETTINGS | {"num_contexts": num_shards, "contexts_per_shard": 1} | settings
+    (folder / "manifest.json").write_text(json.dumps({"settings": made, "finished": True}))
     return folder
 
 
