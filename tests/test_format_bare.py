@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from format_files import FIXTURES, copy_case, refusal, residuals
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from sae_runtime.formats import import_sae
 
@@ -44,6 +45,57 @@ def test_the_seed_with_its_scale(tmp_path, prefix):
     assert manifest.hook_point == "layers.15.input"
     assert manifest.hook.hidden_state_index == 15
     assert any("4.66" in sentence for sentence in manifest.training["import"]["assumed"])
+
+
+class SeedAutoencoder(nn.Module):
+    """As the seed project has it."""
+
+    def __init__(self, d_model, num_latents):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(d_model, num_latents), nn.Linear(num_latents, d_model)
+
+    def forward(self, x_TD):
+        f_TF = self.encoder(x_TD).relu()
+        return f_TF, self.decoder(f_TF)
+
+
+def test_a_checkpoint_that_lightning_wrote_itself(tmp_path):
+    """With all that it puts beside the weights: hyperparameters, optimiser, loops and callbacks."""
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from discovery.lightning_module import quiet_lightning
+
+    class Module(LightningModule):
+        def __init__(self, lam=5.0):
+            super().__init__()
+            self.save_hyperparameters({"lam": lam})
+            self.model = SeedAutoencoder(12, 40)
+
+        def training_step(self, batch, _index):
+            f_TF, x_hat_TD = self.model(batch)
+            return (batch - x_hat_TD).square().sum(-1).mean() + self.hparams.lam * f_TF.sum(-1).mean()
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+    module, x_TD = Module(), residuals()
+    kept = ModelCheckpoint(dirpath=tmp_path, filename="a", save_top_k=1, every_n_train_steps=2)
+    with quiet_lightning():
+        trainer = Trainer(
+            max_steps=2,
+            accelerator="cpu",
+            logger=False,
+            callbacks=[kept],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, DataLoader([x_TD * SEED_SCALE] * 2, batch_size=None))
+    sae = import_sae(tmp_path / "a.ckpt", scale=SEED_SCALE)
+    with torch.no_grad():
+        f_TF, x_hat_TD = module.model(x_TD * SEED_SCALE)
+    torch.testing.assert_close(sae.encode(x_TD), f_TF)
+    torch.testing.assert_close(sae.reconstruct(x_TD), x_hat_TD / SEED_SCALE)
 
 
 def test_the_seed_without_its_scale_is_refused(tmp_path):
