@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from discovery.errors import FitError
 from discovery.reconstruction import measure_reconstruction
-from discovery.shards import load_manifest, load_resid, shard_paths
+from discovery.shards import finished_shards, load_manifest, load_resid
 from sae_runtime.checkpoint import LoadedSAE
 from sae_runtime.formats import UNKNOWN
 from sae_runtime.hook_point import HookPoint
@@ -50,8 +50,8 @@ def check_fit(sae: LoadedSAE, folder: Path, *, max_tokens: int = 50_000, progres
     """Figures of `sae` on the harvest in `folder`, and its mean residual put into `sae`.
 
     Raises:
-        FitError: another width or hook point than the harvest's, or figures out of bounds.
-        HarvestError: no harvest, or an unfinished one.
+        FitError: another width, hook point or model (where it is bound to one) than the harvest's, or a misfit.
+        HarvestError: no harvest, or a shard that is missing or damaged.
     """
     harvest = load_manifest(folder)
     _check_settings(sae, folder, harvest)
@@ -81,13 +81,17 @@ def _check_settings(sae: LoadedSAE, folder: Path, harvest: dict[str, Any]) -> No
         raise FitError("hook point must be stated before it can be checked on a harvest (--hook-point)")
     if not HookPoint.parse(settings["hook_point"]).is_same_residual(sae.manifest.hook):
         raise FitError(f"{folder} must have residuals of {hook_point}, got {settings['hook_point']}")
+    for name in ("model_sha256", "quantization"):
+        wanted, got = getattr(sae.manifest, name), settings.get(name)
+        if wanted not in (UNKNOWN, got):
+            raise FitError(f"{folder} must have {name} {wanted}, which the dictionary is bound to, got {got}")
 
 
 def _pieces(folder: Path, max_tokens: int, progress: bool) -> Iterator[Tensor]:
     """[N, D] residuals of whole shards, until there are `max_tokens`."""
     bar = tqdm(total=max_tokens, desc=f"checking on {folder.name}", unit="tok", unit_scale=True, disable=not progress)
     with bar:
-        for path in takewhile(lambda _: bar.n < max_tokens, shard_paths(folder)):
+        for path in takewhile(lambda _: bar.n < max_tokens, finished_shards(folder)):
             resid_ND = load_resid(path)[: max_tokens - bar.n]
             yield resid_ND
             bar.n += len(resid_ND)

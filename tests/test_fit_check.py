@@ -13,6 +13,7 @@ from discovery.fit_check import check_fit
 from discovery.harvest import harvest
 from discovery.shards import load_resid, shard_paths
 from sae_runtime.checkpoint import LoadedSAE, load_sae, save_sae
+from sae_runtime.formats import UNKNOWN
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.sae import SAE
 
@@ -101,6 +102,23 @@ def test_another_width_is_refused(harvested, tmp_path):
     (tmp_path / "other" / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(FitError, match="must have residuals of width 32, got 33"):
         check_fit(axes(tmp_path), tmp_path / "other")
+
+
+@pytest.mark.parametrize(("name", "bound_to"), [("model_sha256", "1" * 64), ("quantization", "nf4")])
+def test_another_model_is_refused_once_it_is_bound_to_one(harvested, tmp_path, name, bound_to):
+    sae = axes(tmp_path)
+    sae.manifest = sae.manifest.model_copy(update={name: bound_to})
+    with pytest.raises(FitError, match=f"must have {name} {bound_to}, which the dictionary is bound to, got"):
+        check_fit(sae, harvested)
+    sae.manifest = sae.manifest.model_copy(update={name: UNKNOWN})
+    check_fit(sae, harvested)
+
+
+def test_a_missing_shard_is_named(model, tmp_path):
+    harvest(model, HookPoint(1), CONTEXTS, tmp_path / "harvest", contexts_per_shard=2)
+    shard_paths(tmp_path / "harvest")[1].unlink()
+    with pytest.raises(HarvestError, match=r"got none of shard-00001.safetensors"):
+        check_fit(axes(tmp_path / "sae"), tmp_path / "harvest")
 
 
 def test_an_unfinished_harvest_is_refused(model, tmp_path):
