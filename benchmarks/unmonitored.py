@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sae_runtime.cache_argument import cache_argument
 from service import cli
 from service.model_runner import ModelRunner, PassOutput, RowInput, TokenStats
 
@@ -32,9 +33,9 @@ def forward(
             input_ids=ids_BT,
             position_ids=positions_BT,
             attention_mask=mask,
-            past_key_values=runner.cache,
             use_cache=True,
             logits_to_keep=0 if all_logits else 1,
+            **cache_argument(runner.cache),
         ).logits.to(torch.float32)
     n = ids_BT.numel()
     nothing: Any = torch.zeros(n)

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from transformers import Cache, DynamicCache
 
 from discovery.chat_prompts import SYSTEMS, TASKS, TOPICS
+from sae_runtime.cache_argument import cache_argument
 from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
 
 
@@ -163,8 +164,8 @@ def write_batch(lm: LanguageModel, settings: ChatSettings, batch: int, bar: Any 
         logits_BV = lm.model(
             input_ids=tokens_B1,
             position_ids=torch.full_like(tokens_B1, position),
-            past_key_values=cache,
             use_cache=True,
+            **cache_argument(cache),
         ).logits[:, -1]
         sampled_B = sample(logits_BV, settings, generator).tolist()
         if bar is not None:

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from discovery.chat_model import ChatReply, Message
 from discovery.errors import ExplainError, ReplyError
+from sae_runtime.cache_argument import cache_argument
 from sae_runtime.language_model import LanguageModel
 
 _CHARACTERS_PER_TOKEN = 3
@@ -30,7 +32,7 @@ class _Pen:
 
     def __init__(self, lm: LanguageModel, prompt_ids: list[int]) -> None:
         self._lm = lm
-        self._cache: Any = None
+        self._cache = DynamicCache(config=lm.model.config)
         self._unread = prompt_ids
         self._logits_V = torch.empty(0)
 
@@ -38,8 +40,9 @@ class _Pen:
         """[V] logits of the next token. What was written is read only now, in one pass."""
         if self._unread:
             ids_1T = torch.tensor([self._unread], device=self._lm.device)
-            output = self._lm.model(input_ids=ids_1T, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-            self._cache, self._logits_V = output.past_key_values, output.logits[0, -1].float()
+            cache = cache_argument(self._cache)
+            output = self._lm.model(input_ids=ids_1T, use_cache=True, logits_to_keep=1, **cache)
+            self._logits_V = output.logits[0, -1].float()
             self._unread = []
         return self._logits_V
 

@@ -1,9 +1,9 @@
 """Loss and gradients of a TopK or BatchTopK dictionary, computed only where latents are active.
 
 Of 8192 latents 64 are active at a token, so four of the five large products of a training step are 99 % zeros. Only
-the pre-activations of all latents need a dense product, and bf16 is enough to rank them, where the processor has it; the
-rest are gathered rows in fp32. On two CPU cores a step takes about a quarter of the time of dense bf16 products through
-autograd. The tests hold these gradients to autograd's.
+the pre-activations of all latents need a dense product, and bf16 is enough to rank them, where the processor has it;
+the rest are gathered rows in fp32. On two CPU cores a step takes about a quarter of the time of dense bf16 products
+through autograd. The tests hold these gradients to autograd's.
 
 With c = x - b_dec and the active set fixed (its choice has no gradient):
     pre = c @ W_enc + b_enc,   f = pre where kept, else 0,   x_hat = f @ W_dec + b_dec,   e = x - x_hat

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_runtime.cache_argument import cache_argument
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.sae import SAE
 from sae_runtime.steering import Steering, relative_moves
@@ -141,9 +142,9 @@ class ModelRunner:
                 input_ids=ids_BT,
                 position_ids=positions_BT,
                 attention_mask=mask_B1TL,
-                past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=0 if all_logits else 1,
+                **cache_argument(self.cache),
             ).logits.to(torch.float32)
         with torch.inference_mode():
             started = time.perf_counter()

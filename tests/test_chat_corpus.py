@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from discovery.chat_corpus import ChatSettings, LockstepCache, open_rows, sample, write_batch, write_corpus
+from sae_runtime.cache_argument import cache_argument
 
 SETTINGS = ChatSettings(num_tokens=120, batch_size=3, temperature=1.0, top_k=20)
 
@@ -26,8 +27,8 @@ def test_cache_equals_a_pass_over_everything(model):
             model.model(
                 input_ids=ids_BT[:, t : t + 1],
                 position_ids=torch.full((3, 1), t),
-                past_key_values=cache,
                 use_cache=True,
+                **cache_argument(cache),
             ).logits[:, -1]
             for t in range(9)
         ]

@@ -238,7 +238,7 @@ def test_the_report_holds_the_figures_and_needs_no_network(model, dictionary, ta
 
 
 @needs_browser
-def test_the_report_opens_without_a_network(model, dictionary, tap, tmp_path):
+def test_the_report_opens_without_a_network(model, dictionary, tmp_path):
     harvest(model, tiny.HOOK_POINT, contexts(6, 12), tmp_path / "one", contexts_per_shard=2)
     save_sae(dictionary, MANIFEST, tmp_path / "sae")
     sae = load_sae(tmp_path / "sae")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from sae_runtime.cache_argument import cache_argument
 from service.slot_cache import SlotCache
 
 S, H, L, D_HEAD, NUM_LAYERS = 4, 2, 32, 8, 3
@@ -76,7 +77,10 @@ def test_a_model_on_slots_equals_the_model_on_its_own_cache(model):
     def on_slots(rows, starts, ids_BT):
         positions_BT, mask_B1TL = slots.begin(rows, starts, len(ids_BT[0]))
         return model.model(
-            input_ids=torch.tensor(ids_BT), position_ids=positions_BT, attention_mask=mask_B1TL, past_key_values=slots
+            input_ids=torch.tensor(ids_BT),
+            position_ids=positions_BT,
+            attention_mask=mask_B1TL,
+            **cache_argument(slots),
         ).logits
 
     with torch.inference_mode():
@@ -85,9 +89,9 @@ def test_a_model_on_slots_equals_the_model_on_its_own_cache(model):
         got = [on_slots([0, 2, 3], [len(p) + i for p in prompts.values()], [[t]] * 3) for i, t in enumerate(tail)]
         for b, ids in enumerate(prompts.values()):
             own = DynamicCache()
-            model.model(torch.tensor([ids]), past_key_values=own)
+            model.model(torch.tensor([ids]), **cache_argument(own))
             for step, token in enumerate(tail):
-                wanted = model.model(torch.tensor([[token]]), past_key_values=own).logits
+                wanted = model.model(torch.tensor([[token]]), **cache_argument(own)).logits
                 torch.testing.assert_close(got[step][b : b + 1], wanted, rtol=1e-4, atol=1e-5)
 
 
