@@ -5,7 +5,6 @@ Items are JSON lines: `text` or `messages` (the last one is scored, between the 
 is in one group. Or they are plain prompts, each a group of its own.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,10 +28,10 @@ class Item(NamedTuple):
 def read_items(paths: Iterable[Path], tokenizer: Any, max_tokens: int = 512) -> Iterator[Item]:
     """The labelled items of the files that have a scored token within the first `max_tokens`.
 
-    SearchError names the record that is no item.
+    SearchError or CorpusError names the record that is no item.
     """
     for path in paths:
-        for number, record in enumerate(read_records(path)):
+        for number, record in enumerate(read_json_lines(path)):
             if record.get("label") not in (0, 1):
                 continue
             if not _has_content(record):
@@ -40,18 +39,6 @@ def read_items(paths: Iterable[Path], tokenizer: Any, max_tokens: int = 512) -> 
             item = make_item(record, tokenizer, max_tokens, name=str(record.get("id", f"{path.stem}-{number}")))
             if item.scored:
                 yield item
-
-
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines; SearchError names the record that is none."""
-    number = 0
-    try:
-        for number, record in enumerate(read_json_lines(path), start=1):
-            if not isinstance(record, dict):
-                raise SearchError(f"{path}, record {number}, must be a JSON object, got {record!r:.40}")
-            yield record
-    except (json.JSONDecodeError, UnicodeDecodeError, EOFError) as error:
-        raise SearchError(f"{path}, record {number + 1}, can't be read: {error}") from None
 
 
 def _has_content(record: dict[str, Any]) -> bool:
@@ -116,7 +103,7 @@ def prompt_items(positive: Iterable[str], negative: Iterable[str], tokenizer: An
 def read_prompts(path: Path) -> list[str]:
     """One prompt per line; of JSON lines, the `text` of each. SearchError names the record that has none."""
     if path.name.removesuffix(".gz").endswith(".jsonl"):
-        records = list(read_records(path))
+        records = list(read_json_lines(path))
         for number, record in enumerate(records, start=1):
             if not isinstance(record.get("text"), str):
                 raise SearchError(f"{path}, record {number}, must have a text, got {sorted(record)}")

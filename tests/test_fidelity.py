@@ -102,7 +102,8 @@ def test_the_command_compares_two_forms_of_one_model(argv, capsys):
 
 def test_four_bits_are_told_from_sixteen(argv, capsys):
     pytest.importorskip("bitsandbytes")
-    assert main([*argv, "--against-quantization", "nf4"]) == 0
+    dtypes = ["--dtype", "bfloat16", "--against-dtype", "bfloat16"]
+    assert main([*argv, *dtypes, "--against-quantization", "nf4"]) == 0
     said = capsys.readouterr().out
     assert "model none bfloat16" in said and "model nf4 bfloat16" in said
     # Random weights have no room to spare: a twelfth of their size is lost on each, and the residual with it.

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from discovery import lab, search
-from discovery.errors import FitError, SearchError
+from discovery.errors import FitError, LabError, SearchError
 from discovery.example_store import ExampleStore
 from discovery.latent_names import load_names
 from discovery.latent_record import Explanation
@@ -124,8 +124,8 @@ def test_prompt_files_are_lines_or_json_lines(tmp_path):
         ('{"label": 1}', r"record 1, must have text or messages, got \['label'\]"),
         ('{"label": 1, "messages": []}', "record 1, must have text or messages"),
         ('{"label": 0, "text": "a b"}\n{"label": 1, "messages": [{"role": "user"}]}', "record 2, must have text or"),
-        ('{"label": 1, "text": "a', "record 1, can't be read"),
-        ("[1]", r"record 1, must be a JSON object, got \[1\]"),
+        ('{"label": 1, "text": "a', "line 1, must be JSON"),
+        ("[1]", "line 1, must be a JSON object, got list"),
         ('{"label": 2, "text": "a b"}', "must have items with label 1 or 0, got none"),
         ("", "must have items with label 1 or 0, got none"),
     ],
@@ -134,7 +134,7 @@ def test_files_that_hold_no_items_are_refused_by_name(folder, model, monkeypatch
     monkeypatch.setattr(search, "load_language_model", lambda *_args, **_settings: model)
     path = tmp_path / "items.jsonl"
     path.write_text(text)
-    with pytest.raises(SearchError, match=rf"items\.jsonl.*{match}"):
+    with pytest.raises(LabError, match=rf"items\.jsonl.*{match}"):
         search.main([str(folder / "dictionary"), str(path)])
 
 
