@@ -11,6 +11,7 @@
     ├── FitError         a dictionary that can't have been trained on the model or residuals it is used with
     ├── PageError        pages that cannot be made
     ├── SearchError      a search that has nothing to go by
+    ├── SteerError       a steering study or causal test that cannot be made of what is given
     └── TrainError       a dictionary that cannot be trained, or trained on
 
 Each ends a command as one line on stderr and exit code 1.
@@ -43,6 +44,10 @@ class PageError(LabError):
 
 class SearchError(LabError, ValueError):
     """A search that has nothing to go by."""
+
+
+class SteerError(LabError, ValueError):
+    """A steering study or a causal test that cannot be made, or continued, of what is given."""
 
 
 class TrainError(LabError):

@@ -35,6 +35,7 @@ COMMANDS = {
     "search": Command("discovery.search", "find latents by contrast, text, direction or sentence"),
     "explain": Command("discovery.explain", "have a language model say what latents are about, and score it"),
     "pages": Command("discovery.pages", "write pages about a dictionary's latents, to open in a browser"),
+    "steer": Command("discovery.steering_study", "steer along a feature at a grid of strengths, and measure the texts"),
     "contrasts": Command("discovery.contrasts", "build labelled contrasts out of a corpus and chat"),
     "name": Command("discovery.name_features", "measure chosen latents and write a feature file"),
 }

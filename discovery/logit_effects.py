@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from sae_runtime.language_model import LanguageModel
@@ -34,18 +35,30 @@ class LogitEffects(NamedTuple):
 @torch.inference_mode()
 def logit_effects(lm: LanguageModel, sae: SAE, num: int = 10, *, progress: bool = False) -> LogitEffects:
     """The `num` largest and smallest effects of every latent."""
-    unembedding_VD = lm.model.get_output_embeddings().weight.float()
-    norm_D = lm.model.model.norm.weight.float()
+    readout_VD = _readout(lm)
     scale = sae.scale if sae.normalization == "scalar" else 1.0
-    rows_FD = sae.W_dec.to(unembedding_VD.device).float() / scale * norm_D
-    num = min(num, len(unembedding_VD))
-    # Means are over real tokens; rows that pad the matrix to a round size are no tokens.
-    num_real = min(len(lm.tokenizer), len(unembedding_VD)) if lm.tokenizer is not None else len(unembedding_VD)
-    unembedding_VD = unembedding_VD[:num_real] - unembedding_VD[:num_real].mean(0)
-    chunks = torch.split(rows_FD, max(1, _EFFECTS_PER_CHUNK // num_real))
+    rows_FD = sae.W_dec.to(readout_VD.device).float() / scale
+    num = min(num, len(readout_VD))
+    chunks = torch.split(rows_FD, max(1, _EFFECTS_PER_CHUNK // len(readout_VD)))
     found = []
     for part_FD in tqdm(chunks, desc="logit effects", unit="chunk", mininterval=5, disable=not progress):
-        effects_FV = part_FD @ unembedding_VD.T
+        effects_FV = part_FD @ readout_VD.T
         most, least = effects_FV.topk(num), effects_FV.topk(num, largest=False)
         found.append([most.indices.int(), most.values, least.indices.int(), least.values])
     return LogitEffects(*(torch.cat(column).cpu().numpy() for column in zip(*found, strict=True)))
+
+
+@torch.inference_mode()
+def promoted_tokens(lm: LanguageModel, direction_D: Tensor, num: int) -> list[int]:
+    """The tokens with the largest effect along any direction in residual units, largest first."""
+    effects_V = _readout(lm) @ direction_D.to(lm.device).float()
+    return effects_V.topk(min(num, len(effects_V))).indices.tolist()
+
+
+def _readout(lm: LanguageModel) -> Tensor:
+    """[V, D] what a direction is multiplied by: g * U, its mean over the vocabulary taken off."""
+    unembedding_VD = lm.model.get_output_embeddings().weight.float()
+    # Means are over real tokens; rows that pad the matrix to a round size are no tokens.
+    num_real = min(len(lm.tokenizer), len(unembedding_VD)) if lm.tokenizer is not None else len(unembedding_VD)
+    unembedding_VD = unembedding_VD[:num_real] - unembedding_VD[:num_real].mean(0)
+    return unembedding_VD * lm.model.model.norm.weight.float()

@@ -34,6 +34,7 @@ from discovery.named_features import (
 )
 from discovery.quantile_threshold import quantile_threshold, read_replies, reply_statistics
 from discovery.search_items import Item, make_item, read_items
+from discovery.steering_bench import Bench
 from discovery.steering_trial import try_steering
 from monitors.monitor import MonitorSpec, WeightedFeature
 from monitors.rules import Rule
@@ -160,10 +161,8 @@ def choose(result: SearchResult, readings: HeldOutReadings, latent: int | None) 
 
 def steering_evidence(lab: Lab, latent: int, scale: float) -> list[dict[str, Any]]:
     """Continuations at a few multiples of the reference scale."""
-    return [
-        asdict(try_steering(lab.lm, lab.tap, lab.sae, latent, multiple * scale, _STEERING_PROMPT))
-        for multiple in _STEERING_MULTIPLES
-    ]
+    bench = Bench.of(lab.lm, lab.tap, lab.sae)
+    return [asdict(try_steering(bench, latent, multiple * scale, _STEERING_PROMPT)) for multiple in _STEERING_MULTIPLES]
 
 
 def transfer(latent: int, contrasts: dict[str, ContrastReadings], names: list[str]) -> dict[str, Any]:

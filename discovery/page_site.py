@@ -36,6 +36,8 @@ class SiteFacts(NamedTuple):
     name: str
     footer: str
     links: list[Link]
+    has_search: bool = True
+    """Whether there is an index of latents to search."""
 
 
 class Site:

@@ -76,6 +76,22 @@ function drawMap(place, map) {
   });
 }
 
+// One picture of a steering study: lines over the strengths, which stand at equal distances, the unsteered ones first.
+function drawSteering(study) {
+  drawn(() => study.plots.forEach((plot, number) => {
+    const axis = { gridcolor: color("--line"), zeroline: false };
+    const traces = plot.lines.map((line) => ({
+      x: study.strengths, y: line.values, name: escaped(line.name), type: "scatter", mode: "lines+markers",
+      line: { width: 2.2, color: color(line.color), dash: line.dashed ? "dash" : "solid" }, marker: { size: 7 },
+    }));
+    Plotly.react(document.getElementById(`plot-${number + 1}`), traces, layout({
+      xaxis: { ...axis, type: "category", title: { text: escaped(study.unit) } },
+      yaxis: { ...axis, type: plot.log ? "log" : "linear", rangemode: plot.log ? "normal" : "tozero" },
+      hovermode: "x unified",
+    }), { ...CONFIG, displayModeBar: false });
+  }));
+}
+
 function drawTraining(runs) {
   drawn(() => runs.forEach((run, number) => run.curves.forEach((curve, index) => {
     const line = (y, width, opacity) => ({ x: run.steps, y, type: "scatter", mode: "lines", opacity, line: { width, color: color("--bar") } });

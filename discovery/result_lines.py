@@ -1,0 +1,71 @@
+"""A results file that grows line by line and survives a kill: JSON lines behind a first line with the settings.
+
+A run that is started again with the same settings finds what is done; one with other settings is refused. What a kill
+left of a half-written line is cut off.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from discovery.errors import LabError
+
+
+class Results(NamedTuple):
+    """What a file holds."""
+
+    settings: dict[str, Any]
+    lines: list[dict[str, Any]]
+    num_bytes: int
+    """Of whole lines."""
+
+
+class ResultLines:
+    """The lines of `path`, and more to come. Without a path they are kept in memory alone."""
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        """Raises LabError if `path` holds results of other settings, or something else."""
+        # As the file would give it back: tuples are lists there.
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings, allow_nan=False))
+        self.lines: list[dict[str, Any]] = []
+        self._path = path
+        if path is not None and path.exists() and path.stat().st_size:
+            self.lines = self._continue(path)
+        elif path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write(self.settings)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add one result; it is on disk when this returns."""
+        self.lines.append(line)
+        self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _continue(self, path: Path) -> list[dict[str, Any]]:
+        found = read_results(path)
+        if found.settings != self.settings:
+            keys = found.settings.keys() | self.settings.keys()
+            other = sorted(key for key in keys if found.settings.get(key) != self.settings.get(key))
+            raise LabError(f"{path} must hold results with the same settings, got others ({', '.join(other)})")
+        os.truncate(path, found.num_bytes)
+        return found.lines
+
+
+def read_results(path: Path) -> Results:
+    """What a results file holds so far. LabError if it is none."""
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    try:
+        records = [json.loads(line) for line in whole.splitlines()]
+    except ValueError:
+        records = []
+    if not records or not all(isinstance(record, dict) for record in records):
+        raise LabError(f"{path} must be a results file, got something else")
+    return Results(records[0], records[1:], len(whole))
