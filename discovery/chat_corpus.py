@@ -45,10 +45,18 @@ class ChatSettings:
     temperature: float = 0.8
     top_k: int = 50
     seed: int = 0
+    topics: tuple[str, ...] = ()
+    """What prompts may be about; none given: everything."""
+    self_ratio: float = 0.5
+    """Share of the conversations whose user's turn the model writes as well."""
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1 or self.batch_size < 1 or self.top_k < 1:
             raise ValueError(f"num_tokens, batch_size and top_k must be at least 1, got {self}")
+        if unknown := set(self.topics) - set(TOPICS):
+            raise ValueError(f"topics must be among those of discovery.chat_prompts, got {', '.join(sorted(unknown))}")
+        if not 0 <= self.self_ratio <= 1:
+            raise ValueError(f"self_ratio must lie in [0, 1], got {self.self_ratio}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
@@ -135,13 +143,13 @@ def open_rows(tokenizer: Any, settings: ChatSettings, batch: int) -> list[Row]:
     """The rows of batch `batch`, with their prompts still to be fed."""
     rng = random.Random(f"{settings.seed}/{batch}")
     marks = ChatMarks.of(tokenizer)
-    return [_open_row(tokenizer, marks, rng) for _ in range(settings.batch_size)]
+    return [_open_row(tokenizer, marks, rng, settings) for _ in range(settings.batch_size)]
 
 
-def _open_row(tokenizer: Any, marks: ChatMarks, rng: random.Random) -> Row:
+def _open_row(tokenizer: Any, marks: ChatMarks, rng: random.Random, settings: ChatSettings) -> Row:
     messages = [{"role": "system", "content": rng.choice(SYSTEMS)}] if rng.random() < 0.25 else []
-    writes_own_prompt = rng.random() < 0.5
-    prompt = "" if writes_own_prompt else rng.choice(TASKS).format(topic=rng.choice(TOPICS))
+    writes_own_prompt = rng.random() < settings.self_ratio
+    prompt = "" if writes_own_prompt else rng.choice(TASKS).format(topic=rng.choice(settings.topics or TOPICS))
     text = tokenizer.apply_chat_template([*messages, {"role": "user", "content": prompt}], tokenize=False)
     if writes_own_prompt:
         # The template closes the empty turn: reopen it.
@@ -228,8 +236,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=DEFAULTS.temperature)
     parser.add_argument("--top-k", type=int, default=DEFAULTS.top_k)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--topic", action="append", default=[], help="ask about nothing else; repeat")
+    parser.add_argument(
+        "--self-ratio", type=float, default=DEFAULTS.self_ratio, help="share with a user's turn written too"
+    )
     args = parser.parse_args(argv)
-    settings = ChatSettings(args.tokens, args.batch_size, args.temperature, args.top_k, args.seed)
+    settings = ChatSettings(
+        args.tokens,
+        args.batch_size,
+        args.temperature,
+        args.top_k,
+        args.seed,
+        tuple(args.topic),
+        args.self_ratio,
+    )
     lm = load_language_model(args.model, progress=True)
     num_batches = -(-args.conversations // settings.batch_size)
     written = write_corpus(lm, args.output, settings, num_batches)

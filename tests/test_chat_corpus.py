@@ -56,6 +56,21 @@ def test_a_finished_turn_opens_the_next(model):
     assert model.tokenizer.decode(opening) == f"\n<|im_start|>{'assistant' if was_user else 'user'}\n"
 
 
+def test_prompts_are_about_the_topics_asked_for_and_all_ours_if_so_wanted(model):
+    settings = ChatSettings(num_tokens=120, batch_size=20, topics=("sky",), self_ratio=0.0)
+    rows = open_rows(model.tokenizer, settings, 0)
+    assert all(row.source == "chat_prompted" and not row.is_user for row in rows)
+    assert all("sky?" in model.tokenizer.decode(list(row.forced)) for row in rows)
+    everything = ChatSettings(num_tokens=120, batch_size=20, self_ratio=1.0)
+    assert all(row.source == "chat_self" for row in open_rows(model.tokenizer, everything, 0))
+
+
+@pytest.mark.parametrize(("field", "value"), [("topics", ("sea", "fog")), ("self_ratio", 1.5)])
+def test_settings_that_make_no_sense_are_refused(field, value):
+    with pytest.raises(ValueError, match=rf"{field} must .*got (fog|1\.5)"):
+        ChatSettings(**{field: value})
+
+
 def test_resumed_run_writes_the_same_file(model, tmp_path):
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     write_corpus(model, whole, SETTINGS, 2)
