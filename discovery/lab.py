@@ -36,6 +36,7 @@ COMMANDS = {
     "explain": Command("discovery.explain", "have a language model say what latents are about, and score it"),
     "pages": Command("discovery.pages", "write pages about a dictionary's latents, to open in a browser"),
     "steer": Command("discovery.steering_study", "steer along a feature at a grid of strengths, and measure the texts"),
+    "causal": Command("discovery.causal_test", "test whether named features do what their names say"),
     "contrasts": Command("discovery.contrasts", "build labelled contrasts out of a corpus and chat"),
     "name": Command("discovery.name_features", "measure chosen latents and write a feature file"),
 }

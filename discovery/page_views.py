@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from discovery.causal_view import CausalView, causal_view
 from discovery.latent_names import LatentNames
 from discovery.latent_record import Example, Explanation, LatentRecord, TokenEffect
 from monitors.watchlist import NamedFeature
@@ -97,6 +98,7 @@ class FeatureView(NamedTuple):
     evidence: dict[str, Any]
     figures: list[tuple[str, str]]
     transfer: list[dict[str, Any]]
+    causal: CausalView | None
 
 
 class LatentView(NamedTuple):
@@ -216,7 +218,8 @@ def feature_view(feature: NamedFeature) -> FeatureView:
     figures.append(("reference scale", str(feature.reference_scale)))
     transfer = evidence.get("transfer")
     rows = [{"name": name, **row} for name, row in transfer.items()] if isinstance(transfer, dict) else []
-    return FeatureView(feature.name, feature.description, feature.validated, evidence, figures, rows)
+    causal = causal_view(evidence["causal"]) if isinstance(evidence.get("causal"), dict) else None
+    return FeatureView(feature.name, feature.description, feature.validated, evidence, figures, rows, causal)
 
 
 def percentage(share: float) -> str:

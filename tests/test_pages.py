@@ -36,6 +36,11 @@ EVIDENCE = {
     "auroc_heldout": 0.66,
     "fires_wrongly_on": [EVIL],
     "transfer": {"other": {"auroc": 0.5, "num_positive": 3, "num_negative": 4}},
+    "causal": {
+        "ablation": {"positions": 2, "passed": False, "reason": EVIL},
+        "pinning": {"mean": 0.25, "low": 0.125, "high": 0.375, "control_p95": 0.5, "passed": False},
+        "passed": False,
+    },
     "steering": [{"prompt": "Hello", "strength": 4.0, "plain": "plain words", "steered": EVIL}],
 }
 
@@ -112,6 +117,7 @@ def test_a_page_shows_what_the_file_holds(pages, subject):
     for effect in record.promoted:
         assert f"<span>{effect.logit:+.2f}</span>" in page
     assert "0.66" in page and "plain words" in page and "not validated" in page
+    assert "not passed" in page and '<td class="num">+0.125 to +0.375</td><td class="num">+0.500</td>' in page
 
 
 def test_neighbours_are_linked_where_they_have_a_page(pages, subject):
