@@ -17,7 +17,7 @@ from discovery.contrasts import CONTRASTS, Passage
 from discovery.errors import SteerError
 from discovery.search_items import Item, make_item, read_items
 
-_TYPICAL_Z = 1.96
+_LEAST_Z, _LEAST_TEXTS = 1.0, 2
 
 
 class Text(NamedTuple):
@@ -97,15 +97,17 @@ def _spread(texts: list[Text], num: int) -> list[Text]:
 
 
 def typical_tokens(contrast: Contrast, num: int) -> list[int]:
-    """The tokens most typical of the positive texts: those in significantly more of them than of the negative ones.
+    """The `num` tokens most typical of the positive texts: those in more of them than of the negative ones.
 
-    By the z-score of the log odds ratio of occurring in a text, each count plus a half; above 1.96.
+    By the z-score of the log odds ratio of occurring in a text, each count plus a half. It must be above 1, and the
+    token in two positive texts: with a few dozen short texts hardly any token reaches more.
     """
     positive, negative = _document_counts(contrast.positive), _document_counts(contrast.negative)
     sizes = len(contrast.positive), len(contrast.negative)
-    scores = {token: _log_odds_z(count, negative[token], *sizes) for token, count in positive.items()}
+    shared = {token: count for token, count in positive.items() if count >= _LEAST_TEXTS}
+    scores = {token: _log_odds_z(count, negative[token], *sizes) for token, count in shared.items()}
     best = sorted(scores, key=lambda token: (-scores[token], token))[:num]
-    return [token for token in best if scores[token] > _TYPICAL_Z]
+    return [token for token in best if scores[token] > _LEAST_Z]
 
 
 def _document_counts(texts: Sequence[Text]) -> Counter[int]:

@@ -233,7 +233,7 @@ def test_a_difference_has_both_sides_spread():
 
 def test_typical_tokens_are_those_of_significantly_more_positive_texts(contrast, lm):
     found = typical_tokens(contrast, 50)
-    assert {lm.tokenizer.decode([token]) for token in found} >= {"q", "u"} and len(found) < 6
+    assert {lm.tokenizer.decode([token]) for token in found[:4]} >= {"q", "u"} and len(found) < 12
     assert typical_tokens(contrast, 1)[0] in found
     assert typical_tokens(Contrast(contrast.negative, contrast.negative), 50) == []
 
