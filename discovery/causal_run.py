@@ -78,10 +78,13 @@ def run(
     bench: Bench, subject: Subject, settings: CausalSettings, results: ResultLines, *, progress: bool = False
 ) -> None:
     """Measure what `results` does not hold yet: a line per ablated feature, a line per pinned text."""
-    reads = read_texts(bench, subject, progress=progress)
-    density_F = density(reads.values())
     done = {line["ablated"] for line in results.lines if "ablated" in line}
     todo = [feature for feature in subject.features if feature.name not in done]
+    num_pinned = sum("pinned" in line for line in results.lines)
+    if not todo and num_pinned == len(pinned_on(subject, settings.num_pinned)):
+        return
+    reads = read_texts(bench, subject, progress=progress)
+    density_F = density(reads.values())
     for feature in tqdm(todo, desc="ablating", unit="feature", disable=not progress):
         results.append({"ablated": feature.name, **ablate_feature(bench, subject, feature, reads, density_F, settings)})
     pin_features(bench, subject, density_F, settings, results, progress=progress)

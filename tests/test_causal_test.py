@@ -274,6 +274,9 @@ def test_a_killed_run_goes_on_and_gives_the_same(command, tmp_path, monkeypatch)
     monkeypatch.setattr(causal_run, "ablate_feature", lambda *args: (ablated.append(args[2].name), once(*args))[1])
     assert json.loads(command("--json", "--output", tmp_path / "part.jsonl")) == whole
     assert ablated == ["detector"]
+    # What is finished is not begun again.
+    monkeypatch.setattr(causal_run, "read_texts", None)
+    assert json.loads(command("--json", "--output", tmp_path / "part.jsonl")) == whole
     assert "same settings, got others (settings)" in command(
         "--output", tmp_path / "part.jsonl", "--seed", "1", wanted=1
     )
