@@ -14,8 +14,9 @@ The texts for and against a feature are those of the contrast that its evidence 
                percentile of random latents held at the same share
 
 and both hold (`discovery.causal_ablation`, `discovery.causal_pinning`; intervals over whole documents,
-`discovery.group_bootstrap`). The rules were fixed before the features were measured. A feature that fails may still
-*read* its topic well: the test asks whether the model makes use of the direction, not whether it is a good detector.
+`discovery.group_bootstrap`). The rules were fixed before the features were measured, but for what counts
+as a token typical of a topic: docs/steering.md. A feature that fails may still *read* its topic well: the test asks
+whether the model makes use of the direction, not whether it is a good detector.
 
 Results come line by line into `--output`, and a run that was killed goes on. `--write` puts each record into the
 feature file's evidence under `causal`, and changes nothing else.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discovery.harvest import blocks_up_to
+from discovery.residuals import blocks_up_to
 from discovery.steering_bench import Bench
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.tap import decoder_layers

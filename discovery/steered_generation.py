@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from discovery.errors import SteerError
 from discovery.steering_bench import Bench, edit_rows
+from sae_runtime.cache_argument import cache_argument
 from sae_runtime.steering import Steering, SteeringReport, SteeringSpec, relative_moves
 
 Reader = Callable[[Tensor], Tensor]
@@ -116,12 +118,15 @@ def continue_prompt(
     if not temperature > 0:
         raise SteerError(f"temperature must be above 0, got {temperature:g}")
     writers = [_Writer(bench, row, len(prompt_ids), temperature) for row in rows]
-    feed, cache, start = [prompt_ids] * len(rows), None, 0
+    feed, cache, start = [prompt_ids] * len(rows), DynamicCache(config=lm.model.config), 0
     while not all(writer.is_done for writer in writers):
         changes = [_change_at(writer, start) for writer in writers]
         with bench.tap.step(len(feed) * len(feed[0]), edit_rows(changes)) as record:
             output = lm.model(
-                input_ids=torch.tensor(feed, device=lm.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+                input_ids=torch.tensor(feed, device=lm.device),
+                use_cache=True,
+                logits_to_keep=1,
+                **cache_argument(cache),
             )
         assert record.resid_BTD is not None
         after_BTD = record.resid_BTD if record.edited_BTD is None else record.edited_BTD
@@ -131,7 +136,7 @@ def continue_prompt(
                 writer.is_done = len(writer.ids) == max_tokens
             if not writer.is_done:
                 writer.draw(output.logits[b, -1].float(), lm.eos_token_ids)
-        cache, start = output.past_key_values, start + len(feed[0])
+        start += len(feed[0])
         # A row that has ended is fed something until the others have: it is not looked at.
         feed = [[0 if writer.is_done else writer.ids[-1]] for writer in writers]
     return [writer.finished() for writer in writers]

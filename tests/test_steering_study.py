@@ -40,6 +40,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def command(folder, model, monkeypatch, capsys):
+    hooks = model.model.model.layers[tiny.HOOK_POINT.layer]._forward_hooks
+    before = list(hooks)
     monkeypatch.setattr(steering_bench, "load_language_model", lambda *_args, **_settings: model)
 
     def run(*argv, feature="calm", wanted=0):
@@ -49,7 +51,7 @@ def command(folder, model, monkeypatch, capsys):
         return captured.out if wanted == 0 else captured.err
 
     yield run
-    assert not model.model.model.layers[tiny.HOOK_POINT.layer]._forward_hooks
+    assert list(hooks) == before
 
 
 def studied(command, *argv, **settings):
