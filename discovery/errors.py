@@ -12,7 +12,8 @@
     ├── PageError        pages that cannot be made
     ├── SearchError      a search that has nothing to go by
     ├── SteerError       a steering study or causal test that cannot be made of what is given
-    └── TrainError       a dictionary that cannot be trained, or trained on
+    ├── TrainError       a dictionary that cannot be trained, or trained on
+    └── TuneError        a search over recipes that cannot be begun, continued or concluded
 
 Each ends a command as one line on stderr and exit code 1.
 """
@@ -52,6 +53,10 @@ class SteerError(LabError, ValueError):
 
 class TrainError(LabError):
     """A training run that cannot be begun or continued."""
+
+
+class TuneError(LabError):
+    """A search over recipes that cannot be begun, continued or concluded."""
 
 
 class ExplainError(LabError):

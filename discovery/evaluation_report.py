@@ -40,12 +40,12 @@ ROWS = {
 _GREY = "#888"
 """Legible on white and on black."""
 # Buttons are named one by one: of the library's own choice some lead to servers elsewhere.
-_CONFIG = {
+PLOT_CONFIG = {
     "displaylogo": False,
     "responsive": True,
     "modeBarButtons": [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]],
 }
-_STYLE = """
+PAGE_STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; } th, td { text-align: right; padding: .2rem .8rem; border-bottom: 1px solid #8884; }
@@ -64,7 +64,7 @@ def render(
     if comparison is not None:
         plots.append(correlation_plot(comparison))
     parts = [
-        to_html(plain(plot), full_html=False, include_plotlyjs=number == 0, config=_CONFIG)
+        to_html(plain(plot), full_html=False, include_plotlyjs=number == 0, config=PLOT_CONFIG)
         for number, plot in enumerate(plots)
     ]
     manifest = sae.manifest
@@ -78,7 +78,7 @@ def render(
     listed = "".join(f"<li>{escape(name)}: <code>{escape(value)}</code></li>" for name, value in facts.items())
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(manifest.name)}</title>'
-        f"<style>{_STYLE}</style><h1>{escape(manifest.name)}</h1><ul>{listed}</ul>"
+        f"<style>{PAGE_STYLE}</style><h1>{escape(manifest.name)}</h1><ul>{listed}</ul>"
         f"<h2>Held-out figures</h2>{figure_table(figures)}"
         "<p>Position 0 is left out of everything; cross-entropy and KL replace every other token.</p>"
         f"<h2>How often latents fire</h2>{parts[0]}<h2>How close decoder rows lie</h2>{parts[1]}"

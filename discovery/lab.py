@@ -26,6 +26,7 @@ COMMANDS = {
     "chat-corpus": Command("discovery.chat_corpus", "let the model write conversations to train on"),
     "harvest": Command("discovery.harvest", "write the residuals at a hook point to disk"),
     "train": Command("discovery.train", "train a dictionary on harvested residuals or straight from a model"),
+    "tune": Command("discovery.tune", "search over recipes with Ray Tune, on one machine or a cluster"),
     "evaluate": Command("discovery.evaluate", "held-out figures of a dictionary"),
     "fidelity": Command("discovery.fidelity", "compare a dictionary's readings on two quantisations of a model"),
     "import": Command("discovery.import_sae", "read a dictionary in another library's format"),

@@ -120,11 +120,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics at this port; 0 takes any")
     parser.add_argument("--pushgateway", help="HOST:PORT of a Prometheus push gateway")
     live_stream.add_arguments(parser)
+    add_recipe_arguments(parser)
+    return parser
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag for every field of `TrainSettings`; None where it is not given."""
     recipe = parser.add_argument_group("recipe", "defaults depend on the activation; docs/training.md lists them")
     for name, value in asdict(TrainSettings()).items():
         flags = ["--" + name.replace("_", "-"), *_ALIASES.get(name, [])]
         recipe.add_argument(*flags, dest=name, type=type(value), help=_HELP.get(name))
-    return parser
 
 
 if __name__ == "__main__":

@@ -85,6 +85,13 @@ def test_prometheus_stays_in_the_metrics_and_where_they_are_served():
     assert importers("prometheus_client") == places
 
 
+def test_ray_stays_where_searches_are_run():
+    """It takes seconds to import, and everything else must work where it is not installed."""
+    assert importers("ray") == {"discovery.tune_ray", "discovery.tune_scheduler"}
+    at_once = {module for module, path in MODULES.items() if imports_at_once(path) & importers("ray")}
+    assert at_once == {"discovery.tune_ray"}
+
+
 def test_the_client_and_the_command_line_need_no_torch():
     """At import: `telltale generate` starts in a moment, and on machines without it."""
     needed, todo = set(), ["service.cli", "service.client"]
