@@ -76,6 +76,11 @@ class ExampleStore:
         return int(self.manifest["num_tokens"])
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of all sources that were read."""
+        return tuple(self._sources.values())
+
+    @property
     def num_live(self) -> int:
         """Latents that are active at any token."""
         return int(self._connection.execute("SELECT count(*) FROM latents WHERE num_active > 0").fetchone()[0])
@@ -166,6 +171,10 @@ class ExampleStore:
     def pieces(self, token_ids: Iterable[int]) -> tuple[str, ...]:
         """Texts of the tokens; together they are the text."""
         return pieces_of([self._token_bytes(token_id) for token_id in token_ids])
+
+    def token_bytes(self, token_ids: Iterable[int]) -> dict[int, bytes]:
+        """Bytes of each token, in the order given."""
+        return {token_id: self._token_bytes(token_id) for token_id in token_ids}
 
     @cached_property
     def _tokens(self) -> dict[int, bytes]:

@@ -35,6 +35,7 @@ COMMANDS = {
     "latent": Command("discovery.latent_view", "show one latent of an example file"),
     "search": Command("discovery.search", "find latents by contrast, text, direction or sentence"),
     "explain": Command("discovery.explain", "have a language model say what latents are about, and score it"),
+    "catalogue": Command("discovery.catalogue", "ship what is known of every latent in one small file"),
     "pages": Command("discovery.pages", "write pages about a dictionary's latents, to open in a browser"),
     "steer": Command("discovery.steering_study", "steer along a feature at a grid of strengths, and measure the texts"),
     "causal": Command("discovery.causal_test", "test whether named features do what their names say"),

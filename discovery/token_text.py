@@ -3,13 +3,14 @@
 A token of a byte-level vocabulary can hold part of a character. `pieces_of` gives such a character to its last token.
 """
 
-import codecs
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
+
+from monitors.token_pieces import pieces_of as pieces_of
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _SENTENCEPIECE_SPACE = "\u2581"
@@ -45,13 +46,6 @@ def _alphabet() -> dict[str, int]:
     alphabet = {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
     assert set(alphabet) == set(ByteLevel.alphabet())
     return alphabet
-
-
-def pieces_of(tokens: Sequence[bytes]) -> tuple[str, ...]:
-    """Texts of the tokens. What is no UTF-8, at the edges of a window above all, is U+FFFD."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    last = len(tokens) - 1
-    return tuple(decoder.decode(token, final=index == last) for index, token in enumerate(tokens))
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,8 @@
 
     ValueError
     └── MonitorError        a rule, monitor, reading, score or policy that cannot be used
-        └── WatchlistError  a feature file that cannot be used
+        ├── WatchlistError  a feature file that cannot be used
+        └── CatalogueError  a latent catalogue that cannot be used
 
 Every error carries its `problems`, one per fault, so that a caller can turn each into a field violation of its
 own; `str(error)` is one line per problem.
@@ -53,6 +54,18 @@ class WatchlistError(MonitorError):
     def __str__(self) -> str:
         text = super().__str__()
         return text if self.path is None else f"cannot use feature file {self.path}:\n{text}"
+
+
+class CatalogueError(MonitorError):
+    """A latent catalogue that is damaged, is none, or belongs to another dictionary."""
+
+    def __init__(self, *problems: Problem, path: Path | None = None) -> None:
+        super().__init__(*problems)
+        self.path = path
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if self.path is None else f"cannot use latent catalogue {self.path}:\n{text}"
 
 
 def shown(value: object) -> str:
