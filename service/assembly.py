@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from monitors.latent_catalogue import CATALOGUE_FILE, LatentCatalogue
 from monitors.watchlist import Watchlist
 from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
 from sae_runtime.errors import CheckpointError, ModelError
@@ -44,7 +45,7 @@ class Parts:
 
 
 def assemble(settings: Settings, *, progress: bool = False) -> Parts:
-    """Load and check everything. ModelError, CheckpointError or WatchlistError say what is wrong."""
+    """Load and check everything. ModelError, CheckpointError or MonitorError say what is wrong."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     folder = _DICTIONARIES / EMBEDDED_DICTIONARY if settings.sae == EMBEDDED else Path(settings.sae)
@@ -63,6 +64,7 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
     facts = model_facts(model)
     mismatches = _check_fit(sae, facts, allow_unverified=settings.allow_unverified)
     watchlist = _load_watchlist(sae, settings.features_file, folder)
+    catalogue = _load_catalogue(sae, settings.catalogue_file, folder)
     manifest = sae.manifest
     limits = SteeringLimits.of(sae, manifest.resid_norm_mean, settings.max_steering_relative_norm)
     slots, context_length, cache_bytes = _size(settings, model)
@@ -74,7 +76,7 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
             _make_cache(model, slots, context_length),
             resid_norm_mean=manifest.resid_norm_mean,
         ),
-        catalog=Catalog(facts, manifest, tuple(mismatches), watchlist, limits.direction_norms),
+        catalog=Catalog(facts, manifest, tuple(mismatches), watchlist, limits.direction_norms, catalogue),
         steering_limits=limits,
         slots=slots,
         context_length=context_length,
@@ -119,6 +121,16 @@ def _load_watchlist(sae: LoadedSAE, asked_for: Path | None, folder: Path) -> Wat
     watchlist = Watchlist.load(path)
     watchlist.check_binding(sae_sha256, sae.num_latents)
     return watchlist
+
+
+def _load_catalogue(sae: LoadedSAE, asked_for: Path | None, folder: Path) -> LatentCatalogue | None:
+    """The latent catalogue, checked against the dictionary; None where there is none and none was asked for."""
+    path = asked_for or folder / CATALOGUE_FILE
+    if asked_for is None and not path.exists():
+        return None
+    catalogue = LatentCatalogue.open(path)
+    catalogue.check_binding(sae.manifest.sae_sha256, sae.num_latents)
+    return catalogue
 
 
 def _size(settings: Settings, model: LanguageModel) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""What is served, in the words of the API: model, dictionary, named features, monitors, and what is watched by default.
+"""What is served, in the words of the API: model, dictionary, latents, features, monitors, what is watched.
 
 Plain lookups over things that do not change while the server runs. No tensors, no wire messages.
 """
@@ -6,6 +6,7 @@ Plain lookups over things that do not change while the server runs. No tensors, 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from monitors.latent_catalogue import LatentCatalogue
 from monitors.monitor import MonitorSpec
 from monitors.watchlist import NamedFeature, Watchlist
 from sae_runtime.checkpoint import Manifest
@@ -36,6 +37,8 @@ class Catalog:
     watchlist: Watchlist
     direction_norms: Sequence[float]
     """Per latent, the norm of what one unit of activation adds to the residual."""
+    latents: LatentCatalogue | None = None
+    """What is known of every latent; None if the dictionary has no catalogue."""
     generation: int = 1
     """Grows when named features or monitors change."""
 

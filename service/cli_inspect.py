@@ -1,4 +1,4 @@
-"""`telltale score`, `features`, `watch`, `info` and `health`: what was written, what is served, what happens."""
+"""`telltale score`, `watch`, `info` and `health`: what was written, what is served, what happens."""
 
 import argparse
 import json
@@ -7,17 +7,14 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import yaml
-from google.protobuf.json_format import MessageToDict
 from rich.table import Table
 from rich.text import Text
-from telltale.v1 import feature_pb2, generation_pb2, monitor_pb2
+from telltale.v1 import generation_pb2, monitor_pb2
 
 from service import rendering
 from service.cli_options import add_connection_flags, add_output_flags, add_read_flags, connect, read_options
-from service.cli_steering import feature_key
 from service.cli_terminal import ReplyView, Terminal
-from service.client_catalog import Feature, Monitor, ServerInfo
+from service.client_catalog import Monitor, ServerInfo
 from service.client_events import Alert, ScoreResult
 from service.client_request import Message, Prompt
 from service.client_wire import decode, decode_score
@@ -35,14 +32,6 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add_read_flags(score)
     score.set_defaults(run=run_score)
 
-    features = commands.add_parser("features", help="the dictionary's named features", allow_abbrev=False)
-    which = features.add_subparsers(required=True, metavar="list | get")
-    listing = which.add_parser("list", help="all named features", allow_abbrev=False)
-    listing.set_defaults(run=run_features_list)
-    one = which.add_parser("get", help="one feature, with its evidence", allow_abbrev=False)
-    one.add_argument("key", metavar="NAME_OR_INDEX", type=feature_key)
-    one.set_defaults(run=run_features_get)
-
     watch = commands.add_parser("watch", help="alerts of all requests, as they happen", allow_abbrev=False)
     watch.add_argument("--monitor", metavar="NAME", action="append", default=[], dest="monitors", help="repeatable")
     watch.set_defaults(run=run_watch)
@@ -50,9 +39,9 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     info.set_defaults(run=run_info)
     health = commands.add_parser("health", help="exit with 0 if the server takes requests", allow_abbrev=False)
     health.set_defaults(run=run_health)
-    for parser in (score, listing, one, watch, info):
+    for parser in (score, watch, info):
         add_output_flags(parser)
-    for parser in (score, listing, one, watch, info, health):
+    for parser in (score, watch, info, health):
         add_connection_flags(parser)
 
 
@@ -67,33 +56,6 @@ async def run_score(args: argparse.Namespace) -> int:
         terminal.json(response)
     else:
         _show_score(decode_score(response), terminal)
-    return 0
-
-
-async def run_features_list(args: argparse.Namespace) -> int:
-    """All named features."""
-    terminal = Terminal(args.color)
-    async with connect(args) as client:
-        messages = await client.feature_messages(timeout_seconds=args.timeout)
-    if args.json:
-        for message in messages:
-            terminal.json(message)
-    else:
-        terminal.show(_feature_table([decode(Feature, message) for message in messages]))
-    return 0
-
-
-async def run_features_get(args: argparse.Namespace) -> int:
-    """One feature with its evidence."""
-    terminal = Terminal(args.color)
-    async with connect(args) as client:
-        key = (await client.resolve_features([args.key]))[0]  # explains a misspelt name
-        request = feature_pb2.GetFeatureRequest(index=key)
-        response = await client.call(client.features.GetFeature, request, timeout_seconds=args.timeout)
-    if args.json:
-        terminal.json(response.feature)
-    else:
-        terminal.show(_yaml(MessageToDict(response.feature, preserving_proto_field_name=True)))
     return 0
 
 
@@ -191,22 +153,6 @@ def _show_score(result: ScoreResult, terminal: Terminal) -> None:
         terminal.note(line)
 
 
-def _feature_table(features: list[Feature]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("latent", "name", "scale", "validated", "default", "description"):
-        table.add_column(column, justify="right" if column in ("latent", "scale") else "left")
-    for feature in features:
-        table.add_row(
-            str(feature.index),
-            Text(sanitize(feature.name)),
-            f"{feature.reference_scale:.3g}",
-            "yes" if feature.validated else "no",
-            "yes" if feature.default_watched else "no",
-            Text(sanitize(feature.description)),
-        )
-    return table
-
-
 def _alert_of_any_request(alert: Alert) -> Text:
     label = f" '{sanitize(alert.label)}'" if alert.label else ""
     return Text(f"{sanitize(alert.request_id)}{label} ").append_text(rendering.alert_line(alert))
@@ -243,7 +189,3 @@ def _monitor_text(monitor: Monitor) -> Text:
         f"  threshold from: {monitor.threshold_source or 'unknown'}"
     )
     return Text(sanitize(text))
-
-
-def _yaml(value: dict[str, Any]) -> Text:
-    return Text(sanitize(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)).rstrip("\n"))

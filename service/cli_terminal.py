@@ -25,6 +25,11 @@ class Terminal:
         self._notes = self._out if sys.stdout.isatty() else _console(sys.stderr, color)
         self._at_line_start = True
 
+    @property
+    def shows_color(self) -> bool:
+        """Whether what goes to stdout is coloured."""
+        return self._out.color_system is not None and not self._out.no_color
+
     def write(self, segments: list[Segment]) -> None:
         """Write part of the reply, as it is: no wrapping, no tabs expanded."""
         if not segments:

@@ -17,6 +17,7 @@ import asyncio
 import difflib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -33,15 +34,16 @@ from telltale.v1 import (
 )
 
 from service.client_calls import Calls, RetryPolicy
-from service.client_catalog import Feature, Monitor, ServerInfo, WatchedFeature
+from service.client_catalog import Monitor, ServerInfo, WatchedFeature
 from service.client_channel import open_channel
 from service.client_events import Alert, Event, Reply, ScoreResult, Started, gather
+from service.client_features import Feature, FeatureMatch, FeatureOrder
+from service.client_lookup import MAX_MATCHES, MAX_PAGE, all_pages, list_request, search_request
 from service.client_request import GenerateOptions, Prompt, ScoreOptions, generate_request, score_request
 from service.client_wire import decode, decode_event, decode_score
 from service.errors import InvalidRequest, NotFound, NotReady, RpcFailed
 
 SERVICE = "telltale.v1.GenerationService"
-_PAGE_SIZE = 1000
 _POLL_SECONDS = 0.2
 
 
@@ -138,34 +140,72 @@ class TelltaleClient:
         response = await self.call(self.generation.GetServerInfo, request, timeout_seconds=timeout_seconds)
         return decode(ServerInfo, response)
 
-    async def list_features(self, *, timeout_seconds: float | None = None) -> list[Feature]:
-        """All named features by index, without their evidence."""
-        return [decode(Feature, message) for message in await self.feature_messages(timeout_seconds=timeout_seconds)]
-
-    async def feature_messages(self, *, timeout_seconds: float | None = None) -> list[Any]:
-        """The wire messages of `list_features`. The timeout is that of a page."""
-        found: list[Any] = []
-        request = feature_pb2.ListFeaturesRequest(page_size=_PAGE_SIZE)
-        while True:
-            page = await self.call(self.features.ListFeatures, request, timeout_seconds=timeout_seconds)
-            found += page.features
-            if not page.next_page_token:
-                return found
-            request.page_token = page.next_page_token
-
-    async def get_feature(self, key: int | str, *, timeout_seconds: float | None = None) -> Feature:
-        """One feature with its evidence, by latent or name.
+    async def list_features(
+        self,
+        *,
+        include_unnamed: bool = False,
+        order: FeatureOrder = "index",
+        limit: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> list[Feature]:
+        """Named features, or all latents, without their evidence and examples; the first `limit` in that order.
 
         Raises:
-            NotFound: there is none.
+            InvalidRequest: an order but `index` needs a server with a latent catalogue.
         """
+        request = list_request(include_unnamed=include_unnamed, order=order)
+        messages = await self.feature_messages(request, limit=limit, timeout_seconds=timeout_seconds)
+        return [decode(Feature, message) for message in messages]
+
+    async def feature_messages(
+        self, request: Any, *, limit: int | None = None, timeout_seconds: float | None = None
+    ) -> list[Any]:
+        """The wire messages of `list_features`. The timeout is that of a page."""
+        call = partial(self.call, self.features.ListFeatures, timeout_seconds=timeout_seconds)
+        return await all_pages(call, request, "features", most_of_page=MAX_PAGE, limit=limit)
+
+    async def search_features(
+        self,
+        text: str | None = None,
+        *,
+        like: int | str | None = None,
+        limit: int | None = 20,
+        timeout_seconds: float | None = None,
+    ) -> list[FeatureMatch]:
+        """Latents that have all words of `text`, or those whose decoder rows are most like that of `like`; best first.
+
+        Raises:
+            InvalidRequest: neither or both are given, or a text without a word, too long or of too many words.
+            NotFound: no feature is called `like`.
+        """
+        latent = None if like is None else (await self.resolve_features([like]))[0]
+        request = search_request(text, like=latent)
+        messages = await self.match_messages(request, limit=limit, timeout_seconds=timeout_seconds)
+        return [decode(FeatureMatch, message) for message in messages]
+
+    async def match_messages(
+        self, request: Any, *, limit: int | None = None, timeout_seconds: float | None = None
+    ) -> list[Any]:
+        """The wire messages of `search_features`. The timeout is that of a page."""
+        call = partial(self.call, self.features.SearchFeatures, timeout_seconds=timeout_seconds)
+        return await all_pages(call, request, "matches", most_of_page=MAX_MATCHES, limit=limit)
+
+    async def get_feature(self, key: int | str, *, timeout_seconds: float | None = None) -> Feature:
+        """One latent with its evidence and examples, by index or name.
+
+        Raises:
+            NotFound: no feature has that name.
+        """
+        return decode(Feature, await self.feature_message(key, timeout_seconds=timeout_seconds))
+
+    async def feature_message(self, key: int | str, *, timeout_seconds: float | None = None) -> Any:
+        """The wire message of `get_feature`."""
         by = {"index": key} if isinstance(key, int) else {"name": key}
         try:
             request = feature_pb2.GetFeatureRequest(**by)
         except ValueError:
             raise InvalidRequest.field("index", f"must be 0 or more. Got {key}.") from None
-        response = await self.call(self.features.GetFeature, request, timeout_seconds=timeout_seconds)
-        return decode(Feature, response.feature)
+        return (await self.call(self.features.GetFeature, request, timeout_seconds=timeout_seconds)).feature
 
     async def list_monitors(self, *, timeout_seconds: float | None = None) -> list[Monitor]:
         """All monitors, by name."""

@@ -1,11 +1,10 @@
-"""What a server says about itself, as the client hands it on: model, dictionary, features, monitors, limits.
+"""What a server says about itself, as the client hands it on: model, dictionary, what is watched, monitors, limits.
 
 Conventions as in `client_events`. Knows nothing of gRPC.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Severity = Literal["unspecified", "info", "warning", "critical"]
 
@@ -58,21 +57,6 @@ class WatchedFeature:
     def label(self) -> str:
         """What to call it: its name, or its index."""
         return self.name or str(self.feature)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feature:
-    """A latent, and what is known of it."""
-
-    index: int
-    name: str
-    description: str
-    reference_scale: float
-    validated: bool
-    default_watched: bool
-    evidence: Mapping[str, Any]
-    """Empty in lists; `get_feature` has it."""
-    decoder_norm: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,10 +89,14 @@ def _reader(name: str, hint: Any, descriptor: Any) -> Read:
         return lambda message: read(message) if message.HasField(name) else None
     if origin is tuple and is_dataclass(args[0]):
         return lambda message: tuple(decode(args[0], item) for item in getattr(message, name))
+    if origin is tuple and get_origin(args[0]) is Literal:
+        names_of = _enum_names(descriptor.fields_by_name[name].enum_type)
+        return lambda message: tuple(names_of(value) for value in getattr(message, name))
     if origin is tuple:
         return lambda message: tuple(getattr(message, name))
     if origin is Literal:
-        return _read_enum(name, descriptor.fields_by_name[name].enum_type)
+        name_of = _enum_names(descriptor.fields_by_name[name].enum_type)
+        return lambda message: name_of(getattr(message, name))
     if origin is Mapping:
         return lambda message: MessageToDict(getattr(message, name))
     if isinstance(hint, type) and is_dataclass(hint):
@@ -104,8 +108,8 @@ def _read_duration(name: str) -> Read:
     return lambda message: getattr(message, name).ToTimedelta().total_seconds() if message.HasField(name) else None
 
 
-def _read_enum(name: str, enum: Any) -> Read:
+def _enum_names(enum: Any) -> Callable[[int], str]:
     """FINISH_REASON_EOS -> eos; a number that a newer server may send -> unspecified."""
     prefix = next(iter(enum.values)).name.removesuffix("UNSPECIFIED")
     names = {value.number: value.name.removeprefix(prefix).lower() for value in enum.values}
-    return lambda message: names.get(getattr(message, name), "unspecified")
+    return lambda value: names.get(value, "unspecified")

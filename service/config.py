@@ -110,6 +110,11 @@ class Settings(BaseModel):
     features_file: File | None = Field(
         None, description="File of named features and monitors. Unset: `features.json` beside the dictionary."
     )
+    catalogue_file: File | None = Field(
+        None,
+        description="Latent catalogue: figures, explanations and examples of every latent. Unset: `catalogue.sqlite` "
+        "beside the dictionary, if there is one.",
+    )
     top_features_cap: int = Field(
         TOP_FEATURES_LIMIT,
         ge=0,

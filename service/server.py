@@ -18,16 +18,18 @@ from telltale.v1 import generation_pb2
 from service.admission import Admission
 from service.assembly import Parts
 from service.config import Settings
+from service.decoder_likeness import DecoderLikeness
 from service.delivery import Delivery
 from service.engine import Engine
 from service.errors import ConfigError, NotReady
+from service.feature_servicer import FeatureServicer
 from service.grpc_server import FEATURES, GENERATION, MONITORS, bind, make_grpc_server
 from service.http import HttpServer
 from service.metrics import Metrics, WatchedMetric
 from service.published import Published
 from service.records import RequestRecord
 from service.scheduler import Scheduler
-from service.servicer import FeatureServicer, GenerationServicer, MonitorServicer, make_server_info
+from service.servicer import GenerationServicer, MonitorServicer, make_server_info
 from service.wire_requests import MAX_STOP_STRINGS, MAX_WATCHED_FEATURES, RequestLimits, RequestReader
 from service.wire_responses import ResponseWriter
 from service.wire_steering import MAX_STEERING
@@ -199,7 +201,7 @@ class Server:
         )  # fmt: skip
         return {
             GENERATION: GenerationServicer(self.engine, self.delivery, reader, writer, self.metrics, server_info),
-            FEATURES: FeatureServicer(catalog, writer),
+            FEATURES: FeatureServicer(catalog, writer, DecoderLikeness(parts.runner.sae.W_dec).cosines),
             MONITORS: MonitorServicer(catalog, self.delivery),
         }
 

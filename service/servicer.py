@@ -1,4 +1,6 @@
-"""The RPCs. Each reads its message, hands a request to the engine, and writes back what comes.
+"""The RPCs, those about features aside (`feature_servicer`).
+
+Each reads its message, hands a request to the engine, and writes back what comes.
 
 Generation errors are exceptions of `service.errors`; `service.rpc` makes statuses of them.
 """
@@ -9,9 +11,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from telltale.v1 import feature_pb2, generation_pb2, monitor_pb2
+from telltale.v1 import generation_pb2, monitor_pb2
 
-from monitors.watchlist import NamedFeature
 from service import wire_responses
 from service.catalog import Catalog
 from service.delivery import Delivery
@@ -26,8 +27,6 @@ from service.wire_requests import RequestReader
 from service.wire_responses import ResponseWriter
 
 REQUEST_ID_KEY = "telltale-request-id"
-MAX_PAGE_SIZE = 1000
-DEFAULT_PAGE_SIZE = 100
 
 
 class GenerationServicer:
@@ -129,49 +128,6 @@ def _refusal(error: ServiceError) -> Outcome:
             return Outcome.UNAUTHENTICATED
         case _:
             return Outcome.INVALID
-
-
-class FeatureServicer:
-    """telltale.v1.FeatureService."""
-
-    def __init__(self, catalog: Catalog, writer: ResponseWriter) -> None:
-        self._catalog, self._writer = catalog, writer
-
-    async def ListFeatures(self, message: Any, _context: Any) -> Any:
-        size, start = self._page(message)
-        features = sorted(self._catalog.watchlist.features, key=lambda feature: feature.index)
-        page = features[start : start + size]
-        more = start + size < len(features)
-        return feature_pb2.ListFeaturesResponse(
-            features=[self._writer.feature(feature.index, with_evidence=False) for feature in page],
-            next_page_token=str(start + size) if more else "",
-        )
-
-    async def GetFeature(self, message: Any, _context: Any) -> Any:
-        feature = self._writer.feature(self._latent(message), with_evidence=True)
-        return feature_pb2.GetFeatureResponse(feature=feature)
-
-    @staticmethod
-    def _page(message: Any) -> tuple[int, int]:
-        if message.page_size > MAX_PAGE_SIZE:
-            raise InvalidRequest.field("page_size", f"must be at most {MAX_PAGE_SIZE}. Got {message.page_size}.")
-        token = message.page_token
-        if token and not (token.isascii() and token.isdigit() and len(token) < 10):
-            raise InvalidRequest.field("page_token", "must be a next_page_token of this server.")
-        return message.page_size or DEFAULT_PAGE_SIZE, int(token or 0)
-
-    def _latent(self, message: Any) -> int:
-        match message.WhichOneof("key"):
-            case "index":
-                num_latents = self._catalog.manifest.num_latents
-                if message.index >= num_latents:
-                    raise InvalidRequest.field("index", f"must be a latent below {num_latents}. Got {message.index}.")
-                return int(message.index)
-            case "name":
-                named: NamedFeature = self._catalog.feature_by_name(message.name)
-                return named.index
-            case _:
-                raise InvalidRequest.field("key", "must be index or name. Got none.")
 
 
 class MonitorServicer:

@@ -46,6 +46,31 @@ FEATURES = [
     feature_pb2.Feature(index=12, name="honesty", description="facts"),
 ]
 FEATURES[0].evidence.update({"auroc": 0.9, "num_positive": 200})
+FEATURES[0].statistics.CopyFrom(
+    feature_pb2.LatentStatistics(
+        num_tokens=1000, num_active=30, density_ratio=0.03, max_reading=8.0, mean_reading=2.0,
+        sources=[feature_pb2.SourceShare(source="novels", share_ratio=0.75)],
+        histogram=feature_pb2.Histogram(edges=[1, 2, 4, 8], counts=[10, 0, 20]),
+    )
+)  # fmt: skip
+FEATURES[0].explanation.CopyFrom(
+    feature_pb2.Explanation(
+        title="what is not true", summary="Lies\x1b[2J.", dominant_tokens=["lie"], explainer="somebody",
+        detection=feature_pb2.ExplanationScore(balanced_accuracy=0.75, num_windows=40),
+    )
+)  # fmt: skip
+FEATURES[0].promoted.add(text=" lies", logit=1.25, id=3)
+EXAMPLE = feature_pb2.Example(
+    reading=8.0,
+    source="novels",
+    focus=1,
+    tokens=[
+        feature_pb2.ExampleToken(text="A", reading=0.0, id=1),
+        feature_pb2.ExampleToken(text=" lie", reading=8.0, id=2),
+        feature_pb2.ExampleToken(text=",\n", reading=2.0, id=3),
+    ],
+)
+FEATURES[0].examples.append(EXAMPLE)
 ALERT = types_pb2.Alert(
     request_id="r1",
     label="job",
@@ -248,6 +273,21 @@ class FakeServer(
             if request.WhichOneof("key") == "name" and feature.name == request.name:
                 return feature_pb2.GetFeatureResponse(feature=feature)
         return await context.abort(grpc.StatusCode.NOT_FOUND, "No such feature.")
+
+    async def SearchFeatures(self, request: Any, context: Any) -> Any:
+        await self._receive(request, context)
+        first = int(request.page_token or 0)
+        after = first + min(request.page_size or PAGE_SIZE, PAGE_SIZE)
+        named, newer = feature_pb2.MATCHED_FIELD_NAME, 99
+        where = [[named, feature_pb2.MATCHED_FIELD_ACTIVE_TOKENS], [newer], [named]]
+        return feature_pb2.SearchFeaturesResponse(
+            matches=[
+                feature_pb2.FeatureMatch(feature=feature, score=9 - i, matched=where[i])
+                for i, feature in enumerate(FEATURES)
+            ][first:after],
+            next_page_token=str(after) if after < len(FEATURES) else "",
+            num_matches=len(FEATURES),
+        )
 
     async def ListMonitors(self, request: Any, context: Any) -> Any:
         await self._receive(request, context)

@@ -13,6 +13,7 @@ import grpc.aio
 import tiny
 from telltale.v1 import generation_pb2, types_pb2
 
+from monitors.latent_catalogue import LatentCatalogue
 from monitors.watchlist import NamedFeature, Watchlist
 from sae_runtime.checkpoint import Manifest
 from service.assembly import Parts, model_facts
@@ -77,16 +78,17 @@ def manifest(**changes: object) -> Manifest:
     return Manifest(**(facts | changes))
 
 
-def catalog(model: Any, *, mismatches: tuple[str, ...] = ()) -> Catalog:
-    return Catalog(model_facts(model), manifest(), mismatches, watchlist(), tiny.limits(tiny.sae()).direction_norms)
+def catalog(model: Any, *, mismatches: tuple[str, ...] = (), latents: LatentCatalogue | None = None) -> Catalog:
+    norms = tiny.limits(tiny.sae()).direction_norms
+    return Catalog(model_facts(model), manifest(), mismatches, watchlist(), norms, latents)
 
 
-def parts(*, slots: int = 4, mismatches: tuple[str, ...] = ()) -> Parts:
+def parts(*, slots: int = 4, mismatches: tuple[str, ...] = (), latents: LatentCatalogue | None = None) -> Parts:
     # A model of its own: two engines' taps on one model would see each other's passes.
     model, dictionary = tiny.language_model(), tiny.sae()
     return Parts(
         runner=tiny.model_runner(model, dictionary, num_slots=slots),
-        catalog=catalog(model, mismatches=mismatches),
+        catalog=catalog(model, mismatches=mismatches, latents=latents),
         steering_limits=tiny.limits(dictionary),
         slots=slots,
         context_length=tiny.NUM_POSITIONS,
@@ -95,9 +97,11 @@ def parts(*, slots: int = 4, mismatches: tuple[str, ...] = ()) -> Parts:
 
 
 @asynccontextmanager
-async def serving(*, slots: int = 4, **settings: object) -> AsyncIterator[Server]:
+async def serving(
+    *, slots: int = 4, latents: LatentCatalogue | None = None, **settings: object
+) -> AsyncIterator[Server]:
     """A started server; closed at the end, whatever the test did to it."""
-    server = Server(Settings(**({"grpc_port": 0, "http_port": 0} | settings)), parts(slots=slots))
+    server = Server(Settings(**({"grpc_port": 0, "http_port": 0} | settings)), parts(slots=slots, latents=latents))
     await server.start()
     try:
         yield server

@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+import tiny_catalogue
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import manifest
 from tiny_files import write_dictionary, write_features, write_model
 
-from monitors.errors import WatchlistError
+from monitors.errors import CatalogueError, WatchlistError
 from sae_runtime.checkpoint import save_sae
 from sae_runtime.errors import CheckpointError, ModelError
 from sae_runtime.sae import SAE
@@ -137,6 +138,32 @@ def test_names_of_another_dictionary_are_refused(folder, tmp_path):
     write_features(tmp_path, "b" * 64)
     with pytest.raises(WatchlistError):
         assemble(settings(folder, features_file=tmp_path / "features.json"))
+
+
+# --- the latent catalogue ---
+
+
+def test_a_catalogue_beside_the_dictionary_is_found(folder, tmp_path):
+    made = assemble(settings(folder, slots=1, context_length=16)).catalog
+    assert made.latents is None
+    saved = write_dictionary(tmp_path, made.model.identity.weights_sha256)
+    path = tiny_catalogue.write(tmp_path / "catalogue.sqlite", sae_sha256=saved.sae_sha256)
+    beside = assemble(settings(folder, sae=str(tmp_path), slots=1, context_length=16)).catalog.latents
+    assert beside.path == path and beside.entry(1) == tiny_catalogue.entry(1)
+    elsewhere = path.rename(tmp_path / "elsewhere.sqlite")
+    asked_for = settings(folder, sae=str(tmp_path), slots=1, context_length=16, catalogue_file=elsewhere)
+    assert assemble(asked_for).catalog.latents.path == elsewhere
+
+
+def test_a_catalogue_of_another_dictionary_or_a_damaged_one_is_refused(folder, tmp_path):
+    path = tiny_catalogue.write(tmp_path / "other.sqlite", sae_sha256="b" * 64)
+    with pytest.raises(
+        CatalogueError, match=f"cannot use latent catalogue {path}:\nsae_sha256: wanted .*got 'b{{64}}'"
+    ):
+        assemble(settings(folder, catalogue_file=path))
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CatalogueError, match=f"cannot use latent catalogue {path}"):
+        assemble(settings(folder, catalogue_file=path))
 
 
 # --- slots ---

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -303,6 +304,50 @@ async def test_features_are_listed_and_shown(capsys):
     assert json.loads(capsys.readouterr().out)["evidence"]["auroc"] == 0.9
     assert await run("features", "get", "honest") == cli.EXIT_USAGE
     assert "Did you mean honesty?" in capsys.readouterr().err
+
+
+async def test_all_latents_are_listed_in_an_order(capsys, fake):
+    assert await run("features", "list", "--all", "--order", "max_reading", "--limit", "2") == 0
+    request = fake.requests[0]
+    assert (request.include_unnamed, request.order, request.page_size) == (True, 3, 2)
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert first.split() == ["7", "lying", "4", "3.000%", "8", "0.75", "of", "40", "yes", "no", "lies"]
+    assert second.split() == ["9", "hedging", "0", "no", "yes", "doubts"]
+
+
+async def test_a_latent_is_shown_with_its_examples(capsys):
+    assert await run("features", "get", "7") == 0
+    out = capsys.readouterr().out
+    assert "active at 30 of 1,000 tokens (3.000%), mean 2, largest 8  1 ▅ █ 8" in out
+    assert "said to be: what is not true  by somebody (detection 0.75 on 40 windows; 0.5 is chance)" in out
+    assert "Lies\\x1b[2J." in out and "\x1b" not in out
+    assert "promotes ' lies' +1.25" in out and "in novels 75%" in out
+    assert "       8  A »lie«,⏎  novels" in out
+    assert await run("features", "get", "7", "--examples", "0", "--color", "always") == 0
+    assert "»lie«" not in capsys.readouterr().out
+
+
+async def test_on_a_terminal_examples_are_coloured(capsys):
+    assert await run("features", "get", "7", "--color", "always") == 0
+    out = capsys.readouterr().out
+    assert "»" not in out and re.search(r"\x1b\[4;30;[\d;]+m lie", out)
+
+
+async def test_latents_are_found(capsys, fake):
+    assert await run("features", "search", "white", "lies", "--limit", "2") == 0
+    assert fake.requests[0].text == "white lies"
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "     7  lying (validated)  9  in name, active tokens"
+    assert out[1] == "       8  A »lie«,⏎  novels"
+    assert out[2] == "     9  hedging (not validated)  8  in unspecified"
+    assert await run("features", "search", "x", "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["feature"]["index"], line["score"]) for line in lines] == [(7, 9.0), (9, 8.0), (12, 7.0)]
+    assert await run("features", "search", "--like", "hedging") == 0
+    assert fake.requests[-1].like_feature == 9
+    for wrong in ((), ("x", "--like", "3")):
+        assert await run("features", "search", *wrong) == cli.EXIT_USAGE
+        assert "search takes words or --like. Got" in capsys.readouterr().err
 
 
 async def test_the_end_of_the_alerts_is_a_failure(fake, capsys):

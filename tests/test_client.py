@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from telltale.v1 import feature_pb2, generation_pb2, types_pb2
 
-from service import client_catalog, client_events, client_request, client_wire, errors, rpc
+from service import client_catalog, client_events, client_features, client_request, client_wire, errors, rpc
 from service.client import TelltaleClient
 from service.client_calls import RetryPolicy
 from service.client_channel import open_channel
@@ -360,6 +360,39 @@ async def test_features_are_listed_over_all_pages(client, fake):
     assert len(fake.requests) == 2
 
 
+async def test_a_limit_asks_for_no_more_than_that(client, fake):
+    assert [feature.index for feature in await client.list_features(limit=1)] == [7]
+    assert [request.page_size for request in fake.requests] == [1]
+    assert await client.list_features(limit=0) == [] and len(fake.requests) == 1
+    assert [feature.index for feature in await client.list_features(order="density", include_unnamed=True)] == [
+        7,
+        9,
+        12,
+    ]
+    assert (fake.requests[-1].include_unnamed, fake.requests[-1].order) == (True, feature_pb2.FEATURE_ORDER_DENSITY)
+    with pytest.raises(errors.InvalidRequest, match=r"order: must be one of index, density, .*Got 'size'"):
+        await client.list_features(order="size")
+
+
+async def test_matches_come_with_where_the_words_stand(client, fake):
+    matches = await client.search_features("lies doubt", limit=3)
+    assert [match.feature.label for match in matches] == ["lying", "hedging", "honesty"]
+    assert matches[0].matched == ("name", "active_tokens") and matches[1].matched == ("unspecified",)
+    assert matches[0].feature.examples[0].text == "A lie,\n" and matches[0].feature.statistics.num_active == 30
+    assert fake.requests[-1].text == "lies doubt"
+    await client.search_features(like="hedging")
+    assert (fake.requests[-1].WhichOneof("query"), fake.requests[-1].like_feature) == ("like_feature", 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"), [({}, "query"), ({"text": "x", "like": 3}, "query"), ({"like": -1}, "query")]
+)
+async def test_a_search_for_nothing_is_invalid(client, options, field):
+    with pytest.raises(errors.InvalidRequest) as refused:
+        await client.search_features(**options)
+    assert [v.field for v in refused.value.violations] == [field]
+
+
 async def test_a_feature_has_its_evidence(client):
     assert (await client.get_feature("lying")).evidence == {"auroc": 0.9, "num_positive": 200}
     assert (await client.get_feature(9)).name == "hedging"
@@ -421,7 +454,16 @@ PAIRS = [
     (client_catalog.Limits, generation_pb2.Limits),
     (client_catalog.SamplingParams, types_pb2.SamplingParams),
     (client_catalog.ServerInfo, generation_pb2.GetServerInfoResponse),
-    (client_catalog.Feature, feature_pb2.Feature),
+    (client_features.Feature, feature_pb2.Feature),
+    (client_features.LatentStatistics, feature_pb2.LatentStatistics),
+    (client_features.SourceShare, feature_pb2.SourceShare),
+    (client_features.Histogram, feature_pb2.Histogram),
+    (client_features.Explanation, feature_pb2.Explanation),
+    (client_features.ExplanationScore, feature_pb2.ExplanationScore),
+    (client_features.Example, feature_pb2.Example),
+    (client_features.ExampleToken, feature_pb2.ExampleToken),
+    (client_features.TokenEffect, feature_pb2.TokenEffect),
+    (client_features.FeatureMatch, feature_pb2.FeatureMatch),
 ]
 
 
@@ -444,6 +486,8 @@ def test_every_field_of_the_contract_has_its_attribute(cls, message):
         (client_request.StrengthUnit, types_pb2.StrengthUnit, "STRENGTH_UNIT_"),
         (client_request.PositionScope, types_pb2.PositionScope, "POSITION_SCOPE_"),
         (client_request.PolicyAction, types_pb2.PolicyAction, "POLICY_ACTION_"),
+        (client_features.FeatureOrder, feature_pb2.FeatureOrder, "FEATURE_ORDER_"),
+        (client_features.MatchedField, feature_pb2.MatchedField, "MATCHED_FIELD_"),
     ],
 )
 def test_choices_are_those_of_the_contract(literal, enum, prefix):

@@ -64,7 +64,9 @@ def test_every_option_can_be_set_in_every_layer(config_file, tmp_path):
     some_file.touch()
     values = {option.key: option.default for option in describe()}
     values |= {"model_sha256": "a" * 64, "cache_dir": str(tmp_path), "sae": str(tmp_path)}
-    values |= dict.fromkeys(("features_file", "tls_certificate", "tls_key", "api_keys_file"), str(some_file))
+    values |= dict.fromkeys(
+        ("features_file", "catalogue_file", "tls_certificate", "tls_key", "api_keys_file"), str(some_file)
+    )
     from_file = load_settings(
         {"config": config_file("".join(f"{key}: {value}\n" for key, value in values.items()))}, {}
     )

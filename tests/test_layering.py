@@ -60,7 +60,17 @@ def test_packages_import_downward_only(package, never):
 
 
 GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google.rpc", "telltale")
-GRPC_PLACES = ("rpc", "servicer", "server", "grpc_server", "client", "client_", "cli_inspect", "wire_")
+GRPC_PLACES = (
+    "rpc",
+    "servicer",
+    "server",
+    "grpc_server",
+    "client",
+    "client_",
+    "cli_inspect",
+    "wire_",
+    "feature_servicer",
+)
 
 
 def is_among(module: str, places: tuple[str, ...]) -> bool:

@@ -25,23 +25,49 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19telltale/v1/feature.proto\x12\x0btelltale.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xc1\x01\n\x07\x46\x65\x61ture\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x17\n\x0freference_scale\x18\x04 \x01(\x02\x12\x11\n\tvalidated\x18\x05 \x01(\x08\x12\x17\n\x0f\x64\x65\x66\x61ult_watched\x18\x06 \x01(\x08\x12)\n\x08\x65vidence\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x14\n\x0c\x64\x65\x63oder_norm\x18\x08 \x01(\x02\"<\n\x13ListFeaturesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListFeaturesResponse\x12&\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x14.telltale.v1.Feature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x11GetFeatureRequest\x12\x0f\n\x05index\x18\x01 \x01(\rH\x00\x12\x0e\n\x04name\x18\x02 \x01(\tH\x00\x42\x05\n\x03key\";\n\x12GetFeatureResponse\x12%\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x14.telltale.v1.Feature2\xb4\x01\n\x0e\x46\x65\x61tureService\x12S\n\x0cListFeatures\x12 .telltale.v1.ListFeaturesRequest\x1a!.telltale.v1.ListFeaturesResponse\x12M\n\nGetFeature\x12\x1e.telltale.v1.GetFeatureRequest\x1a\x1f.telltale.v1.GetFeatureResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19telltale/v1/feature.proto\x12\x0btelltale.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xa5\x03\n\x07\x46\x65\x61ture\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x17\n\x0freference_scale\x18\x04 \x01(\x02\x12\x11\n\tvalidated\x18\x05 \x01(\x08\x12\x17\n\x0f\x64\x65\x66\x61ult_watched\x18\x06 \x01(\x08\x12)\n\x08\x65vidence\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x14\n\x0c\x64\x65\x63oder_norm\x18\x08 \x01(\x02\x12\x31\n\nstatistics\x18\t \x01(\x0b\x32\x1d.telltale.v1.LatentStatistics\x12-\n\x0b\x65xplanation\x18\n \x01(\x0b\x32\x18.telltale.v1.Explanation\x12&\n\x08\x65xamples\x18\x0b \x03(\x0b\x32\x14.telltale.v1.Example\x12*\n\x08promoted\x18\x0c \x03(\x0b\x32\x18.telltale.v1.TokenEffect\x12,\n\nsuppressed\x18\r \x03(\x0b\x32\x18.telltale.v1.TokenEffect\"\xd2\x01\n\x10LatentStatistics\x12\x12\n\nnum_tokens\x18\x01 \x01(\x04\x12\x12\n\nnum_active\x18\x02 \x01(\x04\x12\x15\n\rdensity_ratio\x18\x03 \x01(\x01\x12\x13\n\x0bmax_reading\x18\x04 \x01(\x02\x12\x14\n\x0cmean_reading\x18\x05 \x01(\x02\x12)\n\x07sources\x18\x06 \x03(\x0b\x32\x18.telltale.v1.SourceShare\x12)\n\thistogram\x18\x07 \x01(\x0b\x32\x16.telltale.v1.Histogram\"2\n\x0bSourceShare\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0bshare_ratio\x18\x02 \x01(\x02\"*\n\tHistogram\x12\r\n\x05\x65\x64ges\x18\x01 \x03(\x02\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\"\xbb\x01\n\x0b\x45xplanation\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x17\n\x0f\x64ominant_tokens\x18\x03 \x03(\t\x12\x11\n\texplainer\x18\x04 \x01(\t\x12\x30\n\tdetection\x18\x05 \x01(\x0b\x32\x1d.telltale.v1.ExplanationScore\x12.\n\x07\x66uzzing\x18\x06 \x01(\x0b\x32\x1d.telltale.v1.ExplanationScore\"B\n\x10\x45xplanationScore\x12\x19\n\x11\x62\x61lanced_accuracy\x18\x01 \x01(\x02\x12\x13\n\x0bnum_windows\x18\x02 \x01(\r\"d\n\x07\x45xample\x12\x0f\n\x07reading\x18\x01 \x01(\x02\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\r\n\x05\x66ocus\x18\x03 \x01(\r\x12)\n\x06tokens\x18\x04 \x03(\x0b\x32\x19.telltale.v1.ExampleToken\"9\n\x0c\x45xampleToken\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07reading\x18\x02 \x01(\x02\x12\n\n\x02id\x18\x03 \x01(\r\"6\n\x0bTokenEffect\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05logit\x18\x02 \x01(\x02\x12\n\n\x02id\x18\x03 \x01(\r\"\x7f\n\x13ListFeaturesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x17\n\x0finclude_unnamed\x18\x03 \x01(\x08\x12(\n\x05order\x18\x04 \x01(\x0e\x32\x19.telltale.v1.FeatureOrder\"W\n\x14ListFeaturesResponse\x12&\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x14.telltale.v1.Feature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x11GetFeatureRequest\x12\x0f\n\x05index\x18\x01 \x01(\rH\x00\x12\x0e\n\x04name\x18\x02 \x01(\tH\x00\x42\x05\n\x03key\";\n\x12GetFeatureResponse\x12%\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x14.telltale.v1.Feature\"o\n\x15SearchFeaturesRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x16\n\x0clike_feature\x18\x02 \x01(\rH\x00\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\tB\x07\n\x05query\"r\n\x16SearchFeaturesResponse\x12*\n\x07matches\x18\x01 \x03(\x0b\x32\x19.telltale.v1.FeatureMatch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0bnum_matches\x18\x03 \x01(\r\"p\n\x0c\x46\x65\x61tureMatch\x12%\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x14.telltale.v1.Feature\x12\r\n\x05score\x18\x02 \x01(\x02\x12*\n\x07matched\x18\x03 \x03(\x0e\x32\x19.telltale.v1.MatchedField*\x9d\x01\n\x0c\x46\x65\x61tureOrder\x12\x1d\n\x19\x46\x45\x41TURE_ORDER_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46\x45\x41TURE_ORDER_INDEX\x10\x01\x12\x19\n\x15\x46\x45\x41TURE_ORDER_DENSITY\x10\x02\x12\x1d\n\x19\x46\x45\x41TURE_ORDER_MAX_READING\x10\x03\x12\x1b\n\x17\x46\x45\x41TURE_ORDER_DETECTION\x10\x04*\xf7\x01\n\x0cMatchedField\x12\x1d\n\x19MATCHED_FIELD_UNSPECIFIED\x10\x00\x12\x16\n\x12MATCHED_FIELD_NAME\x10\x01\x12\x1d\n\x19MATCHED_FIELD_DESCRIPTION\x10\x02\x12\x17\n\x13MATCHED_FIELD_TITLE\x10\x03\x12\x19\n\x15MATCHED_FIELD_SUMMARY\x10\x04\x12!\n\x1dMATCHED_FIELD_DOMINANT_TOKENS\x10\x05\x12\x1f\n\x1bMATCHED_FIELD_ACTIVE_TOKENS\x10\x06\x12\x19\n\x15MATCHED_FIELD_CONTEXT\x10\x07\x32\x8f\x02\n\x0e\x46\x65\x61tureService\x12S\n\x0cListFeatures\x12 .telltale.v1.ListFeaturesRequest\x1a!.telltale.v1.ListFeaturesResponse\x12M\n\nGetFeature\x12\x1e.telltale.v1.GetFeatureRequest\x1a\x1f.telltale.v1.GetFeatureResponse\x12Y\n\x0eSearchFeatures\x12\".telltale.v1.SearchFeaturesRequest\x1a#.telltale.v1.SearchFeaturesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'telltale.v1.feature_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_FEATUREORDER']._serialized_start=1964
+  _globals['_FEATUREORDER']._serialized_end=2121
+  _globals['_MATCHEDFIELD']._serialized_start=2124
+  _globals['_MATCHEDFIELD']._serialized_end=2371
   _globals['_FEATURE']._serialized_start=73
-  _globals['_FEATURE']._serialized_end=266
-  _globals['_LISTFEATURESREQUEST']._serialized_start=268
-  _globals['_LISTFEATURESREQUEST']._serialized_end=328
-  _globals['_LISTFEATURESRESPONSE']._serialized_start=330
-  _globals['_LISTFEATURESRESPONSE']._serialized_end=417
-  _globals['_GETFEATUREREQUEST']._serialized_start=419
-  _globals['_GETFEATUREREQUEST']._serialized_end=478
-  _globals['_GETFEATURERESPONSE']._serialized_start=480
-  _globals['_GETFEATURERESPONSE']._serialized_end=539
-  _globals['_FEATURESERVICE']._serialized_start=542
-  _globals['_FEATURESERVICE']._serialized_end=722
+  _globals['_FEATURE']._serialized_end=494
+  _globals['_LATENTSTATISTICS']._serialized_start=497
+  _globals['_LATENTSTATISTICS']._serialized_end=707
+  _globals['_SOURCESHARE']._serialized_start=709
+  _globals['_SOURCESHARE']._serialized_end=759
+  _globals['_HISTOGRAM']._serialized_start=761
+  _globals['_HISTOGRAM']._serialized_end=803
+  _globals['_EXPLANATION']._serialized_start=806
+  _globals['_EXPLANATION']._serialized_end=993
+  _globals['_EXPLANATIONSCORE']._serialized_start=995
+  _globals['_EXPLANATIONSCORE']._serialized_end=1061
+  _globals['_EXAMPLE']._serialized_start=1063
+  _globals['_EXAMPLE']._serialized_end=1163
+  _globals['_EXAMPLETOKEN']._serialized_start=1165
+  _globals['_EXAMPLETOKEN']._serialized_end=1222
+  _globals['_TOKENEFFECT']._serialized_start=1224
+  _globals['_TOKENEFFECT']._serialized_end=1278
+  _globals['_LISTFEATURESREQUEST']._serialized_start=1280
+  _globals['_LISTFEATURESREQUEST']._serialized_end=1407
+  _globals['_LISTFEATURESRESPONSE']._serialized_start=1409
+  _globals['_LISTFEATURESRESPONSE']._serialized_end=1496
+  _globals['_GETFEATUREREQUEST']._serialized_start=1498
+  _globals['_GETFEATUREREQUEST']._serialized_end=1557
+  _globals['_GETFEATURERESPONSE']._serialized_start=1559
+  _globals['_GETFEATURERESPONSE']._serialized_end=1618
+  _globals['_SEARCHFEATURESREQUEST']._serialized_start=1620
+  _globals['_SEARCHFEATURESREQUEST']._serialized_end=1731
+  _globals['_SEARCHFEATURESRESPONSE']._serialized_start=1733
+  _globals['_SEARCHFEATURESRESPONSE']._serialized_end=1847
+  _globals['_FEATUREMATCH']._serialized_start=1849
+  _globals['_FEATUREMATCH']._serialized_end=1961
+  _globals['_FEATURESERVICE']._serialized_start=2374
+  _globals['_FEATURESERVICE']._serialized_end=2645
 # @@protoc_insertion_point(module_scope)

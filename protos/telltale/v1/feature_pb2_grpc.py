@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class FeatureServiceStub:
-    """The dictionary's named features.
+    """The dictionary's latents: those that somebody named, and what the latent catalogue, a file beside the dictionary,
+    knows of all of them. A server without a catalogue answers with names alone.
     """
 
     def __init__(self, channel):
@@ -45,21 +46,34 @@ class FeatureServiceStub:
                 request_serializer=telltale_dot_v1_dot_feature__pb2.GetFeatureRequest.SerializeToString,
                 response_deserializer=telltale_dot_v1_dot_feature__pb2.GetFeatureResponse.FromString,
                 _registered_method=True)
+        self.SearchFeatures = channel.unary_unary(
+                '/telltale.v1.FeatureService/SearchFeatures',
+                request_serializer=telltale_dot_v1_dot_feature__pb2.SearchFeaturesRequest.SerializeToString,
+                response_deserializer=telltale_dot_v1_dot_feature__pb2.SearchFeaturesResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureServiceServicer:
-    """The dictionary's named features.
+    """The dictionary's latents: those that somebody named, and what the latent catalogue, a file beside the dictionary,
+    knows of all of them. A server without a catalogue answers with names alone.
     """
 
     def ListFeatures(self, request, context):
-        """Lists named features, by index.
+        """Lists named features, or all latents, in the order asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetFeature(self, request, context):
-        """One feature with its evidence.
+        """One latent, named or not, with all that is known of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchFeatures(self, request, context):
+        """Finds latents by words, or by likeness to a latent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +92,11 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     request_deserializer=telltale_dot_v1_dot_feature__pb2.GetFeatureRequest.FromString,
                     response_serializer=telltale_dot_v1_dot_feature__pb2.GetFeatureResponse.SerializeToString,
             ),
+            'SearchFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchFeatures,
+                    request_deserializer=telltale_dot_v1_dot_feature__pb2.SearchFeaturesRequest.FromString,
+                    response_serializer=telltale_dot_v1_dot_feature__pb2.SearchFeaturesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'telltale.v1.FeatureService', rpc_method_handlers)
@@ -87,7 +106,8 @@ def add_FeatureServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FeatureService:
-    """The dictionary's named features.
+    """The dictionary's latents: those that somebody named, and what the latent catalogue, a file beside the dictionary,
+    knows of all of them. A server without a catalogue answers with names alone.
     """
 
     @staticmethod
@@ -134,6 +154,33 @@ class FeatureService:
             '/telltale.v1.FeatureService/GetFeature',
             telltale_dot_v1_dot_feature__pb2.GetFeatureRequest.SerializeToString,
             telltale_dot_v1_dot_feature__pb2.GetFeatureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/telltale.v1.FeatureService/SearchFeatures',
+            telltale_dot_v1_dot_feature__pb2.SearchFeaturesRequest.SerializeToString,
+            telltale_dot_v1_dot_feature__pb2.SearchFeaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,
