@@ -31,6 +31,10 @@ class LatentNames:
         feature = self.features.get(latent)
         return feature.name if feature else self.titles.get(latent, "")
 
+    def index(self, name: str) -> int | None:
+        """The latent that a feature file gives that name; None if it gives it to none."""
+        return next((latent for latent, feature in self.features.items() if feature.name == name), None)
+
     def example(self, latent: int) -> str:
         """The latent's largest reading, a few tokens before it, itself between » and «; nothing without a store."""
         best = self._store.best_example(latent) if self._store else None

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from discovery.example_store import ExampleStore
-from discovery.latent_record import Example, LatentRecord, TokenEffect
+from discovery.latent_record import Example, Explanation, LatentRecord, TokenEffect
 from discovery.token_text import printable
 
 
@@ -40,6 +40,8 @@ def lines(record: LatentRecord, num_top: int) -> Iterator[Text]:
     yield Text(f"latent {record.latent}" + (f": {printable(explanation.title)}" if explanation else ""), "bold")
     if explanation and explanation.summary:
         yield Text(printable(explanation.summary))
+    if explanation:
+        yield Text(_scores(explanation), "dim")
     yield Text(
         f"active at {record.num_active:,} of {record.num_tokens:,} tokens ({record.density:.3%}), "
         f"mean {record.mean_active:.3f}, max {record.max:.3f}"
@@ -51,6 +53,16 @@ def lines(record: LatentRecord, num_top: int) -> Iterator[Text]:
     yield from _section("largest readings", record.top[:num_top], record.max)
     for number, examples in reversed(list(enumerate(record.quantiles, start=1))):
         yield from _section(f"random, bin {number} of {len(record.quantiles)}", examples[:2], record.max)
+
+
+def _scores(explanation: Explanation) -> str:
+    """How far the title holds on windows that its author did not see."""
+    parts = (
+        ("detection", explanation.detection, explanation.detection_n),
+        ("fuzzing", explanation.fuzzing, explanation.fuzzing_n),
+    )
+    said = [f"{name} {value:.2f} (n = {num})" for name, value, num in parts if value is not None]
+    return f"by {explanation.model}; " + (", ".join(said) + "; chance is 0.50" if said else "not scored")
 
 
 def _tokens(effects: tuple[TokenEffect, ...]) -> str:

@@ -142,19 +142,19 @@ def fit(
         run.sae.load_state_dict(_weights(found[1]))
         return
     device = run.sae.W_enc.device
-    trainer = LightningTrainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        max_steps=run.settings.num_steps,
-        max_epochs=-1,
-        logger=loggers(run.num_steps_done) or False,
-        callbacks=[*(callbacks or []), EverySteps(folder, checkpoint_every)],
-        plugins=[AtomicCheckpoints(found)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
     with quiet_lightning():
+        trainer = LightningTrainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            max_steps=run.settings.num_steps,
+            max_epochs=-1,
+            logger=loggers(run.num_steps_done) or False,
+            callbacks=[*(callbacks or []), EverySteps(folder, checkpoint_every)],
+            plugins=[AtomicCheckpoints(found)],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
         trainer.fit(DictionaryModule(run), ResidualData(run), ckpt_path=found and str(found[0]))
 
 

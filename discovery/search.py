@@ -102,13 +102,15 @@ def find_text(args: argparse.Namespace, names: LatentNames) -> Found:
 
 def find_similar(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -> Found:
     """By cosine with a latent's decoder row or with a vector."""
-    direction_D = read_direction(args.like, sae)
-    latents_NN, cosines_NN = similar(sae, direction_D[None], args.top + args.like.isdecimal())
+    named = names.index(args.like)
+    like = args.like if named is None else str(named)
+    direction_D = read_direction(like, sae)
+    latents_NN, cosines_NN = similar(sae, direction_D[None], args.top + like.isdecimal())
     pairs = zip(latents_NN[0].tolist(), cosines_NN[0].tolist(), strict=True)
-    found = [(latent, cosine) for latent, cosine in pairs if str(latent) != args.like][: args.top]
-    what = f"latent {args.like} {names.of(int(args.like))}".strip() if args.like.isdecimal() else args.like
+    found = [(latent, cosine) for latent, cosine in pairs if str(latent) != like][: args.top]
+    what = f"latent {like} {names.of(int(like))}".strip() if like.isdecimal() else like
     record = [{"latent": latent, "cosine": round(cosine, 4), **words(names, latent)} for latent, cosine in found]
-    return {"like": args.like, "latents": record}, [similar_table(found, names, f"decoder rows like {what}")]
+    return {"like": like, "latents": record}, [similar_table(found, names, f"decoder rows like {what}")]
 
 
 def find_in_sentence(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -> Found:
@@ -159,7 +161,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     prompts.add_argument("--seed", type=int, default=0)
     other = parser.add_argument_group("by something else")
     other.add_argument("--text", metavar="WORDS", help="latents whose explanation or examples have these words")
-    other.add_argument("--like", metavar="LATENT|FILE", help="latents that write the same: an index, or a vector file")
+    other.add_argument(
+        "--like",
+        metavar="LATENT|NAME|FILE",
+        help="latents that write the same: an index, a feature's name, or a vector file",
+    )
     other.add_argument("--sentence", metavar="TEXT", help="latents that fire in it")
     other.add_argument("--by-share", action="store_true", help="of a sentence: order by share of each latent's maximum")
     parser.add_argument("--store", type=Path, help="example file; default examples.sqlite in the dictionary's folder")

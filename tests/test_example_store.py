@@ -154,3 +154,17 @@ def test_the_command_shows_a_latent(path, capsys):
     assert fields["density"] == record.density
     assert fields["top"][0]["text"] == record.top[0].text
     assert fields["promoted"][0]["token_id"] == record.promoted[0].token_id
+
+
+def test_the_command_gives_a_title_with_its_scores(path, tmp_path, capsys):
+    copy = tmp_path / path.name
+    copy.write_bytes(path.read_bytes())
+    said = Explanation(latent=2, title="Token “sea”", summary="Fires on “sea”.", dominant_tokens=("sea",), model="rule")
+    for scores, shown in (
+        ({}, "by rule; not scored"),
+        ({"detection": 0.75, "detection_n": 40}, "by rule; detection 0.75 (n = 40); chance is 0.50"),
+    ):
+        with ExampleStore.open(copy, writable=True) as store:
+            store.save(said._replace(**scores))
+        assert lab.run("latent", [str(copy), "2"]) == 0
+        assert capsys.readouterr().out.startswith(f"latent 2: Token “sea”\nFires on “sea”.\n{shown}\n")

@@ -208,6 +208,10 @@ def test_like_a_latent_gives_the_largest_cosines(command, sae):
     assert [latent["cosine"] for latent in found] == pytest.approx(cosine_F.topk(4).values.tolist(), abs=1e-4)
 
 
+def test_like_a_feature_is_like_its_latent(command):
+    assert command("--like", "lying") == command("--like", str(NAMED))
+
+
 @pytest.mark.parametrize("suffix", ["npy", "safetensors", "json"])
 def test_like_a_vector_file(command, sae, tmp_path, suffix):
     path = tmp_path / f"vector.{suffix}"

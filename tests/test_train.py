@@ -87,6 +87,7 @@ def test_the_command_trains_a_dictionary(harvest, tmp_path, capsys, recipe):
     assert json.loads(out) == {"sae_sha256": sae.manifest.sae_sha256, "tokens_seen": 12 * 128}
     assert sae.activation == recipe and sae.manifest.name == "mine" and sae.num_latents == F
     assert f"train {tmp_path.name}" in err
+    assert "GPU" not in err and "Tip" not in err  # what Lightning has to say of itself
 
 
 def test_the_init_decides_what_is_not_said(harvest, tmp_path):
