@@ -150,9 +150,12 @@ def test_a_catalogue_beside_the_dictionary_is_found(folder, tmp_path):
     path = tiny_catalogue.write(tmp_path / "catalogue.sqlite", sae_sha256=saved.sae_sha256)
     beside = assemble(settings(folder, sae=str(tmp_path), slots=1, context_length=16)).catalog.latents
     assert beside.path == path and beside.entry(1) == tiny_catalogue.entry(1)
+    beside.close()
     elsewhere = path.rename(tmp_path / "elsewhere.sqlite")
     asked_for = settings(folder, sae=str(tmp_path), slots=1, context_length=16, catalogue_file=elsewhere)
-    assert assemble(asked_for).catalog.latents.path == elsewhere
+    named = assemble(asked_for).catalog.latents
+    assert named.path == elsewhere
+    named.close()
 
 
 def test_a_catalogue_of_another_dictionary_or_a_damaged_one_is_refused(folder, tmp_path):
