@@ -57,7 +57,7 @@ def said_of(explanation: Explanation, *, with_summary: bool) -> Said:
     is_rule = explanation.model == TOKEN_RULE
     tokens = tuple(explanation.dominant_tokens)
     return Said(
-        title=", ".join(f"“{token}”" for token in tokens) if is_rule else explanation.title,
+        title=", ".join(f"“{token}”" for token in tokens) if is_rule and tokens else explanation.title,
         summary=explanation.summary if with_summary and not is_rule else "",
         dominant_tokens=tokens,
         explainer=explanation.model,

@@ -70,6 +70,14 @@ def rule_judge(tokens: Sequence[str]) -> Judge:
 
 def rule_explanation(latent: int, tokens: Sequence[str], created: str) -> Explanation:
     """The rule in the form that models' explanations have."""
+    if not tokens:
+        return Explanation(
+            latent=latent,
+            title="Inside a character",
+            summary="Fires where a character goes on in the next token.",
+            model=TOKEN_RULE,
+            created=created,
+        )
     quoted = ", ".join(f"“{one_line(token)}”" for token in tokens)
     return Explanation(
         latent=latent,

@@ -80,6 +80,12 @@ def oracle(body):
 # --- who sees what --------------------------------------------------------------------------------------------------
 
 
+def test_a_latent_that_fires_inside_characters_gets_a_title_too():
+    """Its tokens are shown as nothing: the character goes on in the next one."""
+    assert rule_explanation(0, (), "").title == "Inside a character"
+    assert rule_explanation(0, ("sea", "ship"), "").title == "Tokens “sea”, “ship”"
+
+
 def test_shown_and_held_out_share_no_document_and_no_text(store_path):
     with ExampleStore.open(store_path) as store:
         documents = {}
