@@ -4,8 +4,9 @@
 
 The plain loop is what one would write by hand: contexts in the order they come, padded to the longest of each batch,
 `output_hidden_states=True`, position 0 dropped. `harvest` batches by length and stops at the hook point; it also writes
-its shards to disk, which is counted. Both take the same contexts in turns; figures are medians over rounds. The bf16
-residuals must agree, which is checked. Ends with one JSON line.
+its shards to disk, which is counted. A harder opponent is the same loop over the decoder alone, without the logits that
+nobody wants. All take the same contexts in turns, first one first and then the other; figures are medians over rounds.
+The residuals must agree, which is checked. Ends with one JSON line.
 """
 
 import argparse
@@ -41,9 +42,11 @@ def made_contexts(num_tokens: int, vocab_size: int, seed: int = 0) -> list[Conte
 
 
 @torch.inference_mode()
-def plain_loop(lm: LanguageModel, hook_point: HookPoint, contexts: list[Context]) -> torch.Tensor:
+def plain_loop(
+    lm: LanguageModel, hook_point: HookPoint, contexts: list[Context], *, with_logits: bool = True
+) -> torch.Tensor:
     """[N, D] residuals in order, position 0 left out."""
-    kept = []
+    model, kept = lm.model if with_logits else lm.model.model, []
     for first in range(0, len(contexts), ROWS):
         part = contexts[first : first + ROWS]
         length = max(len(context.tokens) for context in part)
@@ -52,7 +55,7 @@ def plain_loop(lm: LanguageModel, hook_point: HookPoint, contexts: list[Context]
         for row, context in enumerate(part):
             ids_BT[row, : len(context.tokens)] = torch.tensor(context.tokens)
             mask_BT[row, : len(context.tokens)] = 1
-        hidden = lm.model(input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=True, use_cache=False)
+        hidden = model(input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=True, use_cache=False)
         resid_BTD = hidden.hidden_states[hook_point.layer + 1]
         kept += [resid_BTD[row, 1 : len(context.tokens)].bfloat16() for row, context in enumerate(part)]
     return torch.cat(kept)
@@ -64,29 +67,44 @@ def timed(call: Any) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def measure(num_tokens: int, rounds: int) -> dict[str, Any]:
-    lm, hook_point = load_language_model(EMBEDDED), HookPoint(15)
+def measure(num_tokens: int, rounds: int, dtype: Any) -> dict[str, Any]:
+    lm, hook_point = load_language_model(EMBEDDED, dtype=dtype), HookPoint(15)
     contexts = made_contexts(num_tokens, lm.model.config.vocab_size)
-    total = sum(len(context.tokens) for context in contexts)
-    plain_loop(lm, hook_point, contexts[:ROWS])  # warms up
-    seconds: dict[str, list[float]] = {"plain": [], "harvest": []}
-    for _ in range(rounds):
-        spent, wanted_ND = timed(lambda: plain_loop(lm, hook_point, contexts))
-        seconds["plain"].append(spent)
+
+    def harvested() -> torch.Tensor:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder)
-            spent, _ = timed(lambda path=path: harvest(lm, hook_point, contexts, path))
-            seconds["harvest"].append(spent)
-            got_ND = torch.cat([load_resid(shard) for shard in shard_paths(path)])
-    error = float((got_ND.float() - wanted_ND.float()).norm() / wanted_ND.float().norm())
+            harvest(lm, hook_point, contexts, Path(folder))
+            return torch.cat([load_resid(shard) for shard in shard_paths(Path(folder))])
+
+    ways = {
+        "plain": lambda: plain_loop(lm, hook_point, contexts),
+        "decoder": lambda: plain_loop(lm, hook_point, contexts, with_logits=False),
+        "harvest": harvested,
+    }
+    plain_loop(lm, hook_point, contexts[:ROWS])  # warms up
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    resid_ND: dict[str, torch.Tensor] = {}
+    for number in range(rounds):
+        for name in ways if number % 2 == 0 else reversed(ways):
+            spent, resid_ND[name] = timed(ways[name])
+            seconds[name].append(spent)
+    wanted_ND, got_ND = resid_ND["plain"].float(), resid_ND["harvest"].float()
+    error = float((got_ND - wanted_ND).norm() / wanted_ND.norm())
     assert got_ND.shape == wanted_ND.shape and error < 0.02, f"residuals differ by {error}"
-    ratio = statistics.median(a / b for a, b in zip(seconds["plain"], seconds["harvest"], strict=True))
+
+    def speed_ratio(name: str) -> float:
+        pairs = zip(seconds[name], seconds["harvest"], strict=True)
+        return round(statistics.median(a / b for a, b in pairs), 3)
+
+    total = sum(len(context.tokens) for context in contexts)
     return {
         "tokens": total,
+        "dtype": lm.identity.dtype,
         "tokens_per_second": {name: round(total / statistics.median(values)) for name, values in seconds.items()},
-        "harvest_to_plain_speed_ratio": round(ratio, 3),
+        "harvest_to_plain_speed_ratio": speed_ratio("plain"),
+        "harvest_to_decoder_speed_ratio": speed_ratio("decoder"),
         "residual_relative_difference": round(error, 5),
-        "machine": {"cores": os.cpu_count()},
+        "machine": {"cores": os.cpu_count(), "instructions": torch.backends.cpu.get_cpu_capability()},
         "torch": torch.__version__,
     }
 
@@ -95,8 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
     args = parser.parse_args()
-    print(json.dumps(measure(args.tokens, args.rounds)))
+    print(json.dumps(measure(args.tokens, args.rounds, args.dtype)))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from discovery.dictionary_trainer import Trainer
 from discovery.lightning_module import fit
 from discovery.train_logs import CsvLog, Figures, TensorBoardLog
 from discovery.train_settings import TrainSettings
+from sae_runtime.number_format import has_fast_bfloat16
 
 
 class MadeBuffers:
@@ -90,7 +91,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(argv)
     buffers = MadeBuffers(args.d_model, 4 * args.batch_size)
-    settings = TrainSettings(num_latents=args.latents, num_steps=args.steps, batch_size=args.batch_size)
+    settings = TrainSettings(
+        num_latents=args.latents,
+        num_steps=args.steps,
+        batch_size=args.batch_size,
+        precision="bf16" if has_fast_bfloat16(torch.device("cpu")) else "fp32",
+    )
     timed(settings, buffers, lightning=True)  # imports, allocator, threads
     rounds = [
         (timed(settings, buffers, lightning=False), timed(settings, buffers, lightning=True))
