@@ -38,6 +38,8 @@ dashboard: setup
 
 docs: setup
 	$(BIN)/python -m service.options docs/configuration.md
+	$(BIN)/python -m benchmarks.peers.training.table docs/training.md
+	$(BIN)/python -m benchmarks.growth_table docs/training.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -113,7 +113,6 @@ def test_the_best_rate_of_each_is_in_the_table():
             "own_variance_explained": variance,
             "l0": 64.0,
             "dead_ratio": 0.01,
-            "processor_seconds": 10.0,
         }
 
     results = [result("ours", 1e-3, 0.8), result("ours", 3e-3, 0.9), result("SAELens", 1e-3, 0.85)]

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from discovery.evaluate import full_contexts
-from discovery.harvest import shard_paths
 from discovery.reconstruction import measure_reconstruction
+from discovery.shards import shard_paths
 from discovery.splicing import measure_splicing
 from sae_runtime.checkpoint import load_sae
 from sae_runtime.formats import import_sae

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from discovery.buffers import stream_batches
-from discovery.harvest import load_manifest, shard_paths
 from discovery.shard_stream import ShardBuffers, Source, read_shard
+from discovery.shards import load_manifest, shard_paths
 
 BATCH_SIZE = 2048
 

@@ -38,7 +38,7 @@ def best_of(results: list[Result]) -> list[Result]:
 def quality_table(results: list[Result]) -> str:
     """The best run of each."""
     head = ["", "library", "tokens", "rate", "variance explained", "by the library itself"]
-    head += ["L0", "dead", "cross-entropy recovered", "from mean ablation", "processor s"]
+    head += ["L0", "dead", "cross-entropy recovered", "from mean ablation"]
     rows = [
         [
             r["recipe"],
@@ -51,7 +51,6 @@ def quality_table(results: list[Result]) -> str:
             f"{r['dead_ratio']:.2%}",
             f"{r['cross_entropy_recovered']:.4f}" if "cross_entropy_recovered" in r else "",
             f"{r['cross_entropy_recovered_from_mean']:.4f}" if "cross_entropy_recovered" in r else "",
-            f"{r['processor_seconds']:.0f}",
         ]
         for r in best_of(results)
     ]

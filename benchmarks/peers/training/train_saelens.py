@@ -6,6 +6,8 @@ Not used of SAELens: its ActivationsStore (the residuals are given) and its logg
 those below; README.md says why each was changed. All changes are meant in its favour.
 """
 
+from dataclasses import replace
+
 import torch
 from common import BATCH_SIZE, DECAY_SHARE, WARMUP_STEPS, Batches, Run, parse_run, variance_explained, write_result
 from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
@@ -48,7 +50,7 @@ def new_trainer(run: Run, batches: Batches) -> SAETrainer:
     )
     # Its own estimate of the scale, from the same tokens as the others' but before the clock runs.
     trainer.activation_scaler.estimate_scaling_factor(
-        d_in=sae.cfg.d_in, data_provider=Batches(run), n_batches_for_norm_estimate=100
+        d_in=sae.cfg.d_in, data_provider=Batches(replace(run, paced=0)), n_batches_for_norm_estimate=100
     )
     if run.variant != "b_dec from 0":
         sae.b_dec.data = batches.mean_D * trainer.activation_scaler.scaling_factor
