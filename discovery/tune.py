@@ -108,6 +108,8 @@ def conclude(search: Search, rows: list[Row], record: dict[str, Any], args: argp
         console.print(result_table(search, rows))
         if record["train_command"]:
             print(record["train_command"])
+        if "dictionary" in record:
+            print(f"kept as {record['dictionary']['folder']}")
     for line in failures(rows):
         print(line, file=sys.stderr)
     num_completed = sum(row.status == COMPLETED for row in rows)
