@@ -25,13 +25,19 @@ from sae_runtime.tap import decoder_layers
 @contextmanager
 def blocks_behind(model: Any, hook_point: HookPoint) -> Iterator[None]:
     """The model without the blocks up to `hook_point`, for the time of the block."""
-    layers = decoder_layers(model)
+    layers, config = decoder_layers(model), model.model.config
+    # Some decoders look up by place which mask and which rotation a block gets: Gemma 3's are not all alike.
+    kinds = getattr(config, "layer_types", None)
     first = hook_point.layer + (hook_point.side == "output")
     model.model.layers = layers[first:]
+    if kinds is not None:
+        config.layer_types = kinds[first:]
     try:
         yield
     finally:
         model.model.layers = layers
+        if kinds is not None:
+            config.layer_types = kinds
 
 
 @torch.inference_mode()

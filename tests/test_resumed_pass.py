@@ -4,9 +4,12 @@ import pytest
 import tiny
 import torch
 
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
 from discovery.resumed_pass import first_half, second_half
 from discovery.steering_bench import Bench, edit_rows
 from sae_runtime.hook_point import HookPoint
+from sae_runtime.language_model import wrap_model
 from sae_runtime.steering import SteeringOp, SteeringSpec
 from sae_runtime.tap import Tap
 
@@ -27,6 +30,43 @@ def test_two_halves_equal_a_whole_pass(model, dictionary, hook_point):
     found_BPV = second_half(bench, torch.stack([resid_TD, steering.apply(resid_TD, 0)]), positions)
     torch.testing.assert_close(found_BPV, logits_BTV[:, positions].log_softmax(-1), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found_BPV[0], found_BPV[1], atol=1e-2)
+    tap.remove()
+
+
+def gemma():
+    """Blocks of two kinds, which differ in how far they see and in how positions turn."""
+    torch.manual_seed(3)
+    tokenizer = tiny.byte_tokenizer()
+    config = Gemma3TextConfig(
+        hidden_size=tiny.D_MODEL,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=64,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention", "full_attention", "sliding_attention"],
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    return wrap_model(Gemma3ForCausalLM(config).eval(), tokenizer, "gemma", "0" * 64, "none", torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("hook_point", [HookPoint(0, "output"), HookPoint(2, "input"), HookPoint(3, "output")])
+def test_blocks_of_several_kinds_stay_what_they_are(dictionary, hook_point):
+    lm = gemma()
+    tap = Tap(lm.model, hook_point, tiny.D_MODEL)
+    bench = Bench(lm, tap, dictionary, tiny.limits(dictionary))
+    with torch.inference_mode():
+        wanted_TV = lm.model(torch.tensor([IDS])).logits[0].log_softmax(-1)
+        found_BPV = second_half(bench, first_half(bench, IDS)[None], [0, 5, 6])
+        again_TV = lm.model(torch.tensor([IDS])).logits[0].log_softmax(-1)
+    torch.testing.assert_close(found_BPV[0], wanted_TV[[0, 5, 6]], rtol=1e-4, atol=1e-4)
+    assert torch.equal(again_TV, wanted_TV)
     tap.remove()
 
 
