@@ -3,7 +3,6 @@
 import pytest
 import tiny
 import torch
-
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from discovery.resumed_pass import first_half, second_half
