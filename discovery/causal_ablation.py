@@ -69,7 +69,8 @@ class Draws(NamedTuple):
     @classmethod
     def of(cls, density_F: Tensor, num: int, seed: int) -> "Draws":
         generator = torch.Generator().manual_seed(seed)
-        return cls(density_F, torch.stack([torch.randperm(len(density_F), generator=generator) for _ in range(num)]))
+        orders_CF = torch.stack([torch.randperm(len(density_F), generator=generator) for _ in range(num)])
+        return cls(density_F, orders_CF.to(density_F.device))
 
 
 def active_positions(read: Read, latent: int) -> list[int]:
