@@ -9,11 +9,9 @@ from rich.table import Table
 from rich.text import Text as Line
 
 from discovery.causal_ablation import Effects
-from discovery.causal_texts import Text
+from discovery.causal_texts import LEAST_GROUPS, Text
 from discovery.group_bootstrap import difference_interval, mean_interval
 
-LEAST_GROUPS = 3
-"""Documents with a position to measure below which there is no interval worth the name."""
 _PERCENTILE = 95
 _NUM_TOKENS = 10
 
@@ -55,7 +53,7 @@ def ablation_record(
 
 
 def other_texts(effects: Effects | None, seed: int) -> dict[str, Any]:
-    """Cross-entropy and topic tokens where the feature is active in texts against it."""
+    """Cross-entropy where the feature is active in texts against it."""
     if effects is None or len(set(effects.groups)) < LEAST_GROUPS:
         return {"positions": 0 if effects is None else len(effects.groups)}
     estimate = mean_interval(effects.cross_entropy[0].tolist(), effects.groups, seed)

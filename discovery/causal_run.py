@@ -17,7 +17,7 @@ from tqdm import tqdm
 from discovery.causal_ablation import Draws, Effects, Read, ablate, active_positions, joined, thinned
 from discovery.causal_pinning import draw_controls, gains
 from discovery.causal_record import ablation_record, pinning_record
-from discovery.causal_texts import Contrast, Text, typical_tokens
+from discovery.causal_texts import LEAST_GROUPS, Contrast, Text, typical_tokens
 from discovery.errors import SteerError
 from discovery.result_lines import ResultLines
 from discovery.resumed_pass import first_half
@@ -49,9 +49,11 @@ class CausalSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_texts", "num_ablated", "num_pinned", "max_positions", "num_controls"):
-            if getattr(self, name) < 2:
-                raise SteerError(f"{name} must be at least 2, got {getattr(self, name)}")
+        least = dict.fromkeys(("num_texts", "num_ablated", "num_pinned"), LEAST_GROUPS)
+        least |= dict.fromkeys(("max_tokens", "pinned_tokens", "max_positions", "num_controls"), 2)
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise SteerError(f"{name} must be at least {value}, got {getattr(self, name)}")
         if not 0 < self.pin <= 20:
             raise SteerError(f"pin must lie in (0, 20], got {self.pin}")
 

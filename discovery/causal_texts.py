@@ -17,6 +17,8 @@ from discovery.contrasts import CONTRASTS, Passage
 from discovery.errors import SteerError
 from discovery.search_items import Item, make_item, read_items
 
+LEAST_GROUPS = 3
+"""Documents below which there is no interval worth the name."""
 _LEAST_Z, _LEAST_TEXTS = 1.0, 2
 
 
@@ -77,11 +79,15 @@ def _order(text: Text) -> bytes:
 
 
 def choose(contrast: Contrast, num: int, name: str) -> Contrast:
-    """At most `num` texts of each side, from as many groups as there are. SteerError if a side has fewer than two."""
+    """At most `num` texts of each side, from as many groups as there are. SteerError if they are of too few."""
     chosen = Contrast(_spread(contrast.positive, num), _spread(contrast.negative, num))
     for side, texts in chosen._asdict().items():
-        if len({text.group for text in texts}) < 2:
-            raise SteerError(f"contrast {name} must have {side} texts of at least 2 groups, got {len(texts)} texts")
+        num_groups = len({text.group for text in texts})
+        if num_groups < LEAST_GROUPS:
+            raise SteerError(
+                f"contrast {name} must have {side} texts of at least {LEAST_GROUPS} groups, "
+                f"got {len(texts)} texts of {num_groups}"
+            )
     return chosen
 
 

@@ -242,10 +242,10 @@ def test_texts_come_from_as_many_groups_as_there_are():
     def side(groups):
         return [Text((0, index), (1,), group) for index, group in enumerate(groups)]
 
-    chosen = choose(Contrast(side("aaabbc"), side("xy")), 4, "c")
+    chosen = choose(Contrast(side("aaabbc"), side("xyz")), 4, "c")
     assert [text.group for text in chosen.positive] == ["a", "b", "c", "a"]
-    with pytest.raises(SteerError, match="contrast c must have negative texts of at least 2 groups, got 3"):
-        choose(Contrast(side("ab"), side("xxx")), 4, "c")
+    with pytest.raises(SteerError, match="contrast c must have negative texts of at least 3 groups, got 3 texts of 2"):
+        choose(Contrast(side("abc"), side("xxy")), 4, "c")
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -289,6 +289,8 @@ def test_a_killed_run_goes_on_and_gives_the_same(command, tmp_path, monkeypatch)
         (["--contrast", "qu"], "--contrast must be NAME=FILE"),
         (["--pin", "0"], "pin must lie in (0, 20]"),
         (["--controls", "1"], "num_controls must be at least 2"),
+        (["--pinned", "2"], "num_pinned must be at least 3, got 2"),
+        (["--pinned-tokens", "0"], "pinned_tokens must be at least 2, got 0"),
         (["--controls", "100"], "controls must be 100 latents"),
     ],
 )
