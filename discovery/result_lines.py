@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from discovery.errors import LabError
+from sae_runtime.checkpoint import write_atomically
 
 
 class Results(NamedTuple):
@@ -33,8 +34,9 @@ class ResultLines:
         if path is not None and path.exists() and path.stat().st_size:
             self.lines = self._continue(path)
         elif path is not None:
+            # Whole or not at all: a part of this line would be taken for somebody else's file.
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(self.settings)
+            write_atomically(path, _as_line(self.settings))
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one result; it is on disk when this returns."""
@@ -44,7 +46,7 @@ class ResultLines:
     def _write(self, line: dict[str, Any]) -> None:
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(_as_line(line))
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -56,6 +58,10 @@ class ResultLines:
             raise LabError(f"{path} must hold results with the same settings, got others ({', '.join(other)})")
         os.truncate(path, found.num_bytes)
         return found.lines
+
+
+def _as_line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_results(path: Path) -> Results:

@@ -1,7 +1,9 @@
 """`telltale lab steer`: its figures, its verdicts, killed and continued, refused by name, and as a page."""
 
+import errno
 import json
 import math
+import os
 import re
 
 import pytest
@@ -188,6 +190,18 @@ def test_a_killed_study_goes_on_and_gives_the_same(command, tmp_path, monkeypatc
     assert studied(command, *words, tmp_path / "part.jsonl") == whole
     assert written == [1, 2]
     assert (tmp_path / "part.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_a_study_that_ends_at_its_first_line_leaves_nothing_in_the_way(command, tmp_path, monkeypatch):
+    def full(_handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    words = ("--strengths", "1", "--prompt", "I am a", "--output", tmp_path / "a.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "No space left" in command(*words, wanted=1)
+    assert not list(tmp_path.iterdir())
+    assert studied(command, *words)["points"]
 
 
 def test_a_file_of_another_study_is_refused(command, tmp_path):
