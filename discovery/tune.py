@@ -28,7 +28,7 @@ from discovery.train import RECIPES, add_recipe_arguments
 from discovery.train_settings import TrainSettings, defaults_for
 from discovery.tune_ledger import COMPLETED, STOPPED, UNFINISHED, Row, best_of, drop_checkpoints, rows_of
 from discovery.tune_objective import NAMES, objective_of
-from discovery.tune_search import Search, SearchSettings, claim, locked
+from discovery.tune_search import Search, SearchSettings, begun_with, claim, locked
 from discovery.tune_space import default_space, parse_space
 from discovery.tune_table import CSV_FILE, JSON_FILE, failures, result_csv, result_record, result_table
 from sae_runtime.checkpoint import write_atomically
@@ -148,7 +148,7 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
     if args.tokens is not None and "num_steps" in fixed:
         raise TuneError(f"either --tokens or --num-steps can be given, got {args.tokens} and {fixed['num_steps']}")
     if "precision" not in searched:
-        fixed.setdefault("precision", _precision(on_gpu=args.gpus_per_trial > 0))
+        fixed.setdefault("precision", _precision(args.output, on_gpu=args.gpus_per_trial > 0))
     is_drawn = any(dimension.kind != "grid" for dimension in space)
     if args.num_samples is not None and not is_drawn:
         raise TuneError("--num-samples must not be given where nothing is drawn: a grid is gone through once")
@@ -162,7 +162,7 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
         activation=recipe,
         fixed=fixed,
         space=[str(dimension) for dimension in space],
-        num_samples=(args.num_samples or _SAMPLES) if is_drawn else 1,
+        num_samples=(_SAMPLES if args.num_samples is None else args.num_samples) if is_drawn else 1,
         seed=args.seed or 0,
         tokens=None if counts_steps else args.tokens or default_tokens,
         reports=args.reports,
@@ -175,8 +175,10 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
     )
 
 
-def _precision(*, on_gpu: bool) -> str:
-    """As `train` chooses it, on the machine where the search is begun."""
+def _precision(folder: Path, *, on_gpu: bool) -> str:
+    """That of the search in `folder`; for a new one as `train` chooses it, on the machine where it is begun."""
+    if begun := begun_with(folder).get("precision"):
+        return str(begun)
     return "bf16" if on_gpu or has_fast_bfloat16(torch.device("cpu")) else "fp32"
 
 

@@ -186,6 +186,12 @@ def claim(folder: Path, settings: SearchSettings) -> Search:
     return Search(folder, settings, plans)
 
 
+def begun_with(folder: Path) -> dict[str, Any]:
+    """Fields that are the same for all trials of the search in `folder`; none if there is no search yet."""
+    path = folder / SEARCH_FILE
+    return dict(json.loads(path.read_text())["fixed"]) if path.exists() else {}
+
+
 def load_search(folder: Path) -> Search:
     """The search in `folder`, as a trial finds it. TuneError if there is none to be seen, or another's."""
     path = folder / SEARCH_FILE

@@ -409,6 +409,17 @@ def test_going_on_with_other_words_is_refused(done, more, message):
         tune.main([*done[0], *more])
 
 
+def test_going_on_elsewhere_keeps_the_precision_it_was_begun_with(harvests, tmp_path, monkeypatch):
+    """On a GPU, or on a processor with bf16 instructions, another one would be chosen."""
+    argv = command(harvests, tmp_path / "out")
+    monkeypatch.setattr(tune, "has_fast_bfloat16", lambda _: False)
+    assert begin(argv).settings.fixed["precision"] == "fp32"
+    assert begin([*argv, "--gpus-per-trial", "1"]).settings.fixed["precision"] == "fp32"
+    assert begin(command(harvests, tmp_path / "new", "--gpus-per-trial", "1")).settings.fixed["precision"] == "bf16"
+    with pytest.raises(TuneError, match="'precision': 'bf16'"):
+        begin([*argv, "--precision", "bf16"])
+
+
 def test_going_on_with_other_data_is_refused(tmp_path):
     harvests = write_harvests(tmp_path)
     begin(command(harvests, tmp_path / "out"))
@@ -436,6 +447,7 @@ def test_two_at_once_are_refused(done):
         ([], ["k=choice:1,2", "activation=choice:topk,relu"], ".*activation is searched"),
         ([], ["decay_share=uniform:1:2"], r"trial 0 .* is no recipe: decay_share must lie in \[0, 1\]"),
         (["--num-samples", "3"], ["seed=grid:0,1"], "--num-samples must not be given"),
+        (["--num-samples", "0"], SPACE, "num_samples must be at least 1, got 0"),
         (["--grace-reports", "5"], SPACE, "grace_reports must be at most reports=4, got 5"),
         (["--scheduler", "pbt"], SPACE, "scheduler must be asha or fifo, got 'pbt'"),
         (["--reduction-factor", "1"], SPACE, "reduction_factor must be above 1"),
