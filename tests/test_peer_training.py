@@ -93,12 +93,16 @@ def test_rates_are_tried_until_the_best_lies_between_two_others(monkeypatch, tmp
 
 
 def test_a_run_that_is_done_is_not_repeated(monkeypatch, tmp_path):
-    args = argparse.Namespace(runs=tmp_path)
+    args = argparse.Namespace(runs=tmp_path, num_steps=96, num_latents=8192, k=64)
     folder = sweep.run_folder(tmp_path, "saelens", "topk", 1e-3)
     folder.mkdir()
-    (folder / "result.json").write_text(json.dumps({"own_variance_explained": 0.5}))
+    done = {"own_variance_explained": 0.5, "num_steps": 96, "num_latents": 8192, "k": 64}
+    (folder / "result.json").write_text(json.dumps(done))
     monkeypatch.setattr(sweep.subprocess, "run", lambda *_, **__: pytest.fail("it was trained again"))
     assert sweep.train(args, "saelens", "topk", 1e-3) == 0.5
+    args.num_steps = 250
+    with pytest.raises(SystemExit, match="num_steps must be 250, got 96"):
+        sweep.train(args, "saelens", "topk", 1e-3)
 
 
 def test_the_best_rate_of_each_is_in_the_table():

@@ -61,7 +61,11 @@ def train(args: argparse.Namespace, name: str, recipe: str, rate: float) -> floa
         command += ["--num-latents", str(args.num_latents), "--k", str(args.k), "--variant", library.variant]
         with (folder / "log.txt").open("w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment(name))
-    return float(json.loads(result.read_text())["own_variance_explained"])
+    found = json.loads(result.read_text())
+    for field in ("num_steps", "num_latents", "k"):
+        if found[field] != getattr(args, field):
+            raise SystemExit(f"{folder}: {field} must be {getattr(args, field)}, got {found[field]}: take other --runs")
+    return float(found["own_variance_explained"])
 
 
 def python_of(args: argparse.Namespace, name: str) -> str:
