@@ -32,7 +32,7 @@ AGREEMENT = 0.002
 
 
 def read_dictionary(folder: Path, library: str, mean_D: torch.Tensor) -> SAE:
-    """Whatever format it is in. The mean is the same for all, so that variance is the same."""
+    """Whatever format it is in. The mean, with which single tokens are compared, is the same for all."""
     match library:
         case "ours":
             sae: SAE = load_sae(folder / "dictionary")
