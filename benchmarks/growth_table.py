@@ -118,6 +118,7 @@ def with_tables(page: str, folder: Path = RESULTS) -> str:
     }
     found = {name: read(name, folder) for name in makers}
     made = [makers[name](figures) + "\n" for name, figures in found.items() if figures is not None]
+    made = made or ["Nothing has been measured yet.\n"]
     return f"{head}{begin}\n\n" + "\n".join(made) + f"\n{end}{tail}"
 
 

@@ -102,7 +102,8 @@ def with_tables(page: str) -> str:
     results = read_results()
     tables = [quality_table(results), sweep_table(results)] if results else []
     tables.append(speed_table())
-    return f"{head}{begin}\n\n" + "\n".join(table for table in tables if table) + f"\n{end}{tail}"
+    made = [table for table in tables if table] or ["No run has been measured yet.\n"]
+    return f"{head}{begin}\n\n" + "\n".join(made) + f"\n{end}{tail}"
 
 
 def main(argv: list[str] | None = None) -> int:
