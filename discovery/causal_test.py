@@ -153,7 +153,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps({**results.settings, "records": records}))
     else:
-        Console().print(causal_table(records))
+        # Where there is no terminal to ask for its width, the table's own.
+        console = Console() if sys.stdout.isatty() else Console(width=132)
+        console.print(causal_table(records))
     return 0
 
 
