@@ -1,10 +1,12 @@
 """telltale.v1.FeatureService: named features, and all latents as far as the latent catalogue knows them.
 
-Everything is looked up in worker threads: the loop has streams to serve. A page bounds what one call can cost.
+Everything is looked up in worker threads: the loop has streams to serve. A page bounds what is written of one call; a
+search by likeness reads the whole decoder for each. So few are worked out at a time, and the others wait.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from telltale.v1 import feature_pb2
@@ -20,6 +22,8 @@ from service.wire_responses import ResponseWriter
 
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 100, 1000
 DEFAULT_MATCHES, MAX_MATCHES = 20, 100
+MAX_LOOKUPS = 2
+"""At a time, in threads of their own: those of the event loop are few, and read requests to generate."""
 
 
 class FeatureServicer:
@@ -29,15 +33,19 @@ class FeatureServicer:
         self._catalog, self._writer = catalog, writer
         self._num_latents = catalog.manifest.num_latents
         self._search = FeatureSearch(catalog.watchlist, catalog.latents, cosines, self._num_latents)
+        self._workers = ThreadPoolExecutor(MAX_LOOKUPS, "features")
 
     async def ListFeatures(self, message: Any, _context: Any) -> Any:
-        return await asyncio.to_thread(self._list, message)
+        return await self._look_up(self._list, message)
 
     async def GetFeature(self, message: Any, _context: Any) -> Any:
-        return await asyncio.to_thread(self._get, message)
+        return await self._look_up(self._get, message)
 
     async def SearchFeatures(self, message: Any, _context: Any) -> Any:
-        return await asyncio.to_thread(self._find, message)
+        return await self._look_up(self._find, message)
+
+    async def _look_up(self, answer: Callable[[Any], Any], message: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, answer, message)
 
     def _list(self, message: Any) -> Any:
         start, size = read_page(message, default=DEFAULT_PAGE_SIZE, most=MAX_PAGE_SIZE)

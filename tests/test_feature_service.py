@@ -3,18 +3,21 @@
 import asyncio
 import math
 import re
+import threading
 from typing import get_args
 
 import pytest
 import tiny
 import tiny_catalogue
 import torch
-from serving import connect, serving, watchlist
+from serving import catalog, connect, eventually, serving, watchlist
 from telltale.v1 import feature_pb2
 
 from monitors.latent_words import words_of
 from service.client_features import FeatureOrder
 from service.errors import InvalidRequest
+from service.feature_servicer import MAX_LOOKUPS, FeatureServicer
+from service.wire_responses import ResponseWriter
 
 ROWS = tiny_catalogue.rows()
 NAMED = {feature.index: feature for feature in watchlist().features}
@@ -303,3 +306,27 @@ async def test_searches_change_no_generation_beside_them(client):
     )
     assert beside.text == alone.text and beside.readings("lying") == alone.readings("lying")
     assert len({tuple(match.feature.index for match in found) for found in searches}) == 1
+
+
+async def test_searches_without_number_leave_threads_to_others():
+    """Those of the event loop read requests to generate."""
+    begun, go_on, searches = [], threading.Event(), []
+
+    def cosines(latent):
+        begun.append(latent)
+        assert go_on.wait(20), "nobody let it go on"
+        return [0.0] * tiny.NUM_LATENTS
+
+    known = catalog(tiny.language_model())
+    servicer = FeatureServicer(known, ResponseWriter(known, ()), cosines)
+    message = feature_pb2.SearchFeaturesRequest(like_feature=3)
+    try:
+        searches = [asyncio.create_task(servicer.SearchFeatures(message, None)) for _ in range(50)]
+        await eventually(lambda: len(begun) == MAX_LOOKUPS)
+        async with asyncio.timeout(10):
+            assert await asyncio.to_thread(lambda: "a request is read") == "a request is read"
+        assert len(begun) == MAX_LOOKUPS
+    finally:
+        go_on.set()
+        answers = await asyncio.gather(*searches)
+    assert len(begun) == 50 and {answer.num_matches for answer in answers} == {tiny.NUM_LATENTS - 1}
