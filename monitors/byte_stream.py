@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 
 _RAW_DEFLATE = -15
 _LEVEL = 9
+MOST_INFLATED_BYTES = 2**24
+"""More is no blob of a catalogue: a few bytes can be made to inflate to any number."""
 
 
 def deflate(data: bytes | bytearray) -> bytes:
@@ -18,8 +20,14 @@ def deflate(data: bytes | bytearray) -> bytes:
 
 
 def inflate(data: bytes) -> bytes:
-    """What `deflate` compressed; zlib.error if it is nothing of the kind."""
-    return zlib.decompress(data, _RAW_DEFLATE)
+    """What `deflate` compressed; zlib.error if it is nothing of the kind, ValueError if it is too much."""
+    unpacker = zlib.decompressobj(_RAW_DEFLATE)
+    inflated = unpacker.decompress(data, MOST_INFLATED_BYTES + 1)
+    if len(inflated) > MOST_INFLATED_BYTES:
+        raise ValueError(f"deflated data must have at most {MOST_INFLATED_BYTES} bytes, got more")
+    if not unpacker.eof:
+        raise zlib.error("deflated data ends in the middle")
+    return inflated
 
 
 class ByteWriter:

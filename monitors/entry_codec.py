@@ -108,6 +108,8 @@ class EntryCodec:
         number, first = stream.counts(2)
         if not number:
             return ()
+        if first + number > self._num_bins:  # before as many zeros are made
+            raise ValueError(f"histogram must have {self._num_bins} bins, got {number} behind {first}")
         counts = stream.counts(number)
         return (0,) * first + counts + (0,) * (self._num_bins - first - number)
 

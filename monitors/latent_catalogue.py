@@ -65,6 +65,7 @@ class LatentCatalogue:
         }
         """Dictionary, model, corpus, whose text is quoted under what licence; docs/catalogue.md lists the keys."""
         self._check_contents()
+        self._check_latents()
         columns = "num_active, max, detection, detection_windows"
         rows = connection.execute(f"SELECT {columns} FROM latents ORDER BY latent").fetchall()
         self.figures: Sequence[LatentFigures] = [
@@ -164,6 +165,13 @@ class LatentCatalogue:
         wanted, got = self.manifest.get("content_sha256"), content_sha256(self._connection)
         if wanted != got:
             raise CatalogueError(Problem("content_sha256", f"{got!r}, that of the contents", shown(wanted)))
+
+    def _check_latents(self) -> None:
+        num, wanted = self.manifest.get("num_latents"), "a row for each of num_latents, from 0 on"
+        query = "SELECT count(*), min(latent), max(latent) FROM latents"
+        rows, first, last = self._connection.execute(query).fetchone()
+        if not isinstance(num, int) or (rows, first, last) != (num, 0, num - 1):
+            raise CatalogueError(Problem("latents", wanted, f"{rows} of {shown(num)}, {first} to {last}"))
 
 
 def _lower_bound(score: Score | None) -> float:

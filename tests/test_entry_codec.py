@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discovery.catalogue_entry import used_tokens
-from monitors.byte_stream import ByteReader, ByteWriter, pack_postings, unpack_postings
+from monitors.byte_stream import (
+    MOST_INFLATED_BYTES,
+    ByteReader,
+    ByteWriter,
+    deflate,
+    inflate,
+    pack_postings,
+    unpack_postings,
+)
 from monitors.entry_codec import EntryCodec, TokenTable
 from monitors.latent_entry import SILENT
 
@@ -88,3 +96,21 @@ def test_what_is_cut_off_or_goes_on_is_refused():
     for damaged in (raw[:-1], raw[: len(raw) // 2], raw + b"\0", b""):
         with pytest.raises(DAMAGED):
             codec().unpack(deflated(damaged))
+
+
+def test_a_few_bytes_that_stand_for_very_many_are_refused():
+    most = bytes(MOST_INFLATED_BYTES)
+    assert inflate(deflate(most)) == most
+    with pytest.raises(ValueError, match=f"at most {MOST_INFLATED_BYTES} bytes"):
+        inflate(deflate(most + b"\0"))
+    with pytest.raises(zlib.error):
+        inflate(deflate(most)[:-1])
+
+
+def test_a_histogram_of_more_bins_than_there_are_is_refused():
+    stream = ByteWriter()
+    stream.single(1.0)
+    for count in (0, 0, 1, 2**40, 7):  # nothing said, no source, one bin behind 2**40 empty ones
+        stream.count(count)
+    with pytest.raises(ValueError, match=f"histogram must have {len(tiny_catalogue.EDGES) - 1} bins, got 1 behind"):
+        codec().unpack(deflate(stream.bytes))

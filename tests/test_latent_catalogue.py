@@ -9,7 +9,7 @@ import pytest
 import tiny_catalogue
 
 from monitors.errors import CatalogueError
-from monitors.latent_catalogue import LatentCatalogue
+from monitors.latent_catalogue import LatentCatalogue, content_sha256
 from monitors.latent_entry import SILENT, Score
 from monitors.latent_words import entry_words, word_weights
 
@@ -112,6 +112,26 @@ def test_a_changed_file_is_refused(path, tmp_path, statement, problem):
     with pytest.raises(CatalogueError) as refused:
         LatentCatalogue.open(changed)
     assert f"cannot use latent catalogue {changed}:\n{problem}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("statement", "got"),
+    [
+        ("DELETE FROM latents WHERE latent = 63", "63 of 64, 0 to 62"),
+        ("UPDATE latents SET latent = 64 WHERE latent = 63", "64 of 64, 0 to 64"),
+        ("DELETE FROM latents", "0 of 64, None to None"),
+        ("UPDATE manifest SET value = 'null' WHERE key = 'num_latents'", "64 of None, 0 to 63"),
+    ],
+)
+def test_a_file_that_lacks_latents_is_refused_whoever_made_it(path, tmp_path, statement, got):
+    changed = change(path, tmp_path / "changed", statement)
+    connection = sqlite3.connect(changed)
+    with connection:  # as its writer would have it
+        digest = (f'"{content_sha256(connection)}"',)
+        connection.execute("UPDATE manifest SET value = ? WHERE key = 'content_sha256'", digest)
+    connection.close()
+    with pytest.raises(CatalogueError, match="latents: wanted a row for each of num_latents, from 0 on, got " + got):
+        LatentCatalogue.open(changed)
 
 
 def test_foreign_files_are_refused(tmp_path, path):
