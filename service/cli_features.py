@@ -22,7 +22,7 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     listing.add_argument(
         "--order", choices=get_args(FeatureOrder), default="index", help="by what; largest first but for index"
     )
-    listing.add_argument("--limit", metavar="N", type=int, help="at most so many")
+    listing.add_argument("--limit", metavar="N", type=_limit, help="at most so many")
     listing.set_defaults(run=run_list)
     one = which.add_parser("get", help="one latent, with examples and evidence", allow_abbrev=False)
     one.add_argument("key", metavar="NAME_OR_INDEX", type=feature_key)
@@ -31,11 +31,19 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     search = which.add_parser("search", help="latents by words, or by likeness", allow_abbrev=False)
     search.add_argument("words", metavar="WORD", nargs="*", help="all of them must be found")
     search.add_argument("--like", metavar="NAME_OR_INDEX", type=feature_key, help="by cosine of decoder rows")
-    search.add_argument("--limit", metavar="N", type=int, default=10, help="at most so many")
+    search.add_argument("--limit", metavar="N", type=_limit, default=10, help="at most so many")
     search.set_defaults(run=run_search)
     for parser in (listing, one, search):
         add_output_flags(parser)
         add_connection_flags(parser)
+
+
+def _limit(text: str) -> int:
+    """One or more: of a list of none one would think that nothing was found."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more. Got {number}.")
+    return number
 
 
 async def run_list(args: argparse.Namespace) -> int:

@@ -33,7 +33,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentStatistics:
-    """What a latent did over the catalogue's corpus, position 0 left out."""
+    """What a latent did over the catalogue's corpus, position 0 and massive activations left out."""
 
     num_tokens: int
     num_active: int
@@ -124,7 +124,7 @@ class Feature:
     """None if the server has no latent catalogue."""
     explanation: Explanation | None
     examples: tuple[Example, ...]
-    """Largest reading first; none in lists, in a search the one that has words of the query."""
+    """Largest reading first; none in lists, in a search the one with most words of the query."""
     promoted: tuple[TokenEffect, ...]
     suppressed: tuple[TokenEffect, ...]
 

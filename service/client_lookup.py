@@ -33,6 +33,8 @@ async def all_pages(
     call: Callable[[Any], Awaitable[Any]], request: Any, field: str, *, most_of_page: int, limit: int | None
 ) -> list[Any]:
     """The first `limit` items of a list, which stand in `field` of its pages; all of them for None."""
+    if limit is not None and limit < 0:
+        raise InvalidRequest.field("limit", f"must be 0 or more. Got {limit}.")
     found: list[Any] = []
     while limit is None or len(found) < limit:
         request.page_size = most_of_page if limit is None else min(most_of_page, limit - len(found))

@@ -350,6 +350,13 @@ async def test_latents_are_found(capsys, fake):
         assert "search takes words or --like. Got" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["0", "-3"])
+def test_a_list_of_none_is_refused(capsys, number):
+    for words in (("list",), ("search", "x")):
+        error = usage_error(capsys, "features", *words, "--limit", number)
+        assert f"argument --limit: must be 1 or more. Got {number}." in error
+
+
 async def test_the_end_of_the_alerts_is_a_failure(fake, capsys):
     assert await run("watch", "--monitor", "lying") == cli.EXIT_FAILED
     out, err = capsys.readouterr()

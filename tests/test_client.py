@@ -364,6 +364,8 @@ async def test_a_limit_asks_for_no_more_than_that(client, fake):
     assert [feature.index for feature in await client.list_features(limit=1)] == [7]
     assert [request.page_size for request in fake.requests] == [1]
     assert await client.list_features(limit=0) == [] and len(fake.requests) == 1
+    with pytest.raises(errors.InvalidRequest, match=r"limit: must be 0 or more\. Got -1"):
+        await client.search_features("lies", limit=-1)
     assert [feature.index for feature in await client.list_features(order="density", include_unnamed=True)] == [
         7,
         9,
