@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from discovery.corpus import DEFAULTS, BosPolicy, Context, CorpusSettings, read_contexts
 from sae_runtime.hook_point import HookPoint
-from sae_runtime.language_model import EMBEDDED, LanguageModel, Quantization, load_language_model
+from sae_runtime.language_model import EMBEDDED, DTypeName, LanguageModel, Quantization, load_language_model
 
 CORPUS_HELP = ".jsonl (text, messages or tokens), text files, either .gz, or hf:PATH_OR_NAME[:SPLIT[:COLUMN]]"
 
@@ -24,7 +24,9 @@ def add_model_arguments(group: Group) -> None:
         choices=get_args(Quantization),
         help="auto: nf4 on CUDA, else none; GGUF: as it is",
     )
-    group.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="auto: bfloat16")
+    group.add_argument(
+        "--dtype", default="auto", choices=get_args(DTypeName), help="auto: bfloat16, or float32 where that is emulated"
+    )
     group.add_argument("--hook-point", type=HookPoint.parse, default=HookPoint(15))
     group.add_argument("--batch-tokens", type=int, default=8192, help="of a forward pass")
 
