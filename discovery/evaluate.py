@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ from discovery.errors import HarvestError, LabError
 from discovery.provenance import COMPARED, check_provenance, model_facts
 from discovery.reconstruction import ReconstructionSums, measure_reconstruction
 from discovery.shard_stream import read_shard, read_whole_shard
-from discovery.shards import Harvested, shard_paths
+from discovery.shards import finished_shards, load_token_ids, shard_paths
 from discovery.shards import load_manifest as load_harvest_manifest
 from discovery.splicing import SplicingSums, measure_splicing
 from sae_runtime.checkpoint import (
@@ -66,22 +65,13 @@ def full_contexts(shards: list[Path], max_tokens: int, batch_tokens: int = 4096)
 
     HarvestError if that length is below 3: position 0 is left alone and predicts nothing that counts.
     """
-    contexts = [context for path in shards for context in read_token_ids(path)]
+    contexts = [context for path in shards for context in load_token_ids(path)]
     lengths = Counter(map(len, contexts))
     length = max(lengths, key=lengths.__getitem__)
     if length < 3:
         raise HarvestError(f"contexts of {shards[0].parent} must have 3 tokens or more for predictions, got {length}")
     chosen = [context for context in contexts if len(context) == length][: max(1, max_tokens // length)]
     yield from torch.split(torch.tensor(chosen), max(1, batch_tokens // length))
-
-
-def read_token_ids(path: Path) -> list[list[int]]:
-    """A shard's contexts, without reading its residuals. HarvestError if it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return Harvested(torch.empty(0), *(file.get_tensor(name) for name in Harvested._fields[1:])).token_ids()
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise HarvestError(f"{path} is no readable shard: {error}") from None
 
 
 def mean_residual(shards: list[Path]) -> Tensor:
@@ -155,6 +145,12 @@ def check_harvests(manifest: Manifest, sets: dict[str, list[Path]]) -> None:
         check_provenance(manifest, {name: settings.get(name) for name in COMPARED}, f"harvest {folder}")
 
 
+def check_whole(sets: dict[str, list[Path]]) -> None:
+    """HarvestError if a harvest is not finished or lacks a shard: its figures would be of some of the text."""
+    for folder in sorted({path.parent for shards in sets.values() for path in shards}):
+        finished_shards(folder)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Held-out figures of a dictionary.")
     parser.add_argument("dictionary", type=Path)
@@ -170,6 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     sae = load_sae(args.dictionary)
     sets = parse_sets(args.set)
+    check_whole(sets)
     comparison = read_comparison(args.fidelity) if args.fidelity else None
     if not args.unverified:
         check_harvests(sae.manifest, sets)

@@ -85,6 +85,11 @@ def load_resid(path: Path) -> Tensor:
     return _read(path, ("resid_ND",))["resid_ND"]
 
 
+def load_token_ids(path: Path) -> list[list[int]]:
+    """`Harvested.token_ids` of one shard, without reading its residuals."""
+    return Harvested(torch.empty(0), **_read(path, Harvested._fields[1:])).token_ids()
+
+
 def load_ordinary_resid(path: Path) -> Tensor:
     """[N, D] bf16 residuals of one shard, massive activations left out."""
     resid_ND = load_resid(path)

@@ -18,7 +18,7 @@ from torch import Tensor
 from discovery.corpus import Context, contexts_digest
 from discovery.errors import ExampleError, HarvestError
 from discovery.residuals import read_in_batches
-from discovery.shards import MANIFEST_FILE, load_manifest, load_shard, ordinary, shard_paths
+from discovery.shards import MANIFEST_FILE, finished_shards, load_manifest, load_shard, ordinary
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.tap import Tap
 
@@ -72,13 +72,16 @@ class HarvestedText:
     """The shards of some harvests, in order."""
 
     def __init__(self, folders: Sequence[Path], document_sources: Mapping[int, str] | None = None) -> None:
-        """`document_sources`: source of each document by its id, if examples are to know theirs."""
+        """`document_sources`: source of each document by its id, if examples are to know theirs.
+
+        ExampleError if a harvest is not finished, HarvestError if it lacks a shard.
+        """
         manifests = [load_manifest(folder) for folder in folders]
         for folder, manifest in zip(folders, manifests, strict=True):
             if not manifest["finished"]:
                 raise ExampleError(f"harvest {folder} must be finished, got finished: false in its {MANIFEST_FILE}")
         self._folders = folders
-        self._paths = [path for folder in folders for path in shard_paths(folder)]
+        self._paths = [path for folder in folders for path in finished_shards(folder)]
         self._documents = document_sources or {}
         self._settings = [manifest["settings"] for manifest in manifests]
         self.sources = [*sorted(set(self._documents.values())), UNKNOWN_SOURCE]

@@ -54,6 +54,12 @@ def contexts(num: int, length: int) -> list[Context]:
     return [Context(torch.randint(3, 200, (length,), generator=generator).tolist(), n, 0, "made") for n in range(num)]
 
 
+def write_manifest(folder, settings, *, num_shards=1, finished=True):
+    """That of a harvest of so many shards."""
+    settings = settings | {"num_contexts": num_shards, "contexts_per_shard": 1}
+    (folder / "manifest.json").write_text(json.dumps({"settings": settings, "finished": finished}))
+
+
 def test_all_sets_together(model, dictionary, tap, tmp_path):
     for name, num in (("one", 5), ("two", 3)):
         harvest(model, tiny.HOOK_POINT, contexts(num, 12), tmp_path / name, contexts_per_shard=2)
@@ -125,7 +131,7 @@ def test_another_model_than_the_dictionarys_is_refused(tmp_path, field, value, c
     (tmp_path / "one").mkdir()
     write_shard(tmp_path / "one")
     settings = load_manifest(tmp_path / "sae").model_dump(include=set(COMPARED))
-    (tmp_path / "one" / "manifest.json").write_text(json.dumps({"settings": settings}))
+    write_manifest(tmp_path / "one", settings)
     argv = [str(tmp_path / "sae"), "--set", f"one={tmp_path / 'one'}", "--model", str(tmp_path / "model")]
     with pytest.raises(FitError, match=f"{field} of model model must be the dictionary's {value}, got"):
         main(argv)
@@ -208,7 +214,7 @@ def test_the_report_takes_in_a_comparison(dictionary, tmp_path, capsys):
     save_sae(dictionary, MANIFEST, tmp_path / "sae")
     write_shard(tmp_path)
     argv = [str(tmp_path / "sae"), "--set", f"one={tmp_path}", "--ce-tokens", "0", "--unverified"]
-    (tmp_path / "manifest.json").write_text('{"settings": {}}')
+    write_manifest(tmp_path, {})
     argv += ["--report", str(tmp_path / "report.html"), "--fidelity", str(tmp_path / "fidelity.json")]
     assert main(argv) == 0
     assert json.loads(capsys.readouterr().out)["fidelity"] == comparison
@@ -262,10 +268,21 @@ def test_the_command_prints_json_and_writes_the_manifest(dictionary, tmp_path, c
     save_sae(dictionary, MANIFEST, tmp_path / "sae")
     (tmp_path / "one").mkdir()
     save_file({"resid_ND": torch.randn(30, tiny.D_MODEL).bfloat16()}, tmp_path / "one" / "shard-00000.safetensors")
-    (tmp_path / "one" / "manifest.json").write_text(
-        json.dumps({"settings": MANIFEST.model_dump(include=set(COMPARED))})
-    )
+    write_manifest(tmp_path / "one", MANIFEST.model_dump(include=set(COMPARED)))
     assert main([str(tmp_path / "sae"), "--set", f"one={tmp_path / 'one'}", "--ce-tokens", "0", "--write"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert load_manifest(tmp_path / "sae").metrics == {"one": said["one"]}
     assert 0 < said["decoder"]["max_cosine_quantiles"]["50%"] < 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "got"),
+    [({"num_shards": 2}, "must have 2 shards, got none of shard-00001"), ({"finished": False}, "got finished: false")],
+)
+def test_some_of_a_harvest_is_not_evaluated_as_all_of_it(dictionary, tmp_path, facts, got):
+    save_sae(dictionary, MANIFEST, tmp_path / "sae")
+    (tmp_path / "one").mkdir()
+    write_shard(tmp_path / "one")
+    write_manifest(tmp_path / "one", MANIFEST.model_dump(include=set(COMPARED)), **facts)
+    with pytest.raises(HarvestError, match=got):
+        main([str(tmp_path / "sae"), "--set", f"one={tmp_path / 'one'}", "--ce-tokens", "0", "--unverified"])

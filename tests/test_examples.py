@@ -18,7 +18,7 @@ from tiny_examples import SETTINGS
 
 from discovery import example_collector, example_schema, examples, lab
 from discovery.corpus import Context
-from discovery.errors import ExampleError, FitError
+from discovery.errors import ExampleError, FitError, HarvestError
 from discovery.example_collector import HISTOGRAM_EDGES, ExampleSettings, random_priorities
 from discovery.example_store import ExampleStore
 from discovery.examples import collect, finish, is_finished, state_path
@@ -228,10 +228,17 @@ def test_reading_the_model_gives_the_file_that_the_harvest_gives(model, sae, tex
     assert rows[0] == rows[1]
 
 
+def manifest_of_one_shard(harvest):
+    """A harvest's manifest as if it had only its first shard."""
+    manifest = json.loads((harvest / "manifest.json").read_text())
+    manifest["settings"]["num_contexts"] = manifest["settings"]["contexts_per_shard"]
+    return json.dumps(manifest)
+
+
 def test_massive_activations_are_not_read(sae, folder, tmp_path):
     tensors = load_file(shard_path(folder / "harvest", 0))
     tensors["resid_ND"][7] *= 1000
-    (tmp_path / "manifest.json").write_text((folder / "harvest" / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(manifest_of_one_shard(folder / "harvest"))
     save_file(tensors, shard_path(tmp_path, 0))
     collector = collect(tiny_examples.example_pass(sae, HarvestedText([tmp_path]), None), tmp_path / "x")
     assert (collector.num_massive, collector.num_tokens) == (1, len(tensors["resid_ND"]) - 1)
@@ -415,7 +422,7 @@ def test_a_full_disk_leaves_nothing_half_written(sae, text, tmp_path, monkeypatc
 
 
 def test_bad_text_is_refused_by_name(model, folder, tmp_path):
-    manifest = (folder / "harvest" / "manifest.json").read_text()
+    manifest = manifest_of_one_shard(folder / "harvest")
     (tmp_path / "manifest.json").write_text(manifest)
     path = shard_path(tmp_path, 0)
     tensors = load_file(shard_path(folder / "harvest", 0))
@@ -430,6 +437,10 @@ def test_bad_text_is_refused_by_name(model, folder, tmp_path):
         HarvestedText([tmp_path]).piece(0)
     (tmp_path / "manifest.json").write_text(json.dumps(json.loads(manifest) | {"finished": False}))
     with pytest.raises(ExampleError, match="must be finished"):
+        HarvestedText([tmp_path])
+    (tmp_path / "manifest.json").write_text(manifest)
+    path.unlink()
+    with pytest.raises(HarvestError, match="must have 1 shards, got none of shard-00000"):
         HarvestedText([tmp_path])
     with pytest.raises(ExampleError, match="got none"):
         ModelText(model, None, [])

@@ -13,6 +13,7 @@ from discovery.shards import (
     load_manifest,
     load_resid,
     load_shard,
+    load_token_ids,
     ordinary,
     save_shard,
     shard_path,
@@ -48,8 +49,14 @@ def test_a_changed_bit_is_seen_in_every_tensor(tmp_path, name):
     header = json.loads(data[8:start])
     data[start + header[name]["data_offsets"][0]] ^= 1
     path.write_bytes(data)
-    with pytest.raises(HarvestError, match=rf"shard-00000.safetensors is damaged: checksum of {name} must be .* got"):
+    damaged = rf"shard-00000.safetensors is damaged: checksum of {name} must be .* got"
+    with pytest.raises(HarvestError, match=damaged):
         load_shard(path)
+    if name == "resid_ND":
+        assert load_token_ids(path) == shard().token_ids(), "residuals are not read for them"
+    else:
+        with pytest.raises(HarvestError, match=damaged):
+            load_token_ids(path)
 
 
 def test_shards_without_checksums_are_read(tmp_path):
