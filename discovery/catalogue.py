@@ -140,7 +140,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--effects", type=int, default=8, help="most promoted and most suppressed tokens of each latent"
     )
-    parser.add_argument("--output", type=Path, help=f"unset: {CATALOGUE_FILE} in the dictionary's folder")
+    parser.add_argument(
+        "--output", type=Path, help=f"unset: {CATALOGUE_FILE} in the dictionary's folder, if there is none yet"
+    )
     parser.add_argument("--date", help="to be kept in the file, which is the same at any time without it")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
     return parser.parse_args(argv)
@@ -149,7 +151,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     dictionary = load_manifest(args.dictionary)
-    output = args.output or args.dictionary / CATALOGUE_FILE
+    output = args.output or unused(args.dictionary / CATALOGUE_FILE)
     with ExitStack() as stack:
         store = stack.enter_context(open_store(args.store, dictionary))
         sources = quotable(store, args.quote_sources.split(","))
@@ -157,13 +159,26 @@ def main(argv: list[str] | None = None) -> int:
         explained = store
         if args.explanations:
             explained = stack.enter_context(open_store(args.explanations, dictionary))
-        choice = Choice(sources, args.examples, args.effects)
+        choice = Choice(sources, _count("examples", args.examples), _count("effects", args.effects))
         rows = make_rows(store, choice, explanations(explained, sources))
         made = write(output, store, rows, make_manifest(dictionary, store, choice, quoted, args.date))
         made.check_binding(dictionary.sae_sha256, dictionary.num_latents)
         made.close()
     show(summary(output, rows), as_json=args.json)
     return 0
+
+
+def unused(path: Path) -> Path:
+    """`path`; ExampleError if there is a file already, which may be the one that came with the dictionary."""
+    if path.exists():
+        raise ExampleError(f"{path} is there already: give it as --output to replace it, or another name")
+    return path
+
+
+def _count(name: str, number: int) -> int:
+    if number < 0:
+        raise ExampleError(f"--{name} must be 0 or more, got {number}")
+    return number
 
 
 def show(figures: Mapping[str, Any], *, as_json: bool) -> None:

@@ -15,6 +15,8 @@ from monitors.latent_entry import SILENT, Effect, LatentEntry, QuotedExample, Sa
 BINS_PER_OCTAVE = 4
 """Of the example file."""
 
+_LARGEST_HALF = float(np.finfo(np.float16).max)
+
 
 class Choice(NamedTuple):
     """What is shipped of each latent."""
@@ -94,7 +96,8 @@ def _example(example: Example) -> QuotedExample:
 
 
 def _half(value: float) -> float:
-    return float(np.float16(value))
+    # Beyond the largest half it would ship as infinity: dictionaries of other libraries have units of their own.
+    return float(np.float16(np.clip(value, -_LARGEST_HALF, _LARGEST_HALF)))
 
 
 def _single(value: float) -> float:

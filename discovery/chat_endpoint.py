@@ -65,8 +65,7 @@ class EndpointSettings:
             raise EndpointError(f"endpoint must be a URL with http or https, got {self.url!r}")
         if parts.username or parts.password:
             raise EndpointError(f"endpoint must hold no user and password: the key is read from {self.key_variable}")
-        if self.key is not None and not (self.key.isascii() and self.key.isprintable()):
-            raise EndpointError(f"{self.key_variable} must be printable ASCII, got something else")
+        check_key(self.key, self.key_variable)
         if self.max_attempts < 1 or not self.timeout_seconds > 0:
             raise EndpointError("max_attempts must be 1 or more and timeout_seconds above 0")
 
@@ -85,7 +84,15 @@ class EndpointSettings:
 
 def key_from_environment(variable: str = KEY_VARIABLE) -> str | None:
     """The key, if there is one. By default from a variable made for this: no other key goes to a server by accident."""
-    return os.environ.get(variable, "").strip() or None
+    key = os.environ.get(variable, "").strip() or None
+    check_key(key, variable)
+    return key
+
+
+def check_key(key: str | None, variable: str = KEY_VARIABLE) -> None:
+    """EndpointError unless `key` can stand in a header."""
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise EndpointError(f"{variable} must be printable ASCII, got something else")
 
 
 class RefusedRequest(ReplyError):

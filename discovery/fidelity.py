@@ -190,7 +190,13 @@ def _check_same_tokens(first: LanguageModel, second: LanguageModel) -> None:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare a dictionary's readings on two quantisations of a model.")
     parser.add_argument("dictionary", type=Path)
-    parser.add_argument("--corpus", type=Path, nargs="+", required=True, help=".jsonl, .jsonl.gz or text files")
+    parser.add_argument("--corpus", nargs="+", required=True, help=".jsonl, .jsonl.gz, text files, or hf:NAME")
+    parser.add_argument(
+        "--split",
+        default="held_out",
+        choices=["train", "held_out", "all"],
+        help="of the files' documents; as harvest has it",
+    )
     parser.add_argument("--model", default=EMBEDDED)
     parser.add_argument("--quantization", default="auto", choices=get_args(Quantization), help="of --model")
     parser.add_argument("--against", help="the other form of the model; default --model")
@@ -241,7 +247,9 @@ def main(argv: list[str] | None = None) -> int:
     models = load_models(args, sae.manifest)
     taps = tuple(Tap(lm.model, sae.manifest.hook, lm.d_model) for lm in models)
     settings = CorpusSettings(context_tokens=args.context_tokens)
-    contexts = list(read_contexts(args.corpus, models[0].tokenizer, settings, "held_out"))
+    contexts = list(read_contexts(args.corpus, models[0].tokenizer, settings, args.split))
+    if not contexts:
+        raise LabError(f"the corpus must have text in the split {args.split}, got none; --split all reads everything")
     contexts = take_tokens(shuffle_contexts(contexts, 0), args.max_tokens)
     pairs = paired_residuals(models, (taps[0], taps[1]), contexts, args.batch_tokens)
     bar = tqdm(pairs, total=len(contexts), desc="comparing", unit="ctx", mininterval=5)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from discovery.corpus import read_documents
-from discovery.shards import load_shard, ordinary, shard_paths
+from discovery.shards import finished_shards, load_shard, ordinary
 from sae_runtime.sae import SAE
 
 QUOTABLE = frozenset(
@@ -67,11 +67,11 @@ class HeldOutReadings:
 
 @torch.inference_mode()
 def read_held_out(sae: SAE, folders: Iterable[Path], latents: list[int]) -> HeldOutReadings:
-    """Read `latents` over harvested residuals, massive activations left out."""
+    """Read `latents` over harvested residuals, massive activations left out. HarvestError for a harvest in part."""
     values, token_ids, contexts, documents = [], [], [], []
     offset = 0
     for folder in folders:
-        for path in shard_paths(folder):
+        for path in finished_shards(folder):
             shard = load_shard(path)
             kept_N = ordinary(shard.resid_ND)
             pieces = torch.split(shard.resid_ND[kept_N], 4096)

@@ -63,14 +63,14 @@ def _seed(path: Path, state: dict[str, Any], stated: Stated) -> Foreign:
     if stated.scale is None:
         raise CheckpointError(
             f"{path}: a Lightning checkpoint does not hold the scale its residuals were multiplied by: scale must be "
-            "stated (sqrt(d_model) / mean ||x|| of the training data; 4.6621 for the seed project's)"
+            "stated (sqrt(d_model) / mean ||x|| of the training data; 4.6621 for Llama 3.2 3B at 65536 latents)"
         )
     tensors = {str(name).removeprefix("model."): tensor for name, tensor in state.items()}
-    foreign = _of_linear("Lightning checkpoint of the seed project, relu", path, tensors, scale=stated.scale)
+    foreign = _of_linear("Lightning checkpoint, relu", path, tensors, scale=stated.scale)
     foreign.hook_name = None if stated.hook_point else SEED_HOOK
     foreign.assumed += [f"scale {stated.scale:.6g}, as stated", "latents are relu's, b_dec is not subtracted"]
     if not stated.hook_point:
-        foreign.assumed.append(f"hook point {SEED_HOOK}, where the seed project's residuals were taken")
+        foreign.assumed.append(f"hook point {SEED_HOOK}, where the Llama 3.2 3B dictionary of this format was trained")
     return foreign
 
 

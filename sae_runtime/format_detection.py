@@ -8,7 +8,7 @@
     hyperparams.json                     Llama Scope
     config.json + sae_weights.*, ...     Llama Scope R1-Distill, Llamascopium
     config.json + ae.pt, ae_STEP.pt      dictionary_learning
-    another .pt, .pth or .ckpt           Goodfire, qresearch, the seed project's Lightning checkpoint
+    another .pt, .pth or .ckpt           Goodfire, qresearch, a Lightning checkpoint
 
 A file of a format that is a folder stands for the folder.
 """

@@ -1,6 +1,7 @@
 """`telltale lab catalogue`: what is shipped is what the example file has, of the sources that may be quoted alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ import tiny_examples
 from test_example_store import EXPLANATION
 
 from discovery import lab
-from discovery.catalogue_entry import octaves
+from discovery.catalogue_entry import _half, octaves
 from discovery.example_store import ExampleStore
 from discovery.token_rule import TOKEN_RULE, rule_explanation
-from monitors.latent_catalogue import LatentCatalogue
+from monitors.latent_catalogue import CATALOGUE_FILE, LatentCatalogue
 from monitors.latent_entry import Score
 from sae_runtime.checkpoint import load_manifest
 
@@ -168,3 +169,26 @@ def test_octaves_keep_every_count():
     counts[3], counts[4], counts[71] = 5, 7, 1
     assert octaves(counts) == (5, 7, *[0] * 15, 1)
     assert octaves([0] * 72) == ()
+
+
+def test_the_catalogue_that_is_there_is_not_replaced_unasked(folder, tmp_path, capsys):
+    copy = tmp_path / "dictionary"
+    shutil.copytree(folder / "dictionary", copy)
+    words = [str(copy), "--store", str(folder / "examples.sqlite"), "--quote-sources", "novels", *LICENCES[:2]]
+    assert lab.run("catalogue", words) == 0
+    before = (copy / CATALOGUE_FILE).read_bytes()
+    assert lab.run("catalogue", [*words, "--examples", "1"]) == lab.EXIT_FAILED
+    assert "is there already: give it as --output" in capsys.readouterr().err
+    assert (copy / CATALOGUE_FILE).read_bytes() == before
+    assert lab.run("catalogue", [*words, "--examples", "1", "--output", str(copy / CATALOGUE_FILE)]) == 0
+    assert (copy / CATALOGUE_FILE).read_bytes() != before
+
+
+@pytest.mark.parametrize("option", ["--examples", "--effects"])
+def test_negative_counts_are_refused(folder, capsys, option):
+    assert make(folder, "--quote-sources", "novels", *LICENCES[:2], option, "-1") == lab.EXIT_FAILED
+    assert f"{option} must be 0 or more, got -1" in capsys.readouterr().err
+
+
+def test_readings_beyond_half_precision_are_cut_to_its_end():
+    assert [_half(value) for value in (1e6, -1e6, 0.1)] == [65504.0, -65504.0, float(np.float16(0.1))]

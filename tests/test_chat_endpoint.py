@@ -105,6 +105,9 @@ def test_the_key_is_read_from_its_own_variable_alone(monkeypatch):
     assert key_from_environment() is None
     monkeypatch.setenv(KEY_VARIABLE, f" {KEY}\n")
     assert key_from_environment() == KEY
+    monkeypatch.setenv(KEY_VARIABLE, "schlüssel")
+    with pytest.raises(EndpointError, match=f"{KEY_VARIABLE} must be printable ASCII"):
+        key_from_environment()
     assert KEY not in repr(EndpointSettings(url="http://x/v1", model="m", key=KEY))
 
 

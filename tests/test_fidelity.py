@@ -8,7 +8,7 @@ import tiny
 import tiny_files
 import torch
 
-from discovery.corpus import Context
+from discovery.corpus import Context, CorpusSettings, is_held_out, read_documents
 from discovery.errors import FitError, LabError
 from discovery.fidelity import LIMITS, MIN_FIRINGS, FidelitySums, answer, compare, main, paired_residuals
 from sae_runtime.checkpoint import save_sae
@@ -150,3 +150,11 @@ def test_two_different_models_are_refused(dictionary, tmp_path):
     argv = [str(tmp_path / "sae"), "--corpus", str(tmp_path / "text.jsonl"), "--model", str(tmp_path / "model")]
     with pytest.raises(LabError, match="another form of the same model"):
         main([*argv, "--against", "embedded"])
+
+
+def test_a_corpus_without_text_in_the_split_is_named(argv, tmp_path):
+    (tmp_path / "text.jsonl").write_text('{"text": "one document alone", "source": "a"}\n')
+    (document,) = read_documents([tmp_path / "text.jsonl"])
+    empty = "train" if is_held_out(document, CorpusSettings().held_out_share) else "held_out"
+    with pytest.raises(LabError, match=f"text in the split {empty}, got none; --split all"):
+        main([*argv, "--split", empty])

@@ -48,7 +48,7 @@ def test_the_seed_with_its_scale(tmp_path, prefix):
 
 
 class SeedAutoencoder(nn.Module):
-    """As the seed project has it."""
+    """As Lightning writes it."""
 
     def __init__(self, d_model, num_latents):
         super().__init__()

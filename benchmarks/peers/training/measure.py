@@ -54,6 +54,7 @@ def reconstruction_of(folder: Path, result: dict[str, Any], data: Path) -> dict[
         raise SystemExit(
             f"{folder}: variance explained must agree with the library's own within {AGREEMENT}, off {off}"
         )
+    figures["held_out_tokens"] = figures.pop("tokens")  # a result's own tokens are those trained on
     return {name: round(value, 5) for name, value in figures.items()}
 
 
