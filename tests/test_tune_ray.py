@@ -124,11 +124,18 @@ def test_a_trial_whose_process_is_killed_is_begun_again(cluster, harvests, tmp_p
 
     killed = []
 
-    def kill(*_, result, **__):
+    def kill(progress, *, trial, result, **_):
         if result.get("number") == 2 and not killed:
-            killed.extend(p for p in psutil.process_iter() if p.name().startswith("ray::_trial"))
+            held = str(progress.search.trial_folder(trial.config["trial"]) / "lock")
+            killed.extend(p for p in psutil.process_iter() if held in opened_by(p))
             for worker in killed:
                 worker.kill()
+
+    def opened_by(process):
+        try:
+            return [file.path for file in process.open_files()]
+        except psutil.Error:  # it has ended meanwhile
+            return []
 
     monkeypatch.setattr(tune_ray._Progress, "on_trial_result", kill)
     argv = [*command(harvests, tmp_path / "killed"), "--max-concurrent", "1", "--address", cluster.address]
