@@ -4,7 +4,6 @@ The same input gives the same bytes, whenever and wherever, as long as zlib and 
 """
 
 import json
-import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ from monitors.entry_codec import EntryCodec, TokenTable
 from monitors.latent_catalogue import FORMAT_VERSION, TABLES, content_sha256
 from monitors.latent_entry import SILENT, LatentEntry, Score
 from monitors.latent_words import entry_words, word_weights
+from sae_runtime.whole_files import whole_file
 
 _PAGE_BYTES = 4096
 
@@ -47,21 +47,14 @@ def write_catalogue(
 
     `manifest` must name the `sources` and the `histogram_edges` of the entries. OSError if the disk is full.
     """
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
     try:
-        with closing(sqlite3.connect(partial)) as connection:
+        with whole_file(path) as partial, closing(sqlite3.connect(partial)) as connection:
             connection.executescript(f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA journal_mode = OFF;" + TABLES)
             with connection:
                 _fill(connection, rows, tokens, manifest)
             connection.execute("VACUUM")
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
     except sqlite3.OperationalError as error:
         raise OSError(f"catalogue {path} can't be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _fill(

@@ -81,13 +81,13 @@ def run(
 ) -> None:
     """Measure what `results` does not hold yet: a line per ablated feature, a line per pinned text."""
     done = {line["ablated"] for line in results.lines if "ablated" in line}
-    todo = [feature for feature in subject.features if feature.name not in done]
+    remaining = [feature for feature in subject.features if feature.name not in done]
     num_pinned = sum("pinned" in line for line in results.lines)
-    if not todo and num_pinned == len(pinned_on(subject, settings.num_pinned)):
+    if not remaining and num_pinned == len(pinned_on(subject, settings.num_pinned)):
         return
     reads = read_texts(bench, subject, progress=progress)
     density_F = density(reads.values())
-    for feature in tqdm(todo, desc="ablating", unit="feature", disable=not progress):
+    for feature in tqdm(remaining, desc="ablating", unit="feature", disable=not progress):
         results.append({"ablated": feature.name, **ablate_feature(bench, subject, feature, reads, density_F, settings)})
     pin_features(bench, subject, density_F, settings, results, progress=progress)
 

@@ -39,7 +39,7 @@ from discovery.causal_texts import choose, file_contrast, pool_contrasts
 from discovery.contrasts import CONTRASTS, read_pool
 from discovery.errors import SteerError
 from discovery.latent_names import FEATURES_FILE
-from discovery.result_lines import ResultLines
+from discovery.result_lines import ResultLines, claimed
 from discovery.steering_bench import Bench, open_bench
 from monitors.watchlist import Watchlist
 from sae_runtime.checkpoint import load_manifest
@@ -145,8 +145,9 @@ def main(argv: list[str] | None = None) -> int:
     watchlist.check_binding(manifest.sae_sha256, manifest.num_latents)
     with open_bench(args.model, args.dictionary, dtype=args.dtype) as bench:
         subject = subject_of(args, watchlist, bench.lm.tokenizer, settings)
-        results = ResultLines(args.output, run_settings(bench, subject, settings, manifest.sae_sha256))
-        run(bench, subject, settings, results, progress=True)
+        with claimed(args.output):
+            results = ResultLines(args.output, run_settings(bench, subject, settings, manifest.sae_sha256))
+            run(bench, subject, settings, results, progress=True)
         records = records_of(subject, settings, results, bench)
     if args.write:
         write_evidence(path, records)

@@ -1,9 +1,9 @@
 """A finished pass as an example file: it appears whole or not at all."""
 
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from discovery.example_store import TOP
 from discovery.logit_effects import LogitEffects
 from discovery.token_text import pieces_of, token_bytes
 from discovery.window_keeper import PADDING, WindowKeeper
+from sae_runtime.whole_files import whole_file
 
 _SOURCES_SHOWN = 6
 
@@ -32,23 +33,12 @@ def write_store(
     progress: bool = False,
 ) -> None:
     """Write everything to `path`; what was there before is replaced at the end."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
     try:
-        connection = example_schema.create(partial)
-        try:
-            with connection:
-                _StoreWriter(connection, collector, effects, sources, tokenizer).write(manifest, progress)
-        finally:
-            connection.close()
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with whole_file(path) as partial, closing(example_schema.create(partial)) as connection, connection:
+            _StoreWriter(connection, collector, effects, sources, tokenizer).write(manifest, progress)
     except sqlite3.OperationalError as error:
         # A full disk, above all.
         raise OSError(f"example file {path} can't be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class _StoreWriter:

@@ -13,7 +13,6 @@ the same words, and its file is the same as if it had not been killed; with othe
 import argparse
 import hashlib
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from discovery.text_pieces import HarvestedText, ModelText, Text
 from sae_runtime.checkpoint import LoadedSAE, load_sae
 from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
 from sae_runtime.tap import Tap
+from sae_runtime.whole_files import whole_file
 
 _EFFECTS = 10
 
@@ -103,18 +103,13 @@ def collect(this: Pass, output: Path, *, checkpoint_pieces: int = 8, progress: b
 
 
 def _save_state(path: Path, identity: dict[str, Any], collector: Collector, pieces_done: int) -> None:
-    partial = path.with_name(path.name + ".partial")
     arrays = collector.arrays()
     metadata = {"identity": json.dumps(identity), "pieces_done": str(pieces_done), "sha256": _digest(arrays)}
     try:
-        save_file(arrays, partial, metadata)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with whole_file(path) as partial:
+            save_file(arrays, partial, metadata)
     except SafetensorError as error:
         raise OSError(f"state {path} can't be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _load_state(path: Path, identity: dict[str, Any], collector: Collector) -> int:

@@ -6,10 +6,13 @@ left of a half-written line is cut off.
 
 import json
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from discovery.errors import LabError
+from discovery.file_lock import locked
+from discovery.line_files import append_line, as_line
 from sae_runtime.checkpoint import write_atomically
 
 
@@ -36,19 +39,13 @@ class ResultLines:
         elif path is not None:
             # Whole or not at all: a part of this line would be taken for somebody else's file.
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, _as_line(self.settings))
+            write_atomically(path, as_line(self.settings))
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one result; it is on disk when this returns."""
         self.lines.append(line)
-        self._write(line)
-
-    def _write(self, line: dict[str, Any]) -> None:
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(_as_line(line))
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self._path, line)
 
     def _continue(self, path: Path) -> list[dict[str, Any]]:
         found = read_results(path)
@@ -60,8 +57,9 @@ class ResultLines:
         return found.lines
 
 
-def _as_line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+def claimed(path: Path | None) -> AbstractContextManager[None]:
+    """Keeps other processes off a results file for the time of the block: two would write every line twice."""
+    return nullcontext() if path is None else locked(path.with_name(path.name + ".lock"), wait=False)
 
 
 def read_results(path: Path) -> Results:

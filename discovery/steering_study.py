@@ -30,7 +30,7 @@ from discovery.continuation_figures import distinct, repetition, reread
 from discovery.errors import SteerError
 from discovery.latent_names import FEATURES_FILE
 from discovery.logit_effects import promoted_tokens
-from discovery.result_lines import ResultLines
+from discovery.result_lines import ResultLines, claimed
 from discovery.steered_generation import Continuation, Row, continue_prompt
 from discovery.steering_bench import MAX_RELATIVE_NORM, Bench, open_bench
 from discovery.steering_summary import Criterion, Point, summarize
@@ -123,8 +123,8 @@ def run_study(bench: Bench, study: Study, results: ResultLines, *, progress: boo
     vector_D = torch.tensor(direction) if not isinstance(direction, int) else bench.sae.W_dec[direction]
     promoted = set(promoted_tokens(bench.lm, vector_D, _NUM_PROMOTED))
     done = {line["prompt"] for line in results.lines}
-    todo = [number for number in range(len(study.prompts)) if number not in done]
-    for number in tqdm(todo, desc="steering", unit="prompt", disable=not progress):
+    remaining = [number for number in range(len(study.prompts)) if number not in done]
+    for number in tqdm(remaining, desc="steering", unit="prompt", disable=not progress):
         results.append({"prompt": number, "continuations": continue_one(bench, study, number, specs, promoted)})
 
 
@@ -249,8 +249,9 @@ def main(argv: list[str] | None = None) -> int:
         study = study_of(args, bench, watchlist)
         # What is refused is refused before a file is made.
         study.specs(bench)
-        results = ResultLines(args.output, study.settings(bench, sae_sha256))
-        run_study(bench, study, results, progress=True)
+        with claimed(args.output):
+            results = ResultLines(args.output, study.settings(bench, sae_sha256))
+            run_study(bench, study, results, progress=True)
     criterion = Criterion(**{name: getattr(args, name) for name in Criterion._fields})
     continuations = [record for line in results.lines for record in line["continuations"]]
     points = summarize(continuations, study.target.reference_scale, criterion)

@@ -22,13 +22,14 @@ import torch
 from rich.console import Console
 
 from discovery.errors import TuneError
+from discovery.file_lock import locked
 from discovery.held_out import check_held_out
 from discovery.shard_stream import Source
 from discovery.train import RECIPES, add_recipe_arguments
 from discovery.train_settings import TrainSettings, defaults_for
 from discovery.tune_ledger import COMPLETED, STOPPED, UNFINISHED, Row, best_of, drop_checkpoints, rows_of
 from discovery.tune_objective import NAMES, objective_of
-from discovery.tune_search import Search, SearchSettings, begun_with, claim, locked
+from discovery.tune_search import Search, SearchSettings, begun_with, claim
 from discovery.tune_space import default_space, parse_space
 from discovery.tune_table import CSV_FILE, JSON_FILE, failures, result_csv, result_record, result_table
 from sae_runtime.checkpoint import write_atomically

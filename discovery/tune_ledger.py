@@ -10,7 +10,8 @@ import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from discovery.tune_search import DECISIONS_FILE, Report, Search, read_lines
+from discovery.line_files import read_lines
+from discovery.tune_search import DECISIONS_FILE, Report, Search
 
 COMPLETED, STOPPED, FAILED, UNFINISHED = "completed", "stopped", "failed", "unfinished"
 

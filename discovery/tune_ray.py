@@ -36,9 +36,10 @@ from ray import tune
 from tqdm import tqdm
 
 from discovery.errors import LabError, TuneError
+from discovery.file_lock import locked
 from discovery.tune_ledger import COMPLETED, FAILED, STOPPED, UNFINISHED, best_of, drop_checkpoints, rows_of
 from discovery.tune_scheduler import scheduler_for
-from discovery.tune_search import Report, Search, load_search, locked
+from discovery.tune_search import Report, Search, load_search
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Trials read shards from disk; Ray moves reports alone."""
@@ -63,28 +64,28 @@ class Resources:
 
 def run_search(search: Search, resources: Resources, *, progress: bool = True) -> None:
     """Run all trials that have not ended. Returns when they have, or at the end of the time budget."""
-    todo = [row.number for row in rows_of(search) if row.status in (UNFINISHED, FAILED)]
-    if not todo:
+    remaining = [row.number for row in rows_of(search) if row.status in (UNFINISHED, FAILED)]
+    if not remaining:
         return
     with _connected(resources):
         _check_room(resources)
         # Ray's record of the run. It wants a place that all nodes see; nothing of it is used again.
         storage = search.folder / "ray"
         shutil.rmtree(storage, ignore_errors=True)
-        with _Progress(search, len(todo), progress) as bar:
+        with _Progress(search, len(remaining), progress) as bar:
             try:
-                _tuner(search, resources, todo, storage, bar).fit()
+                _tuner(search, resources, remaining, storage, bar).fit()
             except (ray.exceptions.RayError, ray.tune.TuneError) as error:
                 raise TuneError(f"Ray gave up: {error}; the same command goes on") from error
         shutil.rmtree(storage, ignore_errors=True)
 
 
-def _tuner(search: Search, resources: Resources, todo: list[int], storage: Path, bar: "_Progress") -> Any:
+def _tuner(search: Search, resources: Resources, remaining: list[int], storage: Path, bar: "_Progress") -> Any:
     amounts = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
     return tune.Tuner(
         tune.with_resources(_trial, amounts),
         param_space={
-            "trial": tune.grid_search(todo),
+            "trial": tune.grid_search(remaining),
             "folder": str(search.folder.resolve()),
             "threads": max(1, int(resources.cpus_per_trial)),
             "device": "cuda" if resources.gpus_per_trial else "cpu",

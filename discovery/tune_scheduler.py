@@ -15,7 +15,8 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from discovery.tune_search import DECISIONS_FILE, Search, SearchSettings, append_line, read_lines, write_lines
+from discovery.line_files import append_line, read_lines, write_lines
+from discovery.tune_search import DECISIONS_FILE, Search, SearchSettings
 
 STOP = TrialScheduler.STOP
 CONTINUE = TrialScheduler.CONTINUE

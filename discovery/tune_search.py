@@ -12,14 +12,12 @@ killed, the folder says what is known, and a search that goes on does only the r
 """
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from discovery.errors import TuneError
+from discovery.line_files import read_lines
 from discovery.shard_stream import Source
 from discovery.shards import load_manifest
 from discovery.train_settings import TrainSettings, defaults_for
@@ -225,41 +223,3 @@ def _data(settings: SearchSettings) -> dict[str, Any]:
         manifest = load_manifest(folder)["settings"]
         found[str(folder)] = {name: manifest.get(name) for name in _DATA_FIELDS} | {"shards": num_shards}
     return found
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a file that only one process can hold. TuneError if another does, and `wait` is not asked for."""
-    import fcntl  # not on every system, and only searches need it
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise TuneError(f"{path.parent} is in use by another process") from None
-        yield
-
-
-# --- lines ----------------------------------------------------------------------------------------------------------
-
-
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Add one line, on disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; none if there is no file."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Replace the file. Also cuts off a line that was cut short, to which the next would be added."""
-    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))

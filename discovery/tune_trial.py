@@ -18,9 +18,10 @@ from discovery.dictionary_trainer import Trainer
 from discovery.errors import LabError, TrainError, TuneError
 from discovery.held_out import load_held_out, measure
 from discovery.lightning_module import fit
+from discovery.line_files import append_line, read_lines, write_lines
 from discovery.shard_stream import ShardBuffers, Source
 from discovery.train_logs import CsvLog, Figures
-from discovery.tune_search import ERROR_FILE, REPORTS_FILE, Report, Search, append_line, read_lines, write_lines
+from discovery.tune_search import ERROR_FILE, REPORTS_FILE, Report, Search
 
 Listener = Callable[[Report], None]
 

@@ -14,6 +14,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     next writer of the same file replaces.
     """
     partial = path.with_name(path.name + ".partial")
+    # SQLite would go on with what a kill left behind.
+    partial.unlink(missing_ok=True)
     try:
         yield partial
         with partial.open("rb+") as file:

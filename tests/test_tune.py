@@ -15,8 +15,10 @@ from tuning import SPACE, TOKENS, Stopped, begin, command, run_plainly, write_ha
 
 from discovery import train, tune
 from discovery.dictionary_trainer import Trainer
-from discovery.errors import HarvestError, TuneError
+from discovery.errors import HarvestError, LabError, TuneError
+from discovery.file_lock import locked
 from discovery.held_out import HeldOutFigures, check_held_out, load_held_out, measure
+from discovery.line_files import read_lines
 from discovery.reconstruction import measure_reconstruction
 from discovery.train_checkpoint import checkpoint_paths
 from discovery.tune_ledger import (
@@ -31,7 +33,7 @@ from discovery.tune_ledger import (
 )
 from discovery.tune_objective import Objective, objective_of
 from discovery.tune_scheduler import CONTINUE, STOP, RememberingASHA
-from discovery.tune_search import DECISIONS_FILE, append_line, locked, read_lines, write_lines
+from discovery.tune_search import DECISIONS_FILE
 from discovery.tune_table import ranked, result_csv
 from discovery.tune_trial import run_trial, train_trial
 from sae_runtime.checkpoint import load_sae
@@ -277,17 +279,6 @@ def test_a_result_without_a_score_changes_nothing(tmp_path):
     assert not (tmp_path / DECISIONS_FILE).read_text()
 
 
-def test_lines_that_were_cut_short_do_not_count(tmp_path):
-    path = tmp_path / "lines.jsonl"
-    append_line(path, {"a": 1})
-    append_line(path, {"a": 2})
-    path.write_text(path.read_text()[:-3])
-    assert read_lines(path) == [{"a": 1}]
-    write_lines(path, read_lines(path))
-    append_line(path, {"a": 3})
-    assert read_lines(path) == [{"a": 1}, {"a": 3}]
-
-
 # --- results --------------------------------------------------------------------------------------------------------
 
 
@@ -429,7 +420,7 @@ def test_going_on_with_other_data_is_refused(tmp_path):
 
 
 def test_two_at_once_are_refused(done):
-    with locked(begin(done[0]).folder / "lock", wait=False), pytest.raises(TuneError, match="in use by another"):
+    with locked(begin(done[0]).folder / "lock", wait=False), pytest.raises(LabError, match="held by another process"):
         tune.main(done[0])
 
 
