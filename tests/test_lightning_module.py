@@ -2,10 +2,12 @@
 
 import random
 import signal
+from contextlib import ExitStack
 from dataclasses import asdict
 
 import pytest
 import torch
+from full_disk import room_for
 from killed_training import run_killed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import buffers_of, changed, settings_for, write_harvest
@@ -104,19 +106,18 @@ def test_another_recipe_is_refused(buffers, tmp_path):
 
 def test_a_full_disk_ends_the_run_by_name_and_it_goes_on_later(buffers, tmp_path):
     settings = changed(num_steps=25)
-    partial = checkpoint_path(tmp_path, 10).with_name("step-00000010.ckpt.partial")
-    partial.parent.mkdir(parents=True)
     run = Trainer(settings, buffers)
     compute = run.compute_gradients
+    with ExitStack() as disk:
 
-    def fill_disk(resid_BD):
-        if run.num_steps_done == 8:
-            partial.symlink_to("/dev/full")
-        return compute(resid_BD)
+        def fill_disk(resid_BD):
+            if run.num_steps_done == 8:
+                disk.enter_context(room_for(checkpoint_path(tmp_path, 5).stat().st_size // 2))
+            return compute(resid_BD)
 
-    run.compute_gradients = fill_disk
-    with pytest.raises(TrainError, match=r"step-00000010.ckpt can't be written: .*step-00000005.ckpt is kept"):
-        fit(run, tmp_path, checkpoint_every=5)
+        run.compute_gradients = fill_disk
+        with pytest.raises(TrainError, match=r"step-00000010.ckpt can't be written: .*step-00000005.ckpt is kept"):
+            fit(run, tmp_path, checkpoint_every=5)
     resumed = Trainer(settings, buffers)
     fit(resumed, tmp_path, checkpoint_every=5)
     assert same_weights(resumed.sae, plain(settings, buffers).sae)
