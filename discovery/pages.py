@@ -9,7 +9,8 @@
     training.html    the curves of `--log`
     results.html     searches: what `telltale lab search --json` printed, given by `--results`
 
-Without `--latents`, pages are made for the named and explained latents and for those with the largest readings.
+Without `--latents`, pages are made for the named latents, and for the `--num-top` best explained and those with the
+largest readings: the token rule explains thousands.
 """
 
 import argparse
@@ -67,9 +68,9 @@ def choose_latents(text: str | None, subject: Subject, num_top: int, results: Se
         ranked = store.latents("max")[:num_top]
     found = [latent for record in results for latent in found_latents(record)]
     # Named ones first, then what is explained, best explanation first.
-    explained = sorted(store.explanations(), key=lambda e: (-(e.detection or 0), e.latent))
-    first = [*names.features, *(e.latent for e in explained)]
-    wanted = {*ranked, *found} if text is not None else {*ranked, *found, *first}
+    explained = [e.latent for e in sorted(store.explanations(), key=lambda e: (-(e.detection or 0), e.latent))]
+    first = [*names.features, *explained]
+    wanted = {*ranked, *found, *([] if text is not None else [*names.features, *explained[:num_top]])}
     order = [latent for latent in dict.fromkeys([*first, *ranked, *found]) if latent in wanted]
     if wrong := [latent for latent in order if not 0 <= latent < subject.sae.num_latents]:
         raise PageError(f"latents must lie in 0..{subject.sae.num_latents - 1}, got {wrong[0]}")
@@ -238,8 +239,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("dictionary", type=Path)
     parser.add_argument("--store", type=Path, help="example file; default examples.sqlite in the dictionary's folder")
     parser.add_argument("--output", type=Path, required=True, help="folder; pages in it are replaced")
-    parser.add_argument("--latents", metavar="all|N,N,...", help="default: named, explained and the top ones")
-    parser.add_argument("--num-top", type=int, default=200, help="latents with the largest readings, by default")
+    parser.add_argument("--latents", metavar="all|N,N,...", help="default: the named ones and --num-top")
+    parser.add_argument("--num-top", type=int, default=200, help="so many best explained and largest ones, by default")
     parser.add_argument("--log", type=Path, action="append", default=[], help="a run's folder or log.csv; repeat")
     parser.add_argument("--results", type=Path, action="append", default=[], help="a search's JSON; repeat")
     parser.add_argument("--map", choices=[*METHODS, "none"], default="umap", help="umap takes a minute, pca a second")

@@ -105,6 +105,19 @@ def test_pages_are_made_for_named_explained_found_and_top_latents(pages, subject
     ]
 
 
+def test_by_default_the_best_explained_have_pages_and_no_more_than_are_asked_for(folder, tmp_path):
+    shutil.copy(folder / "examples.sqlite", tmp_path)
+    with ExampleStore.open(tmp_path / "examples.sqlite", writable=True) as store:
+        quiet = store.latents("max")[-3:]
+        for latent, detection in zip(quiet, (0.9, 0.95, 0.7), strict=True):
+            store.save(Explanation(latent, "tokens", "counted", dominant_tokens=("a",), detection=detection))
+        sae = load_sae(folder / "dictionary")
+        subject = Subject(sae, store, load_names(folder / "dictionary", sae.manifest, store))
+        chosen = set(choose_latents(None, subject, 2, []))
+        assert chosen == {NAMED, quiet[1], quiet[0], *store.latents("max")[:2]}
+        assert set(choose_latents("all", subject, 2, [])) >= {*quiet, EXPLAINED}
+
+
 def test_a_page_shows_what_the_file_holds(pages, subject):
     page = (pages / "latents" / f"{NAMED}.html").read_text()
     record = subject.store.latent(NAMED)
