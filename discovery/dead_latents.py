@@ -51,7 +51,9 @@ def _guess(
     """The error as the strongest dead latents of each token would have it."""
     pre_BA = seen_BD.to(products) @ W_enc_DA.to(products) + bias_A.to(products)
     if len(bias_A) > aux_k:
-        indices = pre_BA.detach().topk(aux_k, dim=-1, sorted=False).indices
+        # By what they contribute, as living latents are ranked.
+        contribution_BA = pre_BA.detach() * W_dec_AD.detach().norm(dim=-1)
+        indices = contribution_BA.topk(aux_k, dim=-1, sorted=False).indices
         pre_BA = pre_BA * torch.zeros_like(pre_BA).scatter_(-1, indices, 1.0)
     return (pre_BA.relu() @ W_dec_AD.to(products)).float()
 

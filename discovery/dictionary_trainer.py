@@ -1,9 +1,9 @@
 """One training run: dictionary, optimiser, and where in the data it is. Knows nothing of files or progress bars.
 
 A step is: gradients of the recipe's loss; AuxK on dead latents; clipping; the optimiser; decoder rows back to norm 1
-(after their gradient has lost its part along them: Bricken et al. 2023); thresholds; resampling. `state()` holds all
-that the next step depends on: random choices follow from the seed and the step's number, so there is no generator to
-keep, and a run that goes on is bit by bit the run that was not interrupted.
+(jumprelu and gated, after their gradient has lost its part along them: Bricken et al. 2023); thresholds; resampling.
+`state()` holds all that the next step depends on: random choices follow from the seed and the step's number, so there
+is no generator to keep, and a run that goes on is bit by bit the run that was not interrupted.
 
 Steering lambda (`l0_target`): after the warm-up each step multiplies it by (L0 / target)^0.02, at most by e^0.02.
 

@@ -47,7 +47,8 @@ def finish(
 def fold_decoder_norms(sae: SAE) -> None:
     """Scale decoder rows to norm 1 and latents accordingly; reconstructions stay as they are.
 
-    For element-wise activations alone: f -> n f if all of pre-activation, biases and threshold are multiplied by n > 0.
+    f -> n f if all of pre-activation, biases and threshold are multiplied by n > 0. topk then ranks by the new
+    pre-activations, which are what training ranks by (`sparse_gradients`), as is batchtopk's threshold.
     """
     norm_F = sae.W_dec.norm(dim=-1).clamp_min(1e-8)
     sae.W_dec.div_(norm_F[:, None])

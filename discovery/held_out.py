@@ -10,6 +10,7 @@ fvu, l0 and dead_ratio are those of `reconstruction`, of the weights as they are
 Shape suffixes: N tokens, F latents, D model width.
 """
 
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from discovery.activations import activate
 from discovery.dictionary_trainer import Trainer
 from discovery.errors import HarvestError
+from discovery.finished_dictionary import fold_decoder_norms
 from discovery.reconstruction import ReconstructionSums
 from discovery.shard_stream import read_shard
 from discovery.shards import finished_shards, load_manifest, shard_paths
@@ -58,6 +60,9 @@ def load_held_out(folders: list[Path], max_tokens: int) -> Tensor:
 def measure(run: Trainer, resid_ND: Tensor) -> HeldOutFigures:
     """Figures of the dictionary as it is now."""
     sae, settings = run.sae, run.settings
+    if settings.has_fixed_l0:  # ranks by pre-activation times row norm until it is finished
+        sae = deepcopy(sae)
+        fold_decoder_norms(sae)
     sums = ReconstructionSums.of(sae)
     penalty = gate_error = 0.0
     norm_F = sae.W_dec.norm(dim=-1)

@@ -1,12 +1,15 @@
 """The dictionary before the first step, and the scale of the residuals it is to read.
 
-    topk, batchtopk, jumprelu, gated   s = sqrt(D) / mean ||x - mean||, b_dec the scaled mean, taken off the input;
-                                       random unit decoder rows
-    relu                               s = sqrt(D) / mean ||x||, b_dec not taken off the input (a = 0);
-                                       random decoder rows of norm 0.1 (Conerly et al., Circuits Updates, April 2024)
+    all but relu             s = sqrt(D) / mean ||x - mean||, b_dec the scaled mean, taken off the input
+    relu                     s = sqrt(D) / mean ||x||, b_dec not taken off the input (a = 0)
+    relu, topk, batchtopk    random decoder rows of norm 0.1 (Conerly et al., Circuits Updates, April 2024)
+    jumprelu, gated          random decoder rows of norm 1
 
 encoder = decoder^T, all other biases 0. relu's b_dec begins as the mean too (there: 0): at the few thousand steps of a
 small run it would not get there.
+
+Small rows let topk's first steps turn every latent by much before any of them is large enough to outdo the others:
+in 96 steps from norm 1, kept at 1, half of the latents had fallen silent (docs/training.md).
 
 Shape suffixes: N tokens, D model width, F latents.
 """
@@ -20,7 +23,8 @@ from discovery.buffers import Buffers
 from discovery.train_settings import TrainSettings
 from sae_runtime.sae import SAE
 
-RELU_DECODER_NORM = 0.1
+FREE_DECODER_NORM = 0.1
+"""Of decoder rows whose norm is free, at the start."""
 
 _SCALE_TOKENS = 200_000
 
@@ -58,8 +62,8 @@ def new_sae(settings: TrainSettings, scale: DataScale, buffers: Buffers) -> SAE:
     with torch.no_grad():
         sae.W_dec.copy_(_first_rows(settings, scale, buffers))
         normalize_decoder(sae)
-        if is_relu:
-            sae.W_dec.mul_(RELU_DECODER_NORM)
+        if not settings.has_unit_decoder:
+            sae.W_dec.mul_(FREE_DECODER_NORM)
         sae.W_enc.copy_(sae.W_dec.T)
         sae.b_dec.copy_(scale.mean_D * sae.scale)
         sae.resid_mean.copy_(scale.mean_D)

@@ -5,6 +5,9 @@ the pre-activations of all latents need a dense product, and bf16 is enough to r
 the rest are gathered rows in fp32. On two CPU cores a step takes about a quarter of the time of dense bf16 products
 through autograd. The tests hold these gradients to autograd's.
 
+Latents are ranked by what they contribute, pre * ||W_dec||, so that only a latent's direction and that product decide,
+and folding the norms into the encoder (`finished_dictionary`) gives the dictionary that ranks by pre alone.
+
 With c = x - b_dec and the active set fixed (its choice has no gradient):
     pre = c @ W_enc + b_enc,   f = pre where kept, else 0,   x_hat = f @ W_dec + b_dec,   e = x - x_hat
     loss = sum ||e||^2 / spread,          g = d loss / d x_hat = -2 e / spread
@@ -30,13 +33,13 @@ class ActiveLatents(NamedTuple):
     """The active latents of a batch, token by token."""
 
     values_N: Tensor
-    """fp32, above 0."""
+    """fp32, above 0: as ranked."""
     latents_N: Tensor
     tokens_N: Tensor
     offsets_B: Tensor
     """Where each token's begin."""
     threshold: float
-    """Smallest value kept."""
+    """Smallest value kept: of pre * ||W_dec|| after `backpropagate`'s ranking."""
 
 
 def strongest(pre_BF: Tensor, num: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +98,9 @@ def backpropagate(
     """Set the gradients of the loss on `x_BD`: residuals in the dictionary's scale (s * x), fp32, as is `mean_D`."""
     centred_BD = x_BD - sae.b_dec
     pre_BF = torch.addmm(sae.b_enc.to(products), centred_BD.to(products), sae.W_enc.to(products))
-    active = select_active(pre_BF, k, over_batch=over_batch)
+    norm_F = sae.W_dec.norm(dim=-1).clamp_min(1e-8)
+    active = select_active(pre_BF.mul_(norm_F), k, over_batch=over_batch)
+    active = active._replace(values_N=active.values_N / norm_F[active.latents_N])
     error_BD, pulled_N = _decode(sae, centred_BD, active)
 
     spread = (x_BD - mean_D).square().sum()

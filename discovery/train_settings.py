@@ -96,8 +96,11 @@ class TrainSettings:
 
     @property
     def has_unit_decoder(self) -> bool:
-        """Whether decoder rows keep norm 1. relu's penalty weighs by the norm instead, which leaves it free."""
-        return self.activation != "relu"
+        """Whether decoder rows keep norm 1.
+
+        Where the norm is free, relu's penalty weighs by it, and topk and batchtopk rank latents by pre * norm.
+        """
+        return self.activation in ("jumprelu", "gated")
 
     def rate_at(self, step: int) -> float:
         """Learning rate of `step`, counted from 0."""

@@ -72,7 +72,7 @@ def test_either_precision_learns_the_same(buffers, precision):
 
 
 def test_projected_gradient_is_orthogonal_to_its_row(buffers):
-    trainer = Trainer(changed(), buffers)
+    trainer = Trainer(quick("gated"), buffers)
     trainer.step(buffers.load(0, 0)[:128])
     # Adam has not touched .grad, and normalising changed the rows by far less than this.
     along = (trainer.sae.W_dec.grad * trainer.sae.W_dec.detach()).sum(-1).abs()
@@ -152,3 +152,26 @@ def test_a_start_that_does_not_fit_is_refused(buffers, changes, message):
 def test_a_new_run_begins_at_the_start(buffers):
     trainer = Trainer(changed(), buffers)
     assert trainer.place == START and trainer.num_tokens_done == 0 and trainer.num_dead == 0
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_rows_begin_where_their_recipe_has_them(buffers, activation):
+    sae = Trainer(settings_for(activation), buffers).sae
+    norm = 1.0 if activation in ("jumprelu", "gated") else 0.1
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.full((F,), norm))
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+
+
+def test_a_small_start_turns_latents_further(buffers):
+    """Begun at norm 1, the same steps leave rows near where chance put them."""
+    turned = {}
+    for factor in (1.0, 10.0):
+        trainer = Trainer(quick("topk", num_steps=20, learning_rate=3e-3), buffers)
+        with torch.no_grad():
+            trainer.sae.W_dec.mul_(factor)
+            trainer.sae.W_enc.mul_(factor)
+        before = trainer.sae.W_dec.detach().clone()
+        for _ in trainer.steps():
+            pass
+        turned[factor] = float(torch.cosine_similarity(before, trainer.sae.W_dec.detach(), dim=-1).mean())
+    assert turned[1.0] < turned[10.0] - 0.05

@@ -48,10 +48,11 @@ class PlainLoop:
         for p in self.w.values():
             p.grad *= min(1, s.max_grad_norm / (norm + 1e-6))
         rows = self.w["W_dec"]
-        if s.activation != "relu":  # gradients along unit rows would only change their norm
+        has_unit_rows = s.activation in ("jumprelu", "gated")
+        if has_unit_rows:  # gradients along them would only change their norm
             rows.grad -= (rows.grad * rows.detach()).sum(-1, keepdim=True) * rows.detach()
         self.adam.step()
-        if s.activation != "relu":
+        if has_unit_rows:
             rows.data /= rows.data.norm(dim=-1, keepdim=True)
         return float(loss.detach())
 
@@ -71,16 +72,19 @@ class PlainLoop:
         spread = (x_BD - self.mean * self.scale).square().sum()
         return self.error(x_BD, self.z(x_BD) * kept_BF).square().sum() / spread
 
+    def contribution(self, x_BD):
+        return (self.z(x_BD) * self.w["W_dec"].norm(dim=-1)).detach()
+
     def topk(self, x_BD, _):
-        z_BF = self.z(x_BD).detach()
-        kept_BF = z_BF >= z_BF.topk(self.settings.k).values[:, -1:]
-        return self.of_active(x_BD, kept_BF & (z_BF > 0))
+        rank_BF = self.contribution(x_BD)
+        kept_BF = rank_BF >= rank_BF.topk(self.settings.k).values[:, -1:]
+        return self.of_active(x_BD, kept_BF & (rank_BF > 0))
 
     def batchtopk(self, x_BD, _):
-        z_BF, k = self.z(x_BD).detach(), self.settings.k
-        of_token_BF = z_BF.masked_fill(z_BF < z_BF.topk(2 * k).values[:, -1:], 0)  # at most 2k of each token
+        rank_BF, k = self.contribution(x_BD), self.settings.k
+        of_token_BF = rank_BF.masked_fill(rank_BF < rank_BF.topk(2 * k).values[:, -1:], 0)  # at most 2k of each token
         threshold = of_token_BF.flatten().topk(k * len(x_BD)).values[-1]
-        return self.of_active(x_BD, (of_token_BF >= threshold) & (z_BF > 0))
+        return self.of_active(x_BD, (of_token_BF >= threshold) & (rank_BF > 0))
 
     def gated(self, x_BD, lam):
         z_BF = self.z(x_BD, bias=None)

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 
+from discovery.finished_dictionary import fold_decoder_norms
 from discovery.sparse_gradients import backpropagate, select_active, strongest
 
 
@@ -18,7 +19,9 @@ def test_gradients_are_those_of_autograd(over_batch, products):
     sae.zero_grad()
     with torch.no_grad():
         pre_BF = torch.addmm(sae.b_enc.to(products), (x_BD - sae.b_dec).to(products), sae.W_enc.to(products))
-    active = select_active(pre_BF, 5, over_batch=over_batch)
+        contribution_BF = (pre_BF * sae.W_dec.norm(dim=-1)).to(products)
+    active = select_active(contribution_BF, 5, over_batch=over_batch)
+    assert result.threshold == active.threshold
     kept_BF = torch.zeros(50, tiny.NUM_LATENTS)
     kept_BF[active.tokens_N, active.latents_N] = 1
     assert torch.equal(active.latents_N, result.fired_A)
@@ -52,12 +55,13 @@ def test_active_set_per_token_and_over_the_batch():
 
 
 def test_topk_is_trained_as_it_is_served():
-    """The loss is that of the served module's own reconstruction."""
+    """The loss is that of the served module's own reconstruction, once the rows' norms are folded."""
     sae = tiny.sae("topk", scale=1.3)
+    assert sae.W_dec.norm(dim=-1).std() > 0.05
     resid_BD = torch.randn(50, tiny.D_MODEL, generator=torch.Generator().manual_seed(2))
     mean_D = resid_BD.mean(0)
     result = backpropagate(sae.requires_grad_(True), resid_BD * 1.3, mean_D * 1.3, sae.k, over_batch=False)
-    sae.requires_grad_(False)
+    fold_decoder_norms(sae.requires_grad_(False))
     error = (resid_BD - sae.reconstruct(resid_BD)).square().sum()
     assert result.fvu == pytest.approx(float(error / (resid_BD - mean_D).square().sum()), rel=1e-2)
     assert result.l0 == pytest.approx(float((sae.encode(resid_BD) > 0).sum(-1).float().mean()), rel=1e-2)

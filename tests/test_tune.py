@@ -3,6 +3,7 @@
 import json
 import random
 import shlex
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from discovery import train, tune
 from discovery.dictionary_trainer import Trainer
 from discovery.errors import HarvestError, LabError, TuneError
 from discovery.file_lock import locked
+from discovery.finished_dictionary import fold_decoder_norms
 from discovery.held_out import HeldOutFigures, check_held_out, load_held_out, measure
 from discovery.line_files import read_lines
 from discovery.reconstruction import measure_reconstruction
@@ -68,7 +70,11 @@ def trained(activation, harvest, **fields):
 @pytest.mark.parametrize("activation", ["relu", "topk", "batchtopk", "jumprelu", "gated"])
 def test_held_out_figures_are_those_of_evaluate(harvests, activation):
     run, resid_ND = trained(activation, harvests[0]), load_held_out([harvests[1]], 700)
-    found, wanted = measure(run, resid_ND), measure_reconstruction(run.sae, [resid_ND]).figures()
+    found, before = measure(run, resid_ND), run.sae.W_dec.clone()
+    sae = deepcopy(run.sae)
+    fold_decoder_norms(sae)  # as it will be served
+    wanted = measure_reconstruction(sae, [resid_ND]).figures()
+    assert torch.equal(run.sae.W_dec, before)
     assert found.num_tokens == 700 == wanted["tokens"]
     assert found.fvu == pytest.approx(1 - wanted["variance_explained"], rel=1e-5)
     assert found.l0 == pytest.approx(wanted["l0"], rel=1e-5)

@@ -24,6 +24,8 @@ CLASSES = {
 def new_trainer(run: Run, batches: Batches) -> SAETrainer:
     sae_class, config_class = CLASSES[run.recipe]
     torch.manual_seed(run.seed)
+    # Its threshold is a running mean from 0 that takes hundreds of steps to arrive: it gets a faster one.
+    options = {"topk_threshold_lr": 0.1} if run.recipe == "batchtopk" else {}
     metadata = SAEMetadata(model_name="SmolLM2-135M-Instruct", hook_name="blocks.15.hook_resid_post", prepend_bos=False)
     sae = sae_class(
         config_class(
@@ -32,6 +34,7 @@ def new_trainer(run: Run, batches: Batches) -> SAETrainer:
             k=run.k,
             normalize_activations="expected_average_only_in",
             metadata=metadata,
+            **options,
         )
     )
     trainer = SAETrainer(
