@@ -1,7 +1,7 @@
 """One training run: dictionary, optimiser, and where in the data it is. Knows nothing of files or progress bars.
 
 A step is: gradients of the recipe's loss; AuxK on dead latents; clipping; the optimiser; decoder rows back to norm 1
-(jumprelu and gated, after their gradient has lost its part along them: Bricken et al. 2023); thresholds; resampling.
+(`decoder_norm` unit, after their gradient has lost its part along them: Bricken et al. 2023); thresholds; resampling.
 `state()` holds all that the next step depends on: random choices follow from the seed and the step's number, so there
 is no generator to keep, and a run that goes on is bit by bit the run that was not interrupted.
 
@@ -243,5 +243,12 @@ def _check_start(sae: SAE, settings: TrainSettings, d_model: int) -> None:
     for name, value in wanted.items():
         if getattr(sae, name) != value:
             raise TrainError(f"the dictionary to start from must have {name} {value}, got {getattr(sae, name)}")
+    norm_F = sae.W_dec.detach().norm(dim=-1)
+    # Rows of other norms would be normalised, or change which latents are largest: another dictionary to start from.
+    if sae.activation != "relu" and not torch.allclose(norm_F, torch.ones_like(norm_F), atol=0.02):
+        raise TrainError(
+            "the dictionary to start from must have decoder rows of norm 1, "
+            f"got norms of {float(norm_F.min()):.3g} to {float(norm_F.max()):.3g}"
+        )
     if sae.normalization != "scalar":
         raise TrainError(f"the dictionary to start from must have normalization scalar, got {sae.normalization}")

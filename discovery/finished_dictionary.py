@@ -28,7 +28,7 @@ def finish(
     """Write the trained dictionary to `folder`, in bf16, with its threshold measured on the rounded weights."""
     sae = trainer.sae.requires_grad_(False).to("cpu")
     if not trainer.settings.has_unit_decoder:
-        fold_decoder_norms(sae)
+        fold_trained_norms(sae)
     sae.to_weights_dtype(torch.bfloat16)
     if trainer.settings.activation == "batchtopk":
         calibrate_threshold(sae, trainer.buffers, target_l0 or trainer.settings.k)
@@ -44,11 +44,12 @@ def finish(
 
 
 @torch.no_grad()
-def fold_decoder_norms(sae: SAE) -> None:
+def fold_trained_norms(sae: SAE) -> None:
     """Scale decoder rows to norm 1 and latents accordingly; reconstructions stay as they are.
 
-    f -> n f if all of pre-activation, biases and threshold are multiplied by n > 0. topk then ranks by the new
-    pre-activations, which are what training ranks by (`sparse_gradients`), as is batchtopk's threshold.
+    f -> n f if pre-activation, biases and thresholds are multiplied by n > 0. For a dictionary in training alone: there
+    topk ranks by n * pre, and batchtopk's one threshold is of n * pre (`sparse_gradients`), which are the folded
+    dictionary's pre-activations. (`SAEParts.fold_decoder_norms` is for dictionaries that are served as they are.)
     """
     norm_F = sae.W_dec.norm(dim=-1).clamp_min(1e-8)
     sae.W_dec.div_(norm_F[:, None])

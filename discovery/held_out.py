@@ -1,6 +1,6 @@
 """Figures of a dictionary in training, on residuals that it is not trained on.
 
-    loss         what the recipe's gradients are of, with lambda as it is (`penalty_gradients`; topk, batchtopk: FVU)
+    loss         what the recipe's gradients are of, with lambda as it is (topk, batchtopk: D * FVU)
     fvu          sum ||x - x_hat||^2 / sum ||x - mean||^2         (mean: of the held-out tokens)
     l0           mean number of active latents
     dead_ratio   share of latents that are active at none of the tokens
@@ -21,7 +21,7 @@ from torch import Tensor
 from discovery.activations import activate
 from discovery.dictionary_trainer import Trainer
 from discovery.errors import HarvestError
-from discovery.finished_dictionary import fold_decoder_norms
+from discovery.finished_dictionary import fold_trained_norms
 from discovery.reconstruction import ReconstructionSums
 from discovery.shard_stream import read_shard
 from discovery.shards import finished_shards, load_manifest, shard_paths
@@ -62,7 +62,7 @@ def measure(run: Trainer, resid_ND: Tensor) -> HeldOutFigures:
     sae, settings = run.sae, run.settings
     if settings.has_fixed_l0:  # ranks by pre-activation times row norm until it is finished
         sae = deepcopy(sae)
-        fold_decoder_norms(sae)
+        fold_trained_norms(sae)
     sums = ReconstructionSums.of(sae)
     penalty = gate_error = 0.0
     norm_F = sae.W_dec.norm(dim=-1)
@@ -81,7 +81,7 @@ def measure(run: Trainer, resid_ND: Tensor) -> HeldOutFigures:
     weight = run.sparsity_weight * settings.sparsity_ramp_at(run.num_steps_done)
     squared = sae.scale**2 * (sums.error + gate_error)
     return HeldOutFigures(
-        loss=fvu if settings.has_fixed_l0 else (squared + weight * penalty) / sums.num_tokens,
+        loss=sae.d_model * fvu if settings.has_fixed_l0 else (squared + weight * penalty) / sums.num_tokens,
         fvu=fvu,
         l0=figures["l0"],
         dead_ratio=figures["dead_ratio"],

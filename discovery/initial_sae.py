@@ -2,14 +2,14 @@
 
     all but relu             s = sqrt(D) / mean ||x - mean||, b_dec the scaled mean, taken off the input
     relu                     s = sqrt(D) / mean ||x||, b_dec not taken off the input (a = 0)
-    relu, topk, batchtopk    random decoder rows of norm 0.1 (Conerly et al., Circuits Updates, April 2024)
-    jumprelu, gated          random decoder rows of norm 1
+    decoder_norm free        random decoder rows of norm 0.1 (Conerly et al., Circuits Updates, April 2024)
+    decoder_norm unit        random decoder rows of norm 1
 
 encoder = decoder^T, all other biases 0. relu's b_dec begins as the mean too (there: 0): at the few thousand steps of a
 small run it would not get there.
 
-Small rows let topk's first steps turn every latent by much before any of them is large enough to outdo the others:
-in 96 steps from norm 1, kept at 1, half of the latents had fallen silent (docs/training.md).
+Small rows are turned by much in the first steps, before any latent is large enough to outdo the others: of 8192 latents
+of topk after 96 steps of 2048 tokens, 5 % were silent at the best rate, and 52 % with unit rows.
 
 Shape suffixes: N tokens, D model width, F latents.
 """

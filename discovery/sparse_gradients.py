@@ -5,14 +5,18 @@ the pre-activations of all latents need a dense product, and bf16 is enough to r
 the rest are gathered rows in fp32. On two CPU cores a step takes about a quarter of the time of dense bf16 products
 through autograd. The tests hold these gradients to autograd's.
 
-Latents are ranked by what they contribute, pre * ||W_dec||, so that only a latent's direction and that product decide,
-and folding the norms into the encoder (`finished_dictionary`) gives the dictionary that ranks by pre alone.
+Latents are ranked by what they contribute, pre * ||W_dec||. Folding the norms into the encoder (`finished_dictionary`)
+then gives a dictionary that ranks by its pre-activations alone.
 
 With c = x - b_dec and the active set fixed (its choice has no gradient):
     pre = c @ W_enc + b_enc,   f = pre where kept, else 0,   x_hat = f @ W_dec + b_dec,   e = x - x_hat
-    loss = sum ||e||^2 / spread,          g = d loss / d x_hat = -2 e / spread
+    loss = D sum ||e||^2 / spread,        g = d loss / d x_hat = -2 D e / spread,    spread = sum ||x - mean||^2
     d f = g @ W_dec^T where kept,         d W_dec = f^T @ g
     d b_enc = sum_B d f,                  d W_enc = c^T @ d f,        d b_dec = sum_B g - W_enc @ d b_enc
+
+D is the unit of the penalised recipes' losses, where mean ||x||^2 is about D. In it every gradient is longer than
+`max_grad_norm`, so that clipping makes them all equally long: Adam's second moments, which remember a thousand steps,
+are then not those of the first few, when errors are large (docs/training.md has what it is worth).
 
 Shape suffixes: B tokens, D model width, F latents, C candidates per token, N active latents of the whole batch.
 """
@@ -33,13 +37,13 @@ class ActiveLatents(NamedTuple):
     """The active latents of a batch, token by token."""
 
     values_N: Tensor
-    """fp32, above 0: as ranked."""
+    """fp32, above 0."""
     latents_N: Tensor
     tokens_N: Tensor
     offsets_B: Tensor
     """Where each token's begin."""
     threshold: float
-    """Smallest value kept: of pre * ||W_dec|| after `backpropagate`'s ranking."""
+    """Smallest value kept."""
 
 
 def strongest(pre_BF: Tensor, num: int) -> tuple[Tensor, Tensor]:
@@ -97,44 +101,47 @@ def backpropagate(
 ) -> StepResult:
     """Set the gradients of the loss on `x_BD`: residuals in the dictionary's scale (s * x), fp32, as is `mean_D`."""
     centred_BD = x_BD - sae.b_dec
-    pre_BF = torch.addmm(sae.b_enc.to(products), centred_BD.to(products), sae.W_enc.to(products))
     norm_F = sae.W_dec.norm(dim=-1).clamp_min(1e-8)
-    active = select_active(pre_BF.mul_(norm_F), k, over_batch=over_batch)
-    active = active._replace(values_N=active.values_N / norm_F[active.latents_N])
-    error_BD, pulled_N = _decode(sae, centred_BD, active)
+    bias_F, W_enc_DF = (sae.b_enc * norm_F).to(products), (sae.W_enc * norm_F).to(products)
+    contribution_BF = torch.addmm(bias_F, centred_BD.to(products), W_enc_DF)
+    active = select_active(contribution_BF, k, over_batch=over_batch)
+    values_N = active.values_N / norm_F[active.latents_N]
+    error_BD, pulled_N = _decode(sae, centred_BD, active, values_N)
 
     spread = (x_BD - mean_D).square().sum()
-    gradient_BD = -2 / spread * error_BD
+    unit = x_BD.shape[1]
+    gradient_BD = -2 * unit / spread * error_BD
     # `pulled_N` is (e @ W_dec^T) at the active latents.
-    d_values_N = -2 / spread * pulled_N
+    d_values_N = -2 * unit / spread * pulled_N
     d_b_enc = torch.zeros_like(sae.b_enc).index_add_(0, active.latents_N, d_values_N)
-    sae.W_dec.grad = scatter_rows(active, active.values_N, gradient_BD, sae.num_latents)
+    sae.W_dec.grad = scatter_rows(active, values_N, gradient_BD, sae.num_latents)
     sae.W_enc.grad = scatter_rows(active, d_values_N, centred_BD, sae.num_latents).T.contiguous()
     sae.b_enc.grad = d_b_enc
     sae.b_dec.grad = gradient_BD.sum(0) - sae.W_enc @ d_b_enc
     fvu = float(error_BD.square().sum() / spread)
     return StepResult(
-        loss=fvu,
+        loss=unit * fvu,
         fvu=fvu,
         l0=active.values_N.numel() / len(x_BD),
         error_BD=error_BD,
         fired_A=active.latents_N,
         threshold=active.threshold,
+        loss_unit=unit,
     )
 
 
-def _decode(sae: SAE, centred_BD: Tensor, active: ActiveLatents) -> tuple[Tensor, Tensor]:
+def _decode(sae: SAE, centred_BD: Tensor, active: ActiveLatents, values_N: Tensor) -> tuple[Tensor, Tensor]:
     """The error x - x_hat [B, D], and its product with the decoder row of each active latent [N]."""
     with torch.enable_grad():
         # torch has a kernel for these dot products only as the backward pass of embedding_bag.
-        values_N = active.values_N.requires_grad_()
+        values_N.requires_grad_()
         weights = sae.W_dec.detach()
         explained_BD = embedding_bag(
             active.latents_N, weights, active.offsets_B, mode="sum", per_sample_weights=values_N
         )
         error_BD = centred_BD - explained_BD.detach()
         (pulled_N,) = torch.autograd.grad(explained_BD, values_N, error_BD)
-    active.values_N.requires_grad_(False)
+    values_N.requires_grad_(False)
     return error_BD, pulled_N
 
 

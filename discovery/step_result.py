@@ -21,6 +21,6 @@ class StepResult(NamedTuple):
     """x - x_hat, in the dictionary's units."""
     fired_A: Tensor
     threshold: float = 0.0
-    """Smallest value that was kept (topk, batchtopk)."""
+    """Smallest contribution, pre-activation times norm of the decoder row, that was kept (topk, batchtopk)."""
     loss_unit: float = 1.0
     """What the loss would be at FVU 1, if the fraction were all of it: makes auxiliary losses comparable."""

@@ -9,6 +9,7 @@ One dataclass for all recipes; `defaults_for(activation)` gives each its own val
     gated      Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders"
 
 The papers train on billions of tokens at small rates; the rates here are for millions. docs/training.md has the table.
+TopK and BatchTopK keep unit decoder rows in their papers (here: `decoder_norm` unit); free ones learn faster.
 """
 
 from dataclasses import dataclass, replace
@@ -17,8 +18,18 @@ from typing import Literal, get_args
 from sae_runtime.sae import Activation
 
 DecoderInit = Literal["random", "data"]
+DecoderNorm = Literal["free", "unit"]
 Revival = Literal["auxk", "resample", "none"]
 Precision = Literal["bf16", "fp32"]
+
+_DECODER_NORMS: dict[Activation, tuple[DecoderNorm, ...]] = {
+    "relu": ("free",),
+    "topk": ("free", "unit"),
+    "batchtopk": ("free", "unit"),
+    "jumprelu": ("unit",),
+    "gated": ("unit",),
+}
+"""What each recipe's loss allows: with free norms, jumprelu's thresholds and gated's penalty would mean nothing."""
 
 FIXED_L0: tuple[Activation, ...] = ("topk", "batchtopk")
 """Recipes whose L0 is k; the others have a penalty with a weight."""
@@ -46,6 +57,9 @@ class TrainSettings:
     """A latent that has been silent for so long counts as dead."""
     max_grad_norm: float = 1.0
     decoder_init: DecoderInit = "random"
+    decoder_norm: DecoderNorm = "free"
+    """unit: decoder rows keep norm 1. free: they begin at 0.1; relu's penalty weighs by the norm, and topk and
+    batchtopk rank latents by pre * norm."""
     seed: int = 0
     sparsity_weight: float = 0.0
     """lambda of the penalty, in units where mean ||x||^2 is about D (relu, jumprelu, gated)."""
@@ -68,6 +82,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         _check_choice("activation", self.activation, get_args(Activation))
         _check_choice("decoder_init", self.decoder_init, get_args(DecoderInit))
+        _check_choice("decoder_norm", self.decoder_norm, _DECODER_NORMS[self.activation])
         _check_choice("revival", self.revival, get_args(Revival))
         _check_choice("precision", self.precision, get_args(Precision))
         if self.has_fixed_l0 and not 0 < self.k <= self.num_latents:
@@ -96,11 +111,8 @@ class TrainSettings:
 
     @property
     def has_unit_decoder(self) -> bool:
-        """Whether decoder rows keep norm 1.
-
-        Where the norm is free, relu's penalty weighs by it, and topk and batchtopk rank latents by pre * norm.
-        """
-        return self.activation in ("jumprelu", "gated")
+        """Whether decoder rows keep norm 1."""
+        return self.decoder_norm == "unit"
 
     def rate_at(self, step: int) -> float:
         """Learning rate of `step`, counted from 0."""
@@ -129,8 +141,8 @@ _DEFAULTS: dict[str, TrainSettings] = {
     "topk": TrainSettings(activation="topk"),
     "batchtopk": TrainSettings(activation="batchtopk"),
     "relu": replace(_PENALISED, learning_rate=1e-3, warmup_steps=0),
-    "jumprelu": replace(_PENALISED, activation="jumprelu", sparsity_weight=0.5, adam_beta1=0.0),
-    "gated": replace(_PENALISED, activation="gated", adam_beta1=0.0),
+    "jumprelu": replace(_PENALISED, activation="jumprelu", decoder_norm="unit", sparsity_weight=0.5, adam_beta1=0.0),
+    "gated": replace(_PENALISED, activation="gated", decoder_norm="unit", adam_beta1=0.0),
 }
 
 

@@ -21,7 +21,7 @@ ObjectiveName = Literal["fvu", "loss"]
 NAMES: tuple[str, ...] = get_args(ObjectiveName)
 
 _CHANGES_LOSS = ("activation", "sparsity_weight", "sparsity_warmup_share", "l0_target", "k")
-"""Fields between whose values losses are not comparable. (k: topk's loss is FVU, which falls as k rises.)"""
+"""Fields between whose values losses are not comparable. (k: topk's loss is D * FVU, which falls as k rises.)"""
 
 
 class Objective(NamedTuple):

@@ -164,7 +164,7 @@ def test_rows_begin_where_their_recipe_has_them(buffers, activation):
 
 def test_a_small_start_turns_latents_further(buffers):
     """Begun at norm 1, the same steps leave rows near where chance put them."""
-    turned = {}
+    likeness = {}
     for factor in (1.0, 10.0):
         trainer = Trainer(quick("topk", num_steps=20, learning_rate=3e-3), buffers)
         with torch.no_grad():
@@ -173,5 +173,16 @@ def test_a_small_start_turns_latents_further(buffers):
         before = trainer.sae.W_dec.detach().clone()
         for _ in trainer.steps():
             pass
-        turned[factor] = float(torch.cosine_similarity(before, trainer.sae.W_dec.detach(), dim=-1).mean())
-    assert turned[1.0] < turned[10.0] - 0.05
+        likeness[factor] = float(torch.cosine_similarity(before, trainer.sae.W_dec.detach(), dim=-1).mean())
+    assert 1 - likeness[1.0] > 5 * (1 - likeness[10.0])
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu", "gated"])
+def test_a_start_whose_rows_have_other_norms_is_refused(buffers, activation):
+    """It ranks, or would be normalised, otherwise than it is served."""
+    start = Trainer(settings_for(activation), buffers).sae
+    with torch.no_grad():
+        start.W_dec.div_(start.W_dec.norm(dim=-1, keepdim=True))
+        start.W_dec[5] *= 1.5
+    with pytest.raises(TrainError, match=r"rows of norm 1, got norms of 1 to 1\.5"):
+        Trainer(settings_for(activation), buffers, start)

@@ -7,7 +7,7 @@ from training import buffers_of, changed, settings_for, write_harvest
 
 from discovery.dictionary_trainer import Trainer
 from discovery.errors import TrainError
-from discovery.finished_dictionary import calibrate_threshold, finish, fold_decoder_norms
+from discovery.finished_dictionary import calibrate_threshold, finish, fold_trained_norms
 from sae_runtime.checkpoint import load_sae
 
 
@@ -56,14 +56,32 @@ def test_finished_dictionary_loads_as_it_was_trained(buffers, tmp_path, activati
     assert manifest.training["recipe"]["activation"] == activation
 
 
-@pytest.mark.parametrize("activation", ["relu", "jumprelu", "gated", "batchtopk"])
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "gated"])
 def test_folding_changes_latents_and_not_reconstructions(activation):
     sae = tiny.sae(activation)
-    if activation == "batchtopk":
-        sae.threshold.zero_()  # one threshold for all can't be folded; without one it is relu
     x_ND = torch.randn(40, tiny.D_MODEL, generator=torch.Generator().manual_seed(0))
     norm_F, f_NF, x_hat_ND = sae.W_dec.norm(dim=-1), sae.encode(x_ND), sae.reconstruct(x_ND)
-    fold_decoder_norms(sae)
+    fold_trained_norms(sae)
     torch.testing.assert_close(sae.encode(x_ND), f_NF * norm_F, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sae.reconstruct(x_ND), x_hat_ND, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(tiny.NUM_LATENTS))
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_folding_keeps_the_latents_that_contribute_most(activation):
+    """In training these rank by pre * norm, and their threshold is of it."""
+    sae = tiny.sae(activation)
+    x_ND = torch.randn(40, tiny.D_MODEL, generator=torch.Generator().manual_seed(0))
+    norm_F = sae.W_dec.norm(dim=-1)
+    assert norm_F.std() > 0.05
+    contribution_NF = sae.preactivate(x_ND) * norm_F
+    if activation == "topk":
+        kept_NF = contribution_NF >= contribution_NF.topk(sae.k).values[:, -1:]
+        f_NF = contribution_NF.relu() * kept_NF
+    else:
+        f_NF = contribution_NF * (contribution_NF > sae.threshold)
+    assert 0 < (f_NF > 0).sum() < f_NF.numel() / 2
+    x_hat_ND = (f_NF / norm_F @ sae.W_dec + sae.b_dec) / sae.scale
+    fold_trained_norms(sae)
+    torch.testing.assert_close(sae.encode(x_ND), f_NF, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sae.reconstruct(x_ND), x_hat_ND, rtol=1e-4, atol=1e-5)

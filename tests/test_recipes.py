@@ -15,13 +15,15 @@ from discovery.buffers import stream_batches
 from discovery.dictionary_trainer import Trainer
 
 STEPS = 12
-RECIPES = {
-    "relu": {"sparsity_weight": 1.0},
-    "topk": {},
-    "batchtopk": {},
-    "jumprelu": {"sparsity_weight": 0.5, "bandwidth": 0.6},
-    "gated": {"sparsity_weight": 0.5},
-}
+RECIPES = [
+    ("relu", {"sparsity_weight": 1.0}),
+    ("topk", {}),
+    ("topk", {"decoder_norm": "unit"}),
+    ("batchtopk", {}),
+    ("batchtopk", {"decoder_norm": "unit"}),
+    ("jumprelu", {"sparsity_weight": 0.5, "bandwidth": 0.6}),
+    ("gated", {"sparsity_weight": 0.5}),
+]
 
 
 class PlainLoop:
@@ -48,7 +50,7 @@ class PlainLoop:
         for p in self.w.values():
             p.grad *= min(1, s.max_grad_norm / (norm + 1e-6))
         rows = self.w["W_dec"]
-        has_unit_rows = s.activation in ("jumprelu", "gated")
+        has_unit_rows = s.decoder_norm == "unit"
         if has_unit_rows:  # gradients along them would only change their norm
             rows.grad -= (rows.grad * rows.detach()).sum(-1, keepdim=True) * rows.detach()
         self.adam.step()
@@ -70,7 +72,7 @@ class PlainLoop:
 
     def of_active(self, x_BD, kept_BF):
         spread = (x_BD - self.mean * self.scale).square().sum()
-        return self.error(x_BD, self.z(x_BD) * kept_BF).square().sum() / spread
+        return x_BD.shape[1] * self.error(x_BD, self.z(x_BD) * kept_BF).square().sum() / spread
 
     def contribution(self, x_BD):
         return (self.z(x_BD) * self.w["W_dec"].norm(dim=-1)).detach()
@@ -112,8 +114,8 @@ def buffers(tmp_path_factory):
     return buffers_of(write_harvest(tmp_path_factory.mktemp("harvest")))
 
 
-@pytest.mark.parametrize("activation", RECIPES)
-def test_a_recipe_is_what_its_formulas_say(buffers, activation):
+@pytest.mark.parametrize(("activation", "fields"), RECIPES)
+def test_a_recipe_is_what_its_formulas_say(buffers, activation, fields):
     """Clipping bites, the rate warms up, stays and decays within these steps, and lambda warms up."""
     settings = settings_for(
         activation,
@@ -122,7 +124,7 @@ def test_a_recipe_is_what_its_formulas_say(buffers, activation):
         warmup_steps=3,
         decay_share=0.5,
         max_grad_norm=0.05,
-        **RECIPES[activation],
+        **fields,
     )
     trainer = Trainer(settings, buffers)
     plain = PlainLoop(trainer)

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from discovery.finished_dictionary import fold_decoder_norms
+from discovery.finished_dictionary import fold_trained_norms
 from discovery.sparse_gradients import backpropagate, select_active, strongest
 
 
@@ -18,19 +18,21 @@ def test_gradients_are_those_of_autograd(over_batch, products):
     ours = {name: parameter.grad.clone() for name, parameter in sae.named_parameters()}
     sae.zero_grad()
     with torch.no_grad():
-        pre_BF = torch.addmm(sae.b_enc.to(products), (x_BD - sae.b_dec).to(products), sae.W_enc.to(products))
-        contribution_BF = (pre_BF * sae.W_dec.norm(dim=-1)).to(products)
+        norm_F = sae.W_dec.norm(dim=-1)
+        scaled = [tensor.to(products) for tensor in (sae.b_enc * norm_F, x_BD - sae.b_dec, sae.W_enc * norm_F)]
+        contribution_BF = torch.addmm(*scaled)
     active = select_active(contribution_BF, 5, over_batch=over_batch)
     assert result.threshold == active.threshold
     kept_BF = torch.zeros(50, tiny.NUM_LATENTS)
     kept_BF[active.tokens_N, active.latents_N] = 1
     assert torch.equal(active.latents_N, result.fired_A)
     f_BF = ((x_BD - sae.b_dec) @ sae.W_enc + sae.b_enc) * kept_BF
-    loss = (x_BD - f_BF @ sae.W_dec - sae.b_dec).square().sum() / (x_BD - mean_D).square().sum()
-    loss.backward()
+    fvu = (x_BD - f_BF @ sae.W_dec - sae.b_dec).square().sum() / (x_BD - mean_D).square().sum()
+    (tiny.D_MODEL * fvu).backward()
     # Pre-activations in bf16 are off by 2^-9 relative, so the result is by about as much.
     allowed = 0.02 if products == torch.bfloat16 else 1e-5
-    assert result.fvu == pytest.approx(loss.item(), rel=allowed / 4)
+    assert result.fvu == pytest.approx(fvu.item(), rel=allowed / 4)
+    assert result.loss == tiny.D_MODEL * result.fvu
     for name, parameter in sae.named_parameters():
         assert (ours[name] - parameter.grad).norm() <= allowed * parameter.grad.norm(), name
 
@@ -61,7 +63,7 @@ def test_topk_is_trained_as_it_is_served():
     resid_BD = torch.randn(50, tiny.D_MODEL, generator=torch.Generator().manual_seed(2))
     mean_D = resid_BD.mean(0)
     result = backpropagate(sae.requires_grad_(True), resid_BD * 1.3, mean_D * 1.3, sae.k, over_batch=False)
-    fold_decoder_norms(sae.requires_grad_(False))
+    fold_trained_norms(sae.requires_grad_(False))
     error = (resid_BD - sae.reconstruct(resid_BD)).square().sum()
     assert result.fvu == pytest.approx(float(error / (resid_BD - mean_D).square().sum()), rel=1e-2)
     assert result.l0 == pytest.approx(float((sae.encode(resid_BD) > 0).sum(-1).float().mean()), rel=1e-2)

@@ -1,6 +1,6 @@
 """train_settings: schedules, and what is refused."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +45,10 @@ def test_resampling_keeps_clear_of_the_decay():
         ({"decay_share": 1.5}, r"decay_share must lie in \[0, 1\], got 1.5"),
         ({"sparsity_weight": 1.0}, "batchtopk has no penalty"),
         ({"activation": "relu", "l0_target": -1.0}, "l0_target must not be negative, got -1.0"),
-        ({"activation": "jumprelu", "bandwidth": 0.0}, "bandwidth and threshold_init must be positive"),
+        (
+            {"activation": "jumprelu", "decoder_norm": "unit", "bandwidth": 0.0},
+            "bandwidth and threshold_init must be positive",
+        ),
     ],
 )
 def test_settings_are_checked(fields, message):
@@ -65,7 +68,9 @@ def test_the_documented_defaults_are_the_codes():
     text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
     rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     (head,) = [row for row in rows if row[0] == "setting"]
-    documented = {row[0]: dict(zip(head[1:], map(float, row[1:]), strict=True)) for row in rows if is_setting(row[0])}
+    documented = {
+        row[0]: dict(zip(head[1:], map(value_of, row[1:]), strict=True)) for row in rows if is_setting(row[0])
+    }
     all_of = {activation: asdict(defaults_for(activation)) for activation in head[1:]}
     differing = {name for name in asdict(TrainSettings()) if len({str(of[name]) for of in all_of.values()}) > 1}
     assert set(documented) == differing - {"activation"}
@@ -73,5 +78,20 @@ def test_the_documented_defaults_are_the_codes():
         assert values == {activation: of[name] for activation, of in all_of.items()}, name
 
 
+def value_of(cell):
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
 def is_setting(name):
     return name in asdict(TrainSettings())
+
+
+@pytest.mark.parametrize(
+    ("activation", "norm"), [("relu", "unit"), ("jumprelu", "free"), ("gated", "free"), ("topk", "small")]
+)
+def test_a_norm_that_the_recipe_has_no_meaning_for_is_refused(activation, norm):
+    with pytest.raises(ValueError, match=rf"decoder_norm must be one of .*, got '{norm}'"):
+        replace(defaults_for(activation), decoder_norm=norm)

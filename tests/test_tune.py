@@ -18,7 +18,7 @@ from discovery import train, tune
 from discovery.dictionary_trainer import Trainer
 from discovery.errors import HarvestError, LabError, TuneError
 from discovery.file_lock import locked
-from discovery.finished_dictionary import fold_decoder_norms
+from discovery.finished_dictionary import fold_trained_norms
 from discovery.held_out import HeldOutFigures, check_held_out, load_held_out, measure
 from discovery.line_files import read_lines
 from discovery.reconstruction import measure_reconstruction
@@ -72,7 +72,7 @@ def test_held_out_figures_are_those_of_evaluate(harvests, activation):
     run, resid_ND = trained(activation, harvests[0]), load_held_out([harvests[1]], 700)
     found, before = measure(run, resid_ND), run.sae.W_dec.clone()
     sae = deepcopy(run.sae)
-    fold_decoder_norms(sae)  # as it will be served
+    fold_trained_norms(sae)  # as it will be served
     wanted = measure_reconstruction(sae, [resid_ND]).figures()
     assert torch.equal(run.sae.W_dec, before)
     assert found.num_tokens == 700 == wanted["tokens"]
