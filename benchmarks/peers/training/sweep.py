@@ -34,6 +34,7 @@ class Library(NamedTuple):
 
 LIBRARIES = {
     "ours": Library("train_ours.py", -5, ("topk", "batchtopk")),
+    "ours-unit": Library("train_ours.py", -4, ("topk",), "unit rows"),
     "saelens": Library("train_saelens.py", -7, ("topk", "batchtopk")),  # 3e-4
     "sparsify": Library("train_sparsify.py", -4, ("topk",)),  # 7.1e-3 at this width
     "sparsify-adam": Library("train_sparsify.py", -6, ("topk",), "adam"),
@@ -70,14 +71,17 @@ def train(args: argparse.Namespace, name: str, recipe: str, rate: float) -> floa
 
 def python_of(args: argparse.Namespace, name: str) -> str:
     """The interpreter of a library's environment."""
-    given = dict(pair.split("=", 1) for pair in args.python)
-    return given.get("ours", sys.executable) if name == "ours" else given[name.partition("-")[0]]
+    given = {"ours": sys.executable} | dict(pair.split("=", 1) for pair in args.python)
+    library = name.partition("-")[0]
+    if library not in given:
+        raise SystemExit(f"--python must name the interpreter of {library}, got {', '.join(args.python) or 'none'}")
+    return given[library]
 
 
 def environment(name: str) -> dict[str, str]:
     """Ours finds this checkout, the others find nothing of it."""
     others = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return others | ({"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos'}"} if name == "ours" else {})
+    return others | ({"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos'}"} if name.startswith("ours") else {})
 
 
 def sweep(args: argparse.Namespace, name: str, recipe: str) -> dict[int, float]:

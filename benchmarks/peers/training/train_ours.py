@@ -1,6 +1,6 @@
 """Trains with `discovery`, as `telltale lab train` does: under Lightning, with its CSV log.
 
-    python train_ours.py --data DATA --recipe topk --rate 3e-3 --num-steps 250 --output RUN
+    python train_ours.py --data DATA --recipe topk --rate 3e-3 --num-steps 250 --output RUN [--variant "unit rows"]
 
 Settings are the recipe's defaults but for width, k, steps, rate and warm-up (README.md).
 """
@@ -30,6 +30,10 @@ HARVEST = {
 }
 
 
+UNIT_ROWS = "unit rows"
+"""The variant whose decoder rows keep norm 1, as in the papers."""
+
+
 class OneBatchBuffers:
     """Each buffer is the next batch of the file, so that order and clock are the same as the other libraries'."""
 
@@ -52,8 +56,10 @@ class OneBatchBuffers:
 
 
 def settings_of(run: Run) -> TrainSettings:
+    defaults = defaults_for(run.recipe)
     return replace(
-        defaults_for(run.recipe),
+        defaults,
+        decoder_norm="unit" if run.variant == UNIT_ROWS else defaults.decoder_norm,
         num_latents=run.num_latents,
         k=run.k,
         num_steps=run.num_steps,
