@@ -6,6 +6,7 @@ server, so that what is measured offline is what a request does.
 Shape suffixes: B rows, T positions, D model width.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,11 +71,11 @@ def open_bench(
     """The model and the dictionary in a folder, for the time of the block.
 
     Raises:
-        SteerError: the dictionary was made for other weights, or the cap is no number above 0.
+        SteerError: the dictionary was made for other weights, or the cap is no finite number above 0.
         CheckpointError, ModelError: what `load_sae` and `load_language_model` raise.
     """
-    if not max_relative_norm > 0:
-        raise SteerError(f"max_relative_norm must be above 0, got {max_relative_norm:g}")
+    if not 0 < max_relative_norm < math.inf:
+        raise SteerError(f"max_relative_norm must be above 0 and finite, got {max_relative_norm:g}")
     sae = load_sae(dictionary)
     lm = load_language_model(model, dtype=dtype, progress=True)
     if sae.manifest.model_sha256 != lm.identity.weights_sha256:

@@ -108,6 +108,7 @@ class Study:
             "sae_sha256": sae_sha256,
             "model": asdict(bench.lm.identity),
             "hook_point": str(bench.tap.hook_point),
+            "max_relative_norm": bench.limits.max_relative_norm,
             "target": self.target._asdict() | {"direction": direction if isinstance(direction, int) else "vector"},
             "vector": None if isinstance(direction, int) else list(direction),
             "grid": self.grid._asdict(),

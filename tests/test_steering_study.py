@@ -208,6 +208,8 @@ def test_a_file_of_another_study_is_refused(command, tmp_path):
     command("--strengths", "1", "--prompt", "I am a", "--output", tmp_path / "a.jsonl")
     words = ("--prompt", "I am a", "--output", tmp_path / "a.jsonl")
     assert "same settings, got others (grid)" in command("--strengths", "2", *words, wanted=1)
+    other_cap = ("--strengths", "1", "--max-relative-norm", "5")
+    assert "same settings, got others (max_relative_norm)" in command(*other_cap, *words, wanted=1)
     (tmp_path / "b.jsonl").write_text("no study\n")
     assert "must be a results file" in command("--output", tmp_path / "b.jsonl", wanted=1)
 
@@ -224,6 +226,7 @@ def test_a_file_of_another_study_is_refused(command, tmp_path):
         (["--temperature", "0"], "temperature must be above 0"),
         (["--reference-scale", "-1"], "--reference-scale must say how large"),
         (["--max-relative-norm", "0"], "max_relative_norm must be above 0"),
+        (["--max-relative-norm", "inf"], "max_relative_norm must be above 0 and finite, got inf"),
         (["--prompt", ""], "prompt must have at least one token"),
     ],
 )
