@@ -157,12 +157,12 @@ def continue_one(
 def as_record(bench: Bench, continuation: Continuation, prompt_ids: list[int]) -> dict[str, Any]:
     """A continuation as the results file has it; readings of generated positions only."""
     ids, start = continuation.ids, len(prompt_ids)
-    report = continuation.report
+    report, bytes_of = continuation.report, token_bytes(bench.lm.tokenizer, set(ids))
     steered_perplexity = torch.tensor(continuation.logprobs).mean().neg().exp()
     return {
         "text": bench.lm.tokenizer.decode(ids),
         "ids": ids,
-        "pieces": list(pieces_of([token_bytes(bench.lm.tokenizer, set(ids))[token] for token in ids])),
+        "pieces": list(pieces_of([bytes_of[token] for token in ids])),
         "is_ended": continuation.is_ended,
         "steered_perplexity": float(steered_perplexity) if ids else None,
         "distinct_1": distinct(ids, 1),

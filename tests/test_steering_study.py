@@ -84,6 +84,13 @@ def test_every_strength_prompt_and_seed_is_there_beside_the_unsteered_one(comman
             assert 0 < record["steering"]["mean_relative_norm"] <= record["steering"]["max_relative_norm"]
 
 
+def test_tokens_are_looked_up_once_for_each_continuation(command, monkeypatch):
+    looked_up, once = [], steering_study.token_bytes
+    monkeypatch.setattr(steering_study, "token_bytes", lambda *args: (looked_up.append(args[1]), once(*args))[1])
+    found = studied(command, "--strengths", "1,4", "--prompt", "I am a")
+    assert looked_up == [set(record["ids"]) for record in found["continuations"]]
+
+
 def test_added_strength_shows_in_what_the_following_blocks_read(command):
     found = studied(command, "--strengths", "8", "--unit", "maximum", "--prompt", "I am a")
     plain, pushed = found["points"]
