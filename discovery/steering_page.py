@@ -95,7 +95,7 @@ def study_view(
         name=settings["target"]["name"],
         sentence=(
             f"{settings['model']['name']} at {settings['hook_point']}, operation {grid['op']}; a strength of 1 is "
-            f"{unit_words(settings)}. {points[0].num} continuation{'' if points[0].num == 1 else 's'} at each strength."
+            f"{unit_words(settings)}."
         ),
         plots=plots(points),
         headings=_HEADINGS,

@@ -62,9 +62,9 @@ def explanation(settings: dict[str, Any], points: Sequence[Point], criterion: Cr
     """What the figures are of, in sentences."""
     num, scale = points[0].num, settings["target"]["reference_scale"]
     lines = [
-        f"{num} continuations at each strength. perplexity: under the unsteered model; own: under the model that "
-        "wrote the text. reading: of the finished text by the unsteered model; steered: what the blocks behind the "
-        "steering saw. promoted: tokens that the direction itself makes likelier.",
+        f"{num} continuation{'' if num == 1 else 's'} at each strength. perplexity: under the unsteered model; own: "
+        "under the model that wrote the text. reading: of the finished text by the unsteered model; steered: what the "
+        "blocks behind the steering saw. promoted: tokens that the direction itself makes likelier.",
         f"broken: perplexity above {criterion.max_perplexity_ratio:g} times the unsteered one's or repetition above "
         f"its by more than {criterion.max_added_repetition:g}, in at least half of the texts.",
     ]

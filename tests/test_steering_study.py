@@ -117,6 +117,8 @@ def test_the_table_says_what_it_means(command):
     shown = command("--strengths", "2,30", "--prompt", "I am a")
     assert "calm: add, strengths in units of its reference scale (0.5)" in shown
     assert "broken: perplexity above 5 times" in shown and "works: not broken" in shown
+    assert "2 continuations at each strength." in shown
+    assert "1 continuation at each strength." in command("--strengths", "2", "--prompt", "I am a", "--no-greedy")
     assert re.search(r"^prompt: I am a$", shown, re.M)
 
 
@@ -266,6 +268,7 @@ def test_the_page_shows_every_text_at_every_strength(page, command):
     assert text.count("<script") == 4 and "&lt;script&gt;" in text
     assert "http" not in re.sub(r"<footer>.*?</footer>", "", text, flags=re.S)
     assert "search latents" not in text
+    assert text.count("at each strength") == text.count("4 continuations at each strength.") == 1
     data = json.loads((page / "assets" / "steering-data.js").read_text().removeprefix("window.STEERING=").rstrip(";\n"))
     assert data["strengths"] == ["unsteered", "1", "30"]
     lines = {line["name"]: line["values"] for plot in data["plots"] for line in plot["lines"]}
