@@ -7,7 +7,7 @@ Shape suffixes: T positions, D width, F latents.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -178,6 +178,15 @@ def pinned_on(subject: Subject, num: int) -> dict[Text, list[NamedFeature]]:
     return found
 
 
+def measured_by(settings: CausalSettings, bench: Bench) -> dict[str, Any]:
+    """What it takes to measure the same again, beside the texts."""
+    return asdict(settings) | {
+        "dtype": bench.lm.identity.dtype,
+        "quantization": bench.lm.identity.quantization,
+        "max_relative_norm": bench.limits.max_relative_norm,
+    }
+
+
 def records_of(subject: Subject, settings: CausalSettings, results: ResultLines, bench: Bench) -> dict[str, Any]:
     """What goes into each feature's evidence."""
     ablated = {line["ablated"]: line["ablation"] for line in results.lines if "ablated" in line}
@@ -197,5 +206,6 @@ def records_of(subject: Subject, settings: CausalSettings, results: ResultLines,
             "ablation": ablated[feature.name],
             "pinning": pinning,
             "passed": ablated[feature.name]["passed"] and pinning["passed"],
+            "settings": measured_by(settings, bench),
         }
     return records

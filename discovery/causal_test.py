@@ -75,15 +75,18 @@ def subject_of(args: argparse.Namespace, watchlist: Watchlist, tokenizer: Any, s
 def run_settings(bench: Bench, subject: Subject, settings: CausalSettings, sae_sha256: str) -> dict[str, Any]:
     """What makes two runs the same."""
     texts = {
-        name: [[list(text.tokens) for text in side] for side in contrast]
-        for name, contrast in subject.contrasts.items()
+        name: [[text._asdict() for text in side] for side in contrast] for name, contrast in subject.contrasts.items()
     }
     return {
         "test": "causal",
         "sae_sha256": sae_sha256,
         "model": asdict(bench.lm.identity),
         "hook_point": str(bench.tap.hook_point),
-        "features": [feature.name for feature in subject.features],
+        "max_relative_norm": bench.limits.max_relative_norm,
+        "features": [
+            {"name": feature.name, "index": feature.index, "contrast": contrast_name(feature)}
+            for feature in subject.features
+        ],
         "settings": asdict(settings),
         "texts_sha256": sha256(json.dumps(texts).encode()).hexdigest(),
     }

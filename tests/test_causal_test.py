@@ -1,6 +1,7 @@
 """`telltale lab causal`: a planted cause passes, a mere detector fails, figures equal the slow way, and files stay."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import planted
@@ -12,6 +13,8 @@ from serving import manifest
 from discovery import causal_run, lab, steering_bench
 from discovery.causal_ablation import Draws, Read, ablate, active_positions, choose_controls, thinned
 from discovery.causal_pinning import gains, pinned_text
+from discovery.causal_run import Subject
+from discovery.causal_test import run_settings
 from discovery.causal_texts import Contrast, Text, choose, file_contrast, typical_tokens
 from discovery.errors import SteerError
 from discovery.group_bootstrap import difference_interval, mean_interval
@@ -280,6 +283,42 @@ def test_a_killed_run_goes_on_and_gives_the_same(command, tmp_path, monkeypatch)
     assert "same settings, got others (settings)" in command(
         "--output", tmp_path / "part.jsonl", "--seed", "1", wanted=1
     )
+
+
+def test_a_feature_of_another_latent_is_not_gone_on_with(command, folder, tmp_path):
+    path = tmp_path / "features.json"
+    path.write_bytes((folder / "dictionary" / "features.json").read_bytes())
+    words = ("--features", path, "--feature", "cause", "--output", tmp_path / "a.jsonl")
+    command(*words)
+    (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text().splitlines(keepends=True)[0])  # killed
+    watchlist = Watchlist.load(path)
+    watchlist.save(path)
+    command(*words)  # the same features, written anew
+    other = replace(watchlist.by_name["cause"], index=planted.DETECTOR)
+    replace(watchlist, features=(other,)).save(path)
+    assert "same settings, got others (features)" in command(*words, wanted=1)
+
+
+def test_runs_differ_by_all_that_they_measure(bench, contrast):
+    cause, settings = feature(planted.CAUSE, "cause"), causal_run.CausalSettings()
+
+    def identity(cause=cause, **changes):
+        texts = [contrast.positive[0]._replace(**changes), *contrast.positive[1:]]
+        contrasts = {name: Contrast(texts, contrast.negative) for name in ("qu", "other")}
+        return run_settings(bench, Subject([cause], contrasts), settings, "0" * 64)
+
+    assert identity() == identity()
+    text = contrast.positive[0]
+    changes = [{"scored": text.scored[1:]}, {"group": "another"}, {"tokens": text.tokens[::-1]}]
+    changes += [{"cause": feature(planted.CAUSE, "cause", contrast="other")}]
+    assert [change for change in changes if identity(**change) == identity()] == []
+
+
+def test_the_evidence_says_how_it_was_measured(command):
+    record = json.loads(command("--json", "--feature", "cause", "--texts", "10", "--seed", "3"))["records"]["cause"]
+    said = record["settings"]
+    assert (said["num_texts"], said["max_tokens"], said["seed"], said["pin"]) == (10, 64, 3, 0.6)
+    assert (said["dtype"], said["quantization"], said["max_relative_norm"]) == ("float32", "none", 20.0)
 
 
 @pytest.mark.parametrize(
