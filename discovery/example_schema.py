@@ -5,8 +5,11 @@ order of its key, so that everything about one latent lies together and is found
 """
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from discovery.errors import ExampleError
 
 SCHEMA_VERSION = 1
 
@@ -84,6 +87,16 @@ def connect(path: Path, mode: Literal["ro", "rw", "rwc"]) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True)
     connection.row_factory = sqlite3.Row
     return connection
+
+
+def read_rows(
+    connection: sqlite3.Connection, path: Path, query: str, parameters: Sequence[Any] = ()
+) -> list[sqlite3.Row]:
+    """All rows that `query` finds in the file at `path`; ExampleError names the file if it is damaged or locked."""
+    try:
+        return connection.execute(query, parameters).fetchall()
+    except sqlite3.DatabaseError as error:
+        raise ExampleError(f"example file {path} can't be read: {error}") from None
 
 
 def create(path: Path) -> sqlite3.Connection:

@@ -11,7 +11,7 @@ Needs neither torch nor a model: the file holds the tokens' own bytes.
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from discovery.errors import ExampleError
-from discovery.example_schema import SCHEMA_VERSION, TEXT_COLUMNS, connect, has_text_index, recover
+from discovery.example_schema import SCHEMA_VERSION, TEXT_COLUMNS, connect, has_text_index, read_rows, recover
 from discovery.latent_record import Background, Example, Explanation, Glance, LatentRecord, Match, TokenEffect
 from discovery.token_text import pieces_of
 
@@ -34,14 +34,16 @@ class ExampleStore:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
-        self.manifest: dict[str, Any] = {
-            key: json.loads(value) for key, value in connection.execute("SELECT key, value FROM manifest")
-        }
-        """Dictionary, model, corpus, settings and totals; see docs/examples.md."""
+        try:
+            pairs = [(key, json.loads(value)) for key, value in self._query("SELECT key, value FROM manifest")]
+        except (ExampleError, ValueError) as error:
+            raise ExampleError(f"{path} must be an example file, got: {error}") from None
+        self.manifest: dict[str, Any] = dict(pairs)
+        """Dictionary, model, corpus, settings and totals; docs/lab.md says which."""
         version = self.manifest.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ExampleError(f"{path}: schema_version must be {SCHEMA_VERSION}, got {version}")
-        self._sources: dict[int, str] = dict(connection.execute("SELECT id, name FROM sources"))
+        self._sources: dict[int, str] = {id_: name for id_, name in self._query("SELECT id, name FROM sources")}
 
     @classmethod
     def open(cls, path: Path | str, *, writable: bool = False) -> Self:
@@ -51,9 +53,14 @@ class ExampleStore:
             raise ExampleError(f"example file {path} does not exist")
         try:
             recover(path)
-            return cls(path, connect(path, "rw" if writable else "ro"))
+            connection = connect(path, "rw" if writable else "ro")
         except sqlite3.DatabaseError as error:
             raise ExampleError(f"{path} must be an example file, got: {error}") from None
+        try:
+            return cls(path, connection)
+        except BaseException:
+            connection.close()
+            raise
 
     def close(self) -> None:
         """Let go of the file."""
@@ -64,6 +71,10 @@ class ExampleStore:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def _query(self, query: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """All rows; ExampleError if they can't be read."""
+        return read_rows(self._connection, self.path, query, parameters)
 
     @property
     def num_latents(self) -> int:
@@ -83,12 +94,12 @@ class ExampleStore:
     @property
     def num_live(self) -> int:
         """Latents that are active at any token."""
-        return int(self._connection.execute("SELECT count(*) FROM latents WHERE num_active > 0").fetchone()[0])
+        return int(self._query("SELECT count(*) FROM latents WHERE num_active > 0")[0][0])
 
     @property
     def num_examples(self) -> int:
         """Examples of all latents together."""
-        return int(self._connection.execute("SELECT count(*) FROM examples").fetchone()[0])
+        return int(self._query("SELECT count(*) FROM examples")[0][0])
 
     @property
     def histogram_edges(self) -> tuple[float, ...]:
@@ -98,23 +109,24 @@ class ExampleStore:
     def latents(self, order: str = "latent") -> list[int]:
         """All latents, by `latent`, `num_active` or `max`, the latter two falling."""
         column = {"latent": "latent", "num_active": "num_active DESC, latent", "max": "max DESC, latent"}[order]
-        return [latent for (latent,) in self._connection.execute(f"SELECT latent FROM latents ORDER BY {column}")]
+        return [latent for (latent,) in self._query(f"SELECT latent FROM latents ORDER BY {column}")]
 
     def maxima(self) -> list[float]:
         """Largest reading of each latent, by latent."""
-        return [largest for (largest,) in self._connection.execute("SELECT max FROM latents ORDER BY latent")]
+        return [largest for (largest,) in self._query("SELECT max FROM latents ORDER BY latent")]
 
     def best_example(self, latent: int) -> Example | None:
         """The example with the largest reading, if there is any."""
         query = "SELECT * FROM examples WHERE latent = ? AND kind = ? AND rank = 0"
-        row = self._connection.execute(query, (latent, TOP)).fetchone()
-        return None if row is None else self._example(row)
+        rows = self._query(query, (latent, TOP))
+        return self._example(rows[0]) if rows else None
 
     def latent(self, index: int) -> LatentRecord:
         """Everything about one latent; ExampleError if the dictionary has none of that index."""
-        row = self._connection.execute("SELECT * FROM latents WHERE latent = ?", (index,)).fetchone()
-        if row is None:
+        rows = self._query("SELECT * FROM latents WHERE latent = ?", (index,))
+        if not rows:
             raise ExampleError(f"latent must lie in 0..{self.num_latents - 1}, got {index}")
+        row = rows[0]
         by_kind: dict[int, list[Example]] = {}
         for kind, example in self.examples(index):
             by_kind.setdefault(kind, []).append(example)
@@ -136,8 +148,7 @@ class ExampleStore:
 
     def examples(self, latent: int) -> Iterator[tuple[int, Example]]:
         """(kind, example) of one latent, in order of kind and rank."""
-        rows = self._connection.execute("SELECT * FROM examples WHERE latent = ? ORDER BY kind, rank", (latent,))
-        for row in rows.fetchall():
+        for row in self._query("SELECT * FROM examples WHERE latent = ? ORDER BY kind, rank", (latent,)):
             yield row["kind"], self._example(row)
 
     def _example(self, row: sqlite3.Row) -> Example:
@@ -148,19 +159,19 @@ class ExampleStore:
 
     def glances(self) -> list[Glance]:
         """A glance at every live latent, by latent: one query for all."""
-        rows = self._connection.execute(
+        rows = self._query(
             "SELECT l.latent, l.num_active, e.token_ids FROM latents l "
             "LEFT JOIN examples e ON e.latent = l.latent AND e.kind = 0 AND e.rank = 0 "
             "WHERE l.num_active > 0 ORDER BY l.latent"
         )
         return [
             Glance(latent, num_active, "".join(self.pieces(np.frombuffer(ids or b"", np.int32).tolist())))
-            for latent, num_active, ids in rows.fetchall()
+            for latent, num_active, ids in rows
         ]
 
     def backgrounds(self, *, without: int | None = None) -> Iterator[Background]:
         """The random windows, in an order that means nothing; only those in which latent `without` is silent."""
-        for row in self._connection.execute("SELECT * FROM backgrounds ORDER BY rank").fetchall():
+        for row in self._query("SELECT * FROM backgrounds ORDER BY rank"):
             active = frozenset(np.frombuffer(row["active"], np.int32).tolist())
             if without in active:
                 continue
@@ -179,7 +190,7 @@ class ExampleStore:
     @cached_property
     def _tokens(self) -> dict[int, bytes]:
         """All at once: one by one they would take most of the time of a lookup."""
-        return dict(self._connection.execute("SELECT id, bytes FROM tokens"))
+        return {id_: token for id_, token in self._query("SELECT id, bytes FROM tokens")}
 
     def _token_bytes(self, token_id: int) -> bytes:
         return self._tokens.get(token_id) or f"<{token_id}>".encode()
@@ -195,12 +206,12 @@ class ExampleStore:
 
     def explanation(self, latent: int) -> Explanation | None:
         """What is said of a latent, if anything."""
-        row = self._connection.execute("SELECT * FROM explanations WHERE latent = ?", (latent,)).fetchone()
-        return None if row is None else _explanation(row)
+        rows = self._query("SELECT * FROM explanations WHERE latent = ?", (latent,))
+        return _explanation(rows[0]) if rows else None
 
     def explanations(self) -> list[Explanation]:
         """All there are, by latent."""
-        return [_explanation(row) for row in self._connection.execute("SELECT * FROM explanations ORDER BY latent")]
+        return [_explanation(row) for row in self._query("SELECT * FROM explanations ORDER BY latent")]
 
     def save(self, explanation: Explanation) -> None:
         """Add an explanation or replace the one there is. It is on disk when this returns."""
@@ -221,7 +232,7 @@ class ExampleStore:
 
     def _search_explanations(self, words: list[str], limit: int) -> list[Match]:
         if has_text_index(self._connection):
-            rows = self._connection.execute(
+            rows = self._query(
                 "SELECT e.* FROM explanation_texts t JOIN explanations e ON e.latent = t.rowid "
                 "WHERE explanation_texts MATCH ? ORDER BY bm25(explanation_texts, 4.0), t.rowid LIMIT ?",
                 (_all_of(words), limit),
@@ -229,18 +240,18 @@ class ExampleStore:
         else:
             body = " || ' ' || ".join(TEXT_COLUMNS)
             conditions = " AND ".join([f"{body} LIKE ?"] * len(words))
-            rows = self._connection.execute(
+            rows = self._query(
                 f"SELECT * FROM explanations WHERE {conditions} LIMIT ?", (*(f"%{word}%" for word in words), limit)
             )
-        return [Match(row["latent"], row["title"], "explanation", row["summary"]) for row in rows.fetchall()]
+        return [Match(row["latent"], row["title"], "explanation", row["summary"]) for row in rows]
 
     def _search_examples(self, words: list[str], limit: int) -> list[int]:
         if has_text_index(self._connection):
-            rows = self._connection.execute(
+            rows = self._query(
                 "SELECT rowid FROM example_texts WHERE example_texts MATCH ? ORDER BY rank, rowid LIMIT ?",
                 (_all_of(words), limit),
             )
-            return [latent for (latent,) in rows.fetchall()]
+            return [latent for (latent,) in rows]
         return [latent for latent in self.latents() if self._texts_with(latent, words)][:limit]
 
     def _texts_with(self, latent: int, words: list[str]) -> list[str]:

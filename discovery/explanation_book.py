@@ -9,13 +9,13 @@ most what is in flight.
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from discovery.errors import ExplainError
-from discovery.example_schema import connect
+from discovery.example_schema import connect, read_rows
 from discovery.example_store import ExampleStore
 from discovery.explanation_score import Score
 from discovery.latent_record import Explanation
@@ -51,10 +51,13 @@ class ExplanationBook:
     """The explanations of one example file, open for writing."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.store = path, ExampleStore.open(path, writable=True)
-        self._connection = connect(path, "rw")
-        with self._writing():
-            self._connection.execute(_TABLE)
+        """ExampleError if the file is no example file, ExplainError if it can't be written to."""
+        with ExitStack() as opened:
+            self.path, self.store = path, opened.enter_context(ExampleStore.open(path, writable=True))
+            self._connection = opened.enter_context(closing(connect(path, "rw")))
+            with self._writing():
+                self._connection.execute(_TABLE)
+            opened.pop_all()  # `close` does it from here on
 
     def close(self) -> None:
         self._connection.close()
@@ -68,11 +71,11 @@ class ExplanationBook:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """One transaction; ExplainError if the disk is full, the file locked or not to be written to."""
+        """One transaction; ExplainError if the disk is full, the file locked, damaged or not to be written to."""
         try:
             with self._connection:
                 yield
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise ExplainError(f"example file {self.path} must be writable, got: {error}") from None
 
     def save_explanation(self, explanation: Explanation) -> None:
@@ -97,12 +100,12 @@ class ExplanationBook:
             self._connection.execute("INSERT OR REPLACE INTO explanation_scores VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def scores(self, latent: int, method: str = TOKEN_RULE) -> MethodScores | None:
-        """What a method scored on a latent."""
-        row = self._connection.execute(
-            "SELECT * FROM explanation_scores WHERE latent = ? AND method = ?", (latent, method)
-        ).fetchone()
-        if row is None:
+        """What a method scored on a latent. ExampleError if it can't be read."""
+        query = "SELECT * FROM explanation_scores WHERE latent = ? AND method = ?"
+        rows = read_rows(self._connection, self.path, query, (latent, method))
+        if not rows:
             return None
+        row = rows[0]
         detection, fuzzing = (json.loads(row[name]) if row[name] else None for name in ("detection", "fuzzing"))
         return MethodScores(latent, method, row["title"], detection, fuzzing, row["created"])
 

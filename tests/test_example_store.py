@@ -3,13 +3,15 @@
 import json
 import sqlite3
 
+import example_file
 import pytest
 import tiny
 import tiny_examples
 
-from discovery import lab
-from discovery.errors import ExampleError
+from discovery import example_schema, example_store, explanation_book, lab
+from discovery.errors import ExampleError, ExplainError
 from discovery.example_store import ExampleStore
+from discovery.explanation_book import ExplanationBook
 from discovery.latent_record import Explanation
 from discovery.token_text import pieces_of, printable, token_bytes
 
@@ -94,6 +96,108 @@ def test_other_files_are_refused(tmp_path, path):
     connection.close()
     with pytest.raises(ExampleError, match="schema_version must be 1, got 99"):
         ExampleStore.open(copy)
+
+
+def read_all(path):
+    """Everything that pages, catalogues and explanations read."""
+    with ExampleStore.open(path) as store:
+        latents = [store.latent(latent) for latent in store.latents("max")]
+        figures = store.num_live, store.num_examples, store.maxima(), store.glances()
+        texts = store.explanations(), store.search("sea"), store.best_example(9)
+        return latents, figures, texts, list(store.backgrounds())
+
+
+def test_damage_anywhere_inside_a_file_is_named_with_its_path(path, tmp_path):
+    whole, wanted, refused = path.read_bytes(), read_all(path), []
+    (page_size,) = sqlite3.connect(path).execute("PRAGMA page_size").fetchone()
+    copy = tmp_path / "damaged.sqlite"
+    for begin in range(0, len(whole), page_size):
+        copy.write_bytes(whole[:begin] + b"\xff" * page_size + whole[begin + page_size :])
+        try:
+            assert read_all(copy) == wanted  # a page that none of it needs
+        except ExampleError as error:
+            refused.append(str(error))
+    assert len(refused) > len(whole) // page_size // 2
+    assert all(str(copy) in message for message in refused)
+
+
+def test_the_commands_name_a_damaged_file(model, tmp_path, capsys):
+    path = tiny_examples.write_example_file(model, tmp_path)
+    connection = sqlite3.connect(path)
+    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'examples'").fetchone()
+    connection.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: (root - 1) * page_size] + b"\xff" * page_size + whole[root * page_size :])
+    words = [str(tmp_path / "dictionary"), "--store", str(path)]
+    for command, more in (
+        ("pages", ["--map", "none", "--output", str(tmp_path / "pages")]),
+        ("catalogue", ["--quote-sources", "chat", "--licence", "chat=own"]),
+        ("explain", ["--endpoint", "tokens"]),
+    ):
+        assert lab.run(command, [*words, *more]) == 1
+        assert f"example file {path} can't be read: database disk image is malformed" in capsys.readouterr().err
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """All that are opened, to be looked at afterwards."""
+    opened, connect = [], example_schema.connect
+
+    def kept(*args):
+        opened.append(connect(*args))
+        return opened[-1]
+
+    for module in (example_schema, example_store, explanation_book):
+        monkeypatch.setattr(module, "connect", kept)
+    return opened
+
+
+def all_closed(connections):
+    for connection in connections:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+    return len(connections)
+
+
+def test_a_file_that_is_refused_is_let_go_of(path, tmp_path, connections):
+    copy = tmp_path / "later.sqlite"
+    copy.write_bytes(path.read_bytes())
+    connection = sqlite3.connect(copy)
+    with connection:
+        connection.execute("UPDATE manifest SET value = '99' WHERE key = 'schema_version'")
+    connection.close()
+    for refused in (ExampleStore.open, ExplanationBook):
+        with pytest.raises(ExampleError, match="schema_version must be 1, got 99"):
+            refused(copy)
+    assert all_closed(connections) == 2
+
+
+def test_a_book_that_can_not_be_written_is_let_go_of(path, tmp_path, connections, monkeypatch):
+    copy = tmp_path / "book.sqlite"
+    copy.write_bytes(path.read_bytes())
+    monkeypatch.setattr(explanation_book, "_TABLE", "CREATE TABLE latents (x)")
+    with pytest.raises(ExplainError, match=r"example file .*book\.sqlite must be writable, got: table latents"):
+        ExplanationBook(copy)
+    assert all_closed(connections) == 2
+
+
+def test_a_damaged_book_is_named(tmp_path):
+    path = tmp_path / "book.sqlite"
+    example_file.write_example_file(path)
+    with ExplanationBook(path):
+        pass
+    connection = sqlite3.connect(path)
+    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'explanation_scores'").fetchone()
+    connection.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: (root - 1) * page_size] + b"\xff" * page_size + whole[root * page_size :])
+    with ExplanationBook(path) as book:
+        with pytest.raises(ExampleError, match=r"example file .*book\.sqlite can't be read"):
+            book.scores(0)
+        with pytest.raises(ExplainError, match=r"book\.sqlite must be writable"):
+            book.save_scores(EXPLANATION, None, None, {})
 
 
 def test_latents_that_are_not_there_are_refused(path):
