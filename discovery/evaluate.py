@@ -15,6 +15,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -26,6 +27,7 @@ from discovery.decoder_geometry import geometry_figures
 from discovery.errors import HarvestError, LabError
 from discovery.provenance import COMPARED, check_provenance, model_facts
 from discovery.reconstruction import ReconstructionSums, measure_reconstruction
+from discovery.residuals import tapped
 from discovery.shard_stream import read_shard, read_whole_shard
 from discovery.shards import finished_shards, load_token_ids, shard_paths
 from discovery.shards import load_manifest as load_harvest_manifest
@@ -171,8 +173,8 @@ def main(argv: list[str] | None = None) -> int:
     if not args.unverified:
         check_harvests(sae.manifest, sets)
     lm = load_model(args, sae.manifest) if args.ce_tokens else None
-    tap = Tap(lm.model, sae.manifest.hook, lm.d_model) if lm is not None else None
-    evaluation = evaluate(sae, lm, tap, sets, args.ce_tokens)
+    with nullcontext() if lm is None else tapped(lm, sae.manifest.hook) as tap:
+        evaluation = evaluate(sae, lm, tap, sets, args.ce_tokens)
     metrics: dict[str, Any] = evaluation.figures()
     if args.write:
         write_metrics(args.dictionary, metrics)

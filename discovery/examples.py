@@ -14,6 +14,8 @@ import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +36,10 @@ from discovery.example_writer import write_store
 from discovery.logit_effects import logit_effects
 from discovery.named_features import document_sources
 from discovery.provenance import check_provenance
+from discovery.residuals import tapped
 from discovery.text_pieces import HarvestedText, ModelText, Text
 from sae_runtime.checkpoint import LoadedSAE, load_sae
 from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
-from sae_runtime.tap import Tap
 from sae_runtime.whole_files import whole_file
 
 _EFFECTS = 10
@@ -172,16 +174,19 @@ def is_finished(this: Pass, output: Path) -> bool:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def make_text(args: argparse.Namespace, sae: LoadedSAE, lm: LanguageModel) -> Text:
-    """What the arguments say is to be read."""
+@contextmanager
+def opened_text(args: argparse.Namespace, sae: LoadedSAE, lm: LanguageModel) -> Iterator[Text]:
+    """What the arguments say is to be read, for the time of the block."""
     if args.harvest:
-        return HarvestedText(args.harvest, document_sources(args.corpus) if args.corpus else None)
+        yield HarvestedText(args.harvest, document_sources(args.corpus) if args.corpus else None)
+        return
     settings = CorpusSettings(context_tokens=args.context_tokens, held_out_share=args.held_out_share)
     read = read_contexts(args.corpus, lm.tokenizer, settings, args.split)
     contexts = list(tqdm(read, desc="tokenising", unit="ctx", unit_scale=True, mininterval=5))
     contexts = take_tokens(shuffle_contexts(contexts, args.seed), args.max_tokens)
-    tap = Tap(lm.model, sae.manifest.hook, lm.d_model)
-    return ModelText(lm, tap, contexts, contexts_per_piece=args.contexts_per_shard, batch_tokens=args.batch_tokens)
+    with tapped(lm, sae.manifest.hook) as tap:
+        size = {"contexts_per_piece": args.contexts_per_shard, "batch_tokens": args.batch_tokens}
+        yield ModelText(lm, tap, contexts, **size)
 
 
 def summary(output: Path) -> dict[str, Any]:
@@ -255,12 +260,13 @@ def main(argv: list[str] | None = None) -> int:
     sae = load_sae(args.dictionary)
     lm = load_language_model(args.model, progress=True)
     quote = tuple(args.quote_sources.split(",")) if args.quote_sources else None
-    this = Pass(sae.to(lm.device), make_text(args, sae, lm), settings, quote)
-    if not args.unverified:
-        check_provenance(sae.manifest, this.text.facts, "the text")
-    if not is_finished(this, args.output):
-        collector = collect(this, args.output, checkpoint_pieces=args.checkpoint_shards, progress=True)
-        finish(this, collector, lm, args.output, progress=True)
+    with opened_text(args, sae, lm) as text:
+        this = Pass(sae.to(lm.device), text, settings, quote)
+        if not args.unverified:
+            check_provenance(sae.manifest, this.text.facts, "the text")
+        if not is_finished(this, args.output):
+            collector = collect(this, args.output, checkpoint_pieces=args.checkpoint_shards, progress=True)
+            finish(this, collector, lm, args.output, progress=True)
     figures = summary(args.output)
     if args.json:
         print(json.dumps(figures))

@@ -38,7 +38,7 @@ from discovery.corpus import Context, CorpusSettings, read_contexts, shuffle_con
 from discovery.errors import LabError
 from discovery.provenance import check_provenance, model_facts
 from discovery.reconstruction import ReconstructionSums
-from discovery.residuals import read_in_batches
+from discovery.residuals import read_in_batches, tapped
 from discovery.shards import ordinary
 from sae_runtime.checkpoint import Manifest, load_sae
 from sae_runtime.language_model import EMBEDDED, DTypeName, LanguageModel, Quantization, load_language_model
@@ -245,15 +245,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     sae = load_sae(args.dictionary)
     models = load_models(args, sae.manifest)
-    taps = tuple(Tap(lm.model, sae.manifest.hook, lm.d_model) for lm in models)
     settings = CorpusSettings(context_tokens=args.context_tokens)
     contexts = list(read_contexts(args.corpus, models[0].tokenizer, settings, args.split))
     if not contexts:
         raise LabError(f"the corpus must have text in the split {args.split}, got none; --split all reads everything")
     contexts = take_tokens(shuffle_contexts(contexts, 0), args.max_tokens)
-    pairs = paired_residuals(models, (taps[0], taps[1]), contexts, args.batch_tokens)
-    bar = tqdm(pairs, total=len(contexts), desc="comparing", unit="ctx", mininterval=5)
-    figures = compare(sae, bar).figures()
+    hook_point = sae.manifest.hook
+    with tapped(models[0], hook_point) as first, tapped(models[1], hook_point) as second:
+        pairs = paired_residuals(models, (first, second), contexts, args.batch_tokens)
+        bar = tqdm(pairs, total=len(contexts), desc="comparing", unit="ctx", mininterval=5)
+        figures = compare(sae, bar).figures()
     answered = answer(figures)
     names = [f"{lm.identity.name} {lm.identity.quantization} {lm.identity.dtype}" for lm in models]
     if args.json:

@@ -27,7 +27,7 @@ from discovery.corpus import BosPolicy, Context, contexts_digest
 from discovery.errors import HarvestError
 from discovery.hf_corpus import STREAM_PREFIX
 from discovery.input_arguments import CORPUS_HELP, add_corpus_arguments, add_model_arguments, contexts_of, load_model
-from discovery.residuals import as_stored, read_in_batches
+from discovery.residuals import as_stored, read_in_batches, tapped
 from discovery.shards import (
     MANIFEST_FILE,
     Harvested,
@@ -39,7 +39,6 @@ from discovery.shards import (
 )
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel
-from sae_runtime.tap import Tap
 from sae_runtime.whole_files import whole_file
 
 
@@ -99,8 +98,7 @@ def harvest(
     """
     settings = harvest_settings(lm, hook_point, contexts, contexts_per_shard, bos_policy)
     starts = range(0, len(contexts), contexts_per_shard)
-    tap = Tap(lm.model, hook_point, lm.d_model)
-    try:
+    with tapped(lm, hook_point) as tap:
         _claim(folder, settings)
         missing = [(shard, first) for shard, first in enumerate(starts) if not shard_path(folder, shard).exists()]
         with _bar(settings, contexts, missing, folder.name, progress) as bar:
@@ -111,8 +109,6 @@ def harvest(
                     resid[index] = as_stored(resid_TD, part[index], f"for {path.name}")
                     bar.update(len(resid_TD))
                 save_shard(path, _shard_of(first, part, [resid[index] for index in range(len(part))]))
-    finally:
-        tap.remove()
     return _finish(folder, settings)
 
 

@@ -21,11 +21,10 @@ from discovery.context_store import ContextStore
 from discovery.corpus import BosPolicy, Context
 from discovery.harvest import harvest_settings
 from discovery.input_arguments import CORPUS_HELP, add_corpus_arguments, add_model_arguments, contexts_of, load_model
-from discovery.residuals import as_stored, read_in_batches
+from discovery.residuals import as_stored, read_in_batches, tapped
 from discovery.shards import ordinary
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel
-from sae_runtime.tap import Tap
 
 
 class LiveBuffers:
@@ -69,16 +68,13 @@ class LiveBuffers:
         places = range(number * self.contexts_per_buffer, (number + 1) * self.contexts_per_buffer)
         contexts = [self._context_at(place, seed) for place in places]
         pieces: list[Tensor] = [torch.empty(0)] * len(contexts)
-        tap = Tap(self.lm.model, self.hook_point, self.lm.d_model)
-        try:
+        with tapped(self.lm, self.hook_point) as tap:
             read = read_in_batches(self.lm, tap, contexts, self.batch_tokens)
             bar = tqdm(
                 read, f"reading buffer {number}", len(contexts), unit="ctx", leave=False, disable=not self.progress
             )
             for index, resid_TD in bar:
                 pieces[index] = as_stored(resid_TD, contexts[index], f"from the model in buffer {number}")
-        finally:
-            tap.remove()
         resid_ND = torch.cat(pieces)
         resid_ND = resid_ND[ordinary(resid_ND)]
         return resid_ND[torch.randperm(len(resid_ND), generator=generator_for(seed, "buffer", number))]

@@ -33,6 +33,7 @@ from discovery.named_features import (
     reference_scale,
 )
 from discovery.quantile_threshold import quantile_threshold, read_replies, reply_statistics
+from discovery.residuals import tapped
 from discovery.search_items import Item, make_item, read_items
 from discovery.steering_bench import Bench
 from discovery.steering_trial import try_steering
@@ -308,8 +309,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     sae = load_sae(args.dictionary)
     lm = load_language_model(args.model, progress=True)
-    lab = Lab(lm, Tap(lm.model, sae.manifest.hook, lm.d_model), sae)
-    contrasts = read_contrasts(lab, args)
+    with tapped(lm, sae.manifest.hook) as tap:
+        name_features(Lab(lm, tap, sae), args)
+    return 0
+
+
+def name_features(lab: Lab, args: argparse.Namespace) -> None:
+    """Print candidates, or with `--choices` write the feature file."""
+    sae, contrasts = lab.sae, read_contrasts(lab, args)
     choices = json.loads(args.choices.read_text()) if args.choices else {"features": {}}
     results = {name: contrast.search(chosen_latents(choices, name)) for name, contrast in contrasts.items()}
     latents = sorted({candidate.latent for result in results.values() for candidate in result.candidates})
@@ -317,12 +324,11 @@ def main(argv: list[str] | None = None) -> int:
     held_out = HeldOut(readings, document_sources(args.corpus), lab, results)
     if args.choices is None:
         print_candidates(results, held_out)
-        return 0
+        return
     watchlist = build(lab, choices, contrasts, held_out, args)
     watchlist.check_binding(sae.manifest.sae_sha256, sae.num_latents)
     watchlist.save(args.output or args.dictionary / FEATURES_FILE)
     print(json.dumps({"features": len(watchlist.features), "monitors": len(watchlist.monitors)}))
-    return 0
 
 
 if __name__ == "__main__":

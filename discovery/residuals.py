@@ -20,6 +20,16 @@ from sae_runtime.tap import Tap, decoder_layers
 
 
 @contextmanager
+def tapped(lm: LanguageModel, hook_point: HookPoint) -> Iterator[Tap]:
+    """A tap on the model at `hook_point`, for the time of the block. TapError if the model has no such layer."""
+    tap = Tap(lm.model, hook_point, lm.d_model)
+    try:
+        yield tap
+    finally:
+        tap.remove()
+
+
+@contextmanager
 def blocks_up_to(model: nn.Module, hook_point: HookPoint) -> Iterator[nn.Module]:
     """The model's decoder without the blocks behind `hook_point` and without lm_head, for the time of the block."""
     decoder = cast(Any, model).model

@@ -28,11 +28,11 @@ from discovery.item_readings import read_item_latents
 from discovery.latent_names import LatentNames, load_names, open_store
 from discovery.latent_search import read_direction, read_sentence, similar
 from discovery.provenance import check_provenance, model_facts
+from discovery.residuals import tapped
 from discovery.search_items import Item, prompt_items, read_items, read_prompts
 from discovery.search_tables import contrast_table, match_table, similar_table, strongest_table, token_table
 from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
 from sae_runtime.language_model import EMBEDDED, LanguageModel, Quantization, load_language_model
-from sae_runtime.tap import Tap
 
 _LEAST_TO_HOLD_OUT = 8
 """Groups with each label that it takes to leave half of them out."""
@@ -55,8 +55,8 @@ def find_contrast(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) 
     items = list(read_items(args.items, lm.tokenizer)) if args.items else prompts_of(args, lm.tokenizer)
     if not items:
         raise SearchError(f"{', '.join(map(str, args.items))} must have items with label 1 or 0, got none")
-    tap = Tap(lm.model, sae.manifest.hook, lm.d_model)
-    readings = read_item_latents(lm, tap, sae.to(lm.device), items, precision="medium")
+    with tapped(lm, sae.manifest.hook) as tap:
+        readings = read_item_latents(lm, tap, sae.to(lm.device), items, precision="medium")
     result = search(
         readings.mean_IF if args.statistic == "mean" else readings.max_IF,
         torch.tensor([item.label for item in items]),
@@ -116,7 +116,8 @@ def find_similar(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -
 def find_in_sentence(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -> Found:
     """By what a sentence activates."""
     lm = load_model(args, sae)
-    sentence = read_sentence(lm, Tap(lm.model, sae.manifest.hook, lm.d_model), sae.to(lm.device), args.sentence)
+    with tapped(lm, sae.manifest.hook) as tap:
+        sentence = read_sentence(lm, tap, sae.to(lm.device), args.sentence)
     maxima_F = torch.tensor(args.opened.maxima()) if args.opened else None
     if args.by_share and maxima_F is None:
         raise SearchError("--by-share needs an example file: give --store")

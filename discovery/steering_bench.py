@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from discovery.errors import SteerError
+from discovery.residuals import tapped
 from sae_runtime.checkpoint import LoadedSAE, load_sae
 from sae_runtime.language_model import DTypeName, LanguageModel, load_language_model
 from sae_runtime.sae import SAE
@@ -83,11 +84,8 @@ def open_bench(
             f"dictionary {sae.manifest.name} must be used with the weights {sae.manifest.model_sha256} "
             f"({sae.manifest.model_name}), got {lm.identity.weights_sha256} ({lm.identity.name})"
         )
-    tap = Tap(lm.model, sae.manifest.hook, lm.d_model)
-    try:
+    with tapped(lm, sae.manifest.hook) as tap:
         yield Bench.of(lm, tap, sae.to(lm.device), max_relative_norm)
-    finally:
-        tap.remove()
 
 
 def edit_rows(changes: Sequence[Change | None]) -> Edit | None:

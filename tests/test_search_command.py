@@ -19,7 +19,6 @@ from discovery.latent_search import neighbours, read_direction, read_sentence, s
 from discovery.search_items import prompt_items, read_prompts
 from monitors.watchlist import NamedFeature, Watchlist
 from sae_runtime.checkpoint import load_sae, save_sae
-from sae_runtime.tap import Tap
 
 NAMED = 3
 
@@ -52,13 +51,6 @@ def sae(folder):
 @pytest.fixture
 def command(folder, model, monkeypatch, capsys):
     monkeypatch.setattr(search, "load_language_model", lambda *_args, **_settings: model)
-    taps = []
-
-    def tap(*args):
-        taps.append(Tap(*args))
-        return taps[-1]
-
-    monkeypatch.setattr(search, "Tap", tap)
 
     def run(*argv, json_line=True):
         code = lab.run("search", [str(folder / "dictionary"), *argv, *(["--json"] if json_line else [])])
@@ -66,9 +58,7 @@ def command(folder, model, monkeypatch, capsys):
         assert code == 0, captured.err
         return json.loads(captured.out) if json_line else captured.out
 
-    yield run
-    for made in taps:
-        made.remove()
+    return run
 
 
 def store_flag(folder):
