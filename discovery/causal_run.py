@@ -181,6 +181,7 @@ def pinned_on(subject: Subject, num: int) -> dict[Text, list[NamedFeature]]:
 def measured_by(settings: CausalSettings, bench: Bench) -> dict[str, Any]:
     """What it takes to measure the same again, beside the texts."""
     return asdict(settings) | {
+        "model_sha256": bench.lm.identity.weights_sha256,
         "dtype": bench.lm.identity.dtype,
         "quantization": bench.lm.identity.quantization,
         "max_relative_norm": bench.limits.max_relative_norm,

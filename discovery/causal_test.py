@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 
@@ -38,12 +38,12 @@ from discovery.causal_run import CausalSettings, Subject, contrast_name, records
 from discovery.causal_texts import choose, file_contrast, pool_contrasts
 from discovery.contrasts import CONTRASTS, read_pool
 from discovery.errors import SteerError
+from discovery.input_arguments import add_dictionary_model_arguments
 from discovery.latent_names import FEATURES_FILE
 from discovery.result_lines import ResultLines, claimed
 from discovery.steering_bench import Bench, open_bench
 from monitors.watchlist import Watchlist
 from sae_runtime.checkpoint import load_manifest
-from sae_runtime.language_model import EMBEDDED, DTypeName
 
 
 def subject_of(args: argparse.Namespace, watchlist: Watchlist, tokenizer: Any, settings: CausalSettings) -> Subject:
@@ -123,8 +123,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--controls", type=int, default=defaults.num_controls)
     parser.add_argument("--pin", type=float, default=defaults.pin, help="share of the residual's norm")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--model", default=EMBEDDED)
-    parser.add_argument("--dtype", choices=get_args(DTypeName), default="auto", help="default as the server: bfloat16")
+    add_dictionary_model_arguments(parser)
     parser.add_argument("--output", type=Path, help="results as JSON lines; continued if it exists")
     parser.add_argument("--write", action="store_true", help="put the results into the feature file's evidence")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
@@ -146,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     path = args.features or args.dictionary / FEATURES_FILE
     manifest, watchlist = load_manifest(args.dictionary), Watchlist.load(path)
     watchlist.check_binding(manifest.sae_sha256, manifest.num_latents)
-    with open_bench(args.model, args.dictionary, dtype=args.dtype) as bench:
+    with open_bench(args) as bench:
         subject = subject_of(args, watchlist, bench.lm.tokenizer, settings)
         with claimed(args.output):
             results = ResultLines(args.output, run_settings(bench, subject, settings, manifest.sae_sha256))

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from discovery.decoder_geometry import geometry_figures
 from discovery.errors import HarvestError, LabError
-from discovery.provenance import COMPARED, check_provenance, model_facts
+from discovery.provenance import COMPARED, check_model, check_provenance
 from discovery.reconstruction import ReconstructionSums, measure_reconstruction
 from discovery.residuals import tapped
 from discovery.shard_stream import read_shard, read_whole_shard
@@ -188,8 +188,7 @@ def main(argv: list[str] | None = None) -> int:
 def load_model(args: argparse.Namespace, manifest: Manifest) -> LanguageModel:
     """The model to splice into; FitError if it is not the dictionary's."""
     lm = load_language_model(args.model, quantization=args.quantization, dtype=args.dtype, progress=True)
-    if not args.unverified:
-        check_provenance(manifest, model_facts(lm), f"model {lm.identity.name}")
+    check_model(manifest, lm, unverified=args.unverified)
     return lm
 
 

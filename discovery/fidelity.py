@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from discovery.corpus import Context, CorpusSettings, read_contexts, shuffle_contexts, take_tokens
 from discovery.errors import LabError
-from discovery.provenance import check_provenance, model_facts
+from discovery.provenance import check_model
 from discovery.reconstruction import ReconstructionSums
 from discovery.residuals import read_in_batches, tapped
 from discovery.shards import ordinary
@@ -215,8 +215,7 @@ def load_models(args: argparse.Namespace, manifest: Manifest) -> tuple[LanguageM
     """The dictionary's model and the other form of it. FitError or LabError if they are something else."""
     other = args.against or args.model
     first = load_language_model(args.model, quantization=args.quantization, dtype=args.dtype, progress=True)
-    if not args.unverified:
-        check_provenance(manifest, model_facts(first), f"model {first.identity.name}")
+    check_model(manifest, first, unverified=args.unverified)
     second = load_language_model(other, quantization=args.against_quantization, dtype=args.against_dtype, progress=True)
     _check_same_tokens(first, second)
     return first, second

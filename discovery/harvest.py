@@ -26,7 +26,14 @@ from discovery.context_store import ContextStore
 from discovery.corpus import BosPolicy, Context, contexts_digest
 from discovery.errors import HarvestError
 from discovery.hf_corpus import STREAM_PREFIX
-from discovery.input_arguments import CORPUS_HELP, add_corpus_arguments, add_model_arguments, contexts_of, load_model
+from discovery.input_arguments import (
+    CORPUS_HELP,
+    DEVICE_HELP,
+    add_corpus_arguments,
+    add_model_arguments,
+    contexts_of,
+    load_model,
+)
 from discovery.residuals import as_stored, read_in_batches, tapped
 from discovery.shards import (
     MANIFEST_FILE,
@@ -254,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("corpus", nargs="+", help=CORPUS_HELP)
     parser.add_argument("--output", type=Path, required=True, help="folder; continued if it exists")
     add_model_arguments(parser)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: cuda if there is one")
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_corpus_arguments(parser)
     parser.add_argument("--max-tokens", type=int, help="harvest no more than this; contexts are shuffled first")
     parser.add_argument(

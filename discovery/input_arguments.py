@@ -1,4 +1,4 @@
-"""The flags of commands that have the model read a corpus: which model, which text, cut how."""
+"""The flags of commands that run a model: which one, in which form; and over a corpus: which text, cut how."""
 
 import argparse
 from collections.abc import Iterator
@@ -7,6 +7,8 @@ from typing import get_args
 from tqdm import tqdm
 
 from discovery.corpus import DEFAULTS, BosPolicy, Context, CorpusSettings, read_contexts
+from discovery.provenance import check_model
+from sae_runtime.checkpoint import Manifest
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import EMBEDDED, DTypeName, LanguageModel, Quantization, load_language_model
 
@@ -15,8 +17,24 @@ CORPUS_HELP = ".jsonl (text, messages or tokens), text files, either .gz, or hf:
 Group = argparse._ArgumentGroup | argparse.ArgumentParser
 
 
+DEVICE_HELP = "cpu, cuda, cuda:N; auto: cuda if there is one"
+
+
 def add_model_arguments(group: Group) -> None:
     """Which model reads, and where it is tapped. `--device` is the command's own."""
+    _add_model(group)
+    group.add_argument("--hook-point", type=HookPoint.parse, default=HookPoint(15))
+    group.add_argument("--batch-tokens", type=int, default=8192, help="of a forward pass")
+
+
+def add_dictionary_model_arguments(group: Group) -> None:
+    """Which model goes with the command's dictionary: see `load_dictionary_model`."""
+    _add_model(group)
+    group.add_argument("--device", default="auto", help=DEVICE_HELP)
+    group.add_argument("--unverified", action="store_true", help="accept another model than the dictionary's")
+
+
+def _add_model(group: Group) -> None:
     group.add_argument("--model", default=EMBEDDED, help="embedded, a folder, a .gguf file or a hub name")
     group.add_argument(
         "--quantization",
@@ -27,8 +45,6 @@ def add_model_arguments(group: Group) -> None:
     group.add_argument(
         "--dtype", default="auto", choices=get_args(DTypeName), help="auto: bfloat16, or float32 where that is emulated"
     )
-    group.add_argument("--hook-point", type=HookPoint.parse, default=HookPoint(15))
-    group.add_argument("--batch-tokens", type=int, default=8192, help="of a forward pass")
 
 
 def add_corpus_arguments(group: Group) -> None:
@@ -46,6 +62,13 @@ def load_model(args: argparse.Namespace) -> LanguageModel:
     return load_language_model(
         args.model, quantization=args.quantization, dtype=args.dtype, device=args.device, progress=True
     )
+
+
+def load_dictionary_model(args: argparse.Namespace, manifest: Manifest) -> LanguageModel:
+    """The model asked for; FitError if it is not the dictionary's, unless `--unverified` was given."""
+    lm = load_model(args)
+    check_model(manifest, lm, unverified=args.unverified)
+    return lm
 
 
 def contexts_of(args: argparse.Namespace, lm: LanguageModel) -> Iterator[Context]:

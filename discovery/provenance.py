@@ -28,6 +28,15 @@ def check_provenance(manifest: Manifest, facts: Mapping[str, Any], what: object)
             )
 
 
+def check_model(manifest: Manifest, lm: LanguageModel, *, unverified: bool) -> None:
+    """FitError if `lm` is not the dictionary's model; if it is `unverified`, only if the dictionary can't read it."""
+    what = f"model {lm.identity.name}"
+    if lm.d_model != manifest.d_model:
+        raise FitError(f"d_model of {what} must be the dictionary's {manifest.d_model}, got {lm.d_model}")
+    if not unverified:
+        check_provenance(manifest, model_facts(lm), what)
+
+
 def model_facts(lm: LanguageModel) -> dict[str, Any]:
     """What `check_provenance` compares of a model."""
     return {

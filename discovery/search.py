@@ -27,7 +27,7 @@ from discovery.errors import SearchError
 from discovery.item_readings import read_item_latents
 from discovery.latent_names import LatentNames, load_names, open_store
 from discovery.latent_search import read_direction, read_sentence, similar
-from discovery.provenance import check_provenance, model_facts
+from discovery.provenance import check_model
 from discovery.residuals import tapped
 from discovery.search_items import Item, prompt_items, read_items, read_prompts
 from discovery.search_tables import contrast_table, match_table, similar_table, strongest_table, token_table
@@ -44,8 +44,7 @@ Found = tuple[dict[str, Any], list[RenderableType]]
 def load_model(args: argparse.Namespace, sae: LoadedSAE) -> LanguageModel:
     """The model that reads; FitError if it is not the dictionary's."""
     lm = load_language_model(args.model, quantization=args.quantization, progress=True)
-    if not args.unverified:
-        check_provenance(sae.manifest, model_facts(lm), f"model {lm.identity.name}")
+    check_model(sae.manifest, lm, unverified=args.unverified)
     return lm
 
 

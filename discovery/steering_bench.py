@@ -6,18 +6,19 @@ server, so that what is measured offline is what a request does.
 Shape suffixes: B rows, T positions, D model width.
 """
 
+import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from discovery.errors import SteerError
+from discovery.input_arguments import load_dictionary_model
 from discovery.residuals import tapped
 from sae_runtime.checkpoint import LoadedSAE, load_sae
-from sae_runtime.language_model import DTypeName, LanguageModel, load_language_model
+from sae_runtime.language_model import LanguageModel
 from sae_runtime.sae import SAE
 from sae_runtime.steering import Steering, SteeringLimits, SteeringSpec
 from sae_runtime.tap import Edit, Tap
@@ -66,24 +67,18 @@ class Bench:
 
 
 @contextmanager
-def open_bench(
-    model: str, dictionary: Path, *, dtype: DTypeName = "auto", max_relative_norm: float = MAX_RELATIVE_NORM
-) -> Iterator[Bench]:
-    """The model and the dictionary in a folder, for the time of the block.
+def open_bench(args: argparse.Namespace, *, max_relative_norm: float = MAX_RELATIVE_NORM) -> Iterator[Bench]:
+    """The dictionary in `args.dictionary` with the model that the flags name, for the time of the block.
 
     Raises:
-        SteerError: the dictionary was made for other weights, or the cap is no finite number above 0.
+        SteerError: the cap is no finite number above 0.
+        FitError: the dictionary was made for other weights or another form of them; `--unverified` goes on.
         CheckpointError, ModelError: what `load_sae` and `load_language_model` raise.
     """
     if not 0 < max_relative_norm < math.inf:
         raise SteerError(f"max_relative_norm must be above 0 and finite, got {max_relative_norm:g}")
-    sae = load_sae(dictionary)
-    lm = load_language_model(model, dtype=dtype, progress=True)
-    if sae.manifest.model_sha256 != lm.identity.weights_sha256:
-        raise SteerError(
-            f"dictionary {sae.manifest.name} must be used with the weights {sae.manifest.model_sha256} "
-            f"({sae.manifest.model_name}), got {lm.identity.weights_sha256} ({lm.identity.name})"
-        )
+    sae = load_sae(args.dictionary)
+    lm = load_dictionary_model(args, sae.manifest)
     with tapped(lm, sae.manifest.hook) as tap:
         yield Bench.of(lm, tap, sae.to(lm.device), max_relative_norm)
 

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from discovery.continuation_figures import distinct, repetition, reread
 from discovery.errors import SteerError
+from discovery.input_arguments import add_dictionary_model_arguments
 from discovery.latent_names import FEATURES_FILE
 from discovery.logit_effects import promoted_tokens
 from discovery.result_lines import ResultLines, claimed
@@ -39,7 +40,6 @@ from discovery.steering_target import OPS, UNITS, Grid, Target, Unit, find_targe
 from discovery.token_text import pieces_of, token_bytes
 from monitors.watchlist import Watchlist
 from sae_runtime.checkpoint import load_manifest
-from sae_runtime.language_model import EMBEDDED, DTypeName
 from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec
 
 PROMPTS = ("I am a", "The weather today", "My favourite thing is")
@@ -233,8 +233,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.8)
     for name, value in Criterion()._asdict().items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=f"default {value:g}")
-    parser.add_argument("--model", default=EMBEDDED)
-    parser.add_argument("--dtype", choices=get_args(DTypeName), default="auto", help="default as the server: bfloat16")
+    add_dictionary_model_arguments(parser)
     parser.add_argument("--output", type=Path, help="results as JSON lines; continued if it exists")
     parser.add_argument("--page", type=Path, help="folder for a page; a page in it is replaced")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of tables")
@@ -245,8 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     watchlist = load_watchlist(args.dictionary, args.features)
     sae_sha256 = load_manifest(args.dictionary).sae_sha256
-    limit = args.max_relative_norm
-    with open_bench(args.model, args.dictionary, dtype=args.dtype, max_relative_norm=limit) as bench:
+    with open_bench(args, max_relative_norm=args.max_relative_norm) as bench:
         study = study_of(args, bench, watchlist)
         # What is refused is refused before a file is made.
         study.specs(bench)

@@ -10,7 +10,7 @@ import tiny
 import torch
 from serving import manifest
 
-from discovery import causal_run, lab, steering_bench
+from discovery import causal_run, input_arguments, lab
 from discovery.causal_ablation import Draws, Read, ablate, active_positions, choose_controls, thinned
 from discovery.causal_pinning import gains, pinned_text
 from discovery.causal_run import Subject
@@ -67,7 +67,7 @@ def contrast(folder, lm):
 
 @pytest.fixture
 def command(folder, lm, monkeypatch, capsys):
-    monkeypatch.setattr(steering_bench, "load_language_model", lambda *_args, **_settings: lm)
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: lm)
 
     def run(*argv, wanted=0, contrast=True):
         # Below what the latent reads at a `q`, pinning would take away from it there.
@@ -335,6 +335,16 @@ def test_the_evidence_says_how_it_was_measured(command):
 )
 def test_bad_input_is_refused_by_name(command, words, message):
     assert message in command(*words, wanted=1)
+
+
+def test_another_form_of_the_model_is_refused(command, lm, monkeypatch):
+    foreign = replace(lm, identity=replace(lm.identity, quantization="int8"))
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: foreign)
+    message = f"quantization of model {lm.identity.name} must be the dictionary's none, got int8"
+    assert message in command("--quantization", "int8", "--device", "cpu", wanted=1)
+    record = json.loads(command("--unverified", "--json", "--feature", "cause"))["records"]["cause"]
+    assert record["settings"]["quantization"] == "int8"
+    assert record["settings"]["model_sha256"] == lm.identity.weights_sha256
 
 
 def test_a_contrast_without_texts_is_refused(command):

@@ -4,7 +4,7 @@ import pytest
 from serving import manifest
 
 from discovery.errors import FitError
-from discovery.provenance import check_provenance, model_facts
+from discovery.provenance import check_model, check_provenance, model_facts
 from sae_runtime.formats import UNKNOWN
 
 FACTS = {"model_sha256": "0" * 64, "quantization": "none", "hook_point": "layers.1.output", "d_model": 32}
@@ -34,3 +34,14 @@ def test_what_is_unknown_of_an_imported_dictionary_is_not_compared():
     check_provenance(unknown, FACTS | {"model_sha256": "1" * 64, "quantization": "int8"}, "the text")
     with pytest.raises(FitError, match="hook_point"):
         check_provenance(unknown, FACTS | {"hook_point": "layers.0.output"}, "the text")
+
+
+def test_a_model_of_another_width_is_refused_whatever_is_said(model):
+    check_model(manifest(), model, unverified=False)
+    other = manifest(model_sha256="1" * 64)
+    with pytest.raises(FitError, match="model_sha256 of model tiny must be the dictionary's 1111"):
+        check_model(other, model, unverified=False)
+    check_model(other, model, unverified=True)
+    for unverified in (True, False):
+        with pytest.raises(FitError, match=r"d_model of model tiny must be the dictionary's 33, got 32$"):
+            check_model(manifest(d_model=33), model, unverified=unverified)

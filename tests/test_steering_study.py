@@ -5,13 +5,14 @@ import json
 import math
 import os
 import re
+from dataclasses import asdict, replace
 
 import pytest
 import tiny
 import tiny_examples
 from browser import needs_browser, open_page
 
-from discovery import lab, steering_bench, steering_study
+from discovery import input_arguments, lab, steering_study
 from discovery.continuation_figures import repetition
 from discovery.page_site import MARKER
 from discovery.steering_summary import Criterion, summarize
@@ -44,7 +45,7 @@ def folder(tmp_path_factory):
 def command(folder, model, monkeypatch, capsys):
     hooks = model.model.model.layers[tiny.HOOK_POINT.layer]._forward_hooks
     before = list(hooks)
-    monkeypatch.setattr(steering_bench, "load_language_model", lambda *_args, **_settings: model)
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: model)
 
     def run(*argv, feature="calm", wanted=0):
         words = [str(folder), feature, "--tokens", "8", "--seeds", "1", *map(str, argv)]
@@ -245,10 +246,26 @@ def test_bad_input_is_refused_by_name(command, words, message):
 
 def test_unknown_features_and_foreign_dictionaries_are_refused(command, model, monkeypatch):
     assert "feature must be a feature (calm), a latent in 0..63" in command(feature="lying", wanted=1)
-    other = model.identity.__class__(*("other", "f" * 64, "none", "float32", "cpu"))
-    foreign = model.__class__(**{name: getattr(model, name) for name in model.__slots__} | {"identity": other})
-    monkeypatch.setattr(steering_bench, "load_language_model", lambda *_args, **_settings: foreign)
-    assert "must be used with the weights" in command(wanted=1)
+    refused = [
+        ({"weights_sha256": "f" * 64}, "model_sha256 of model tiny must be the dictionary's 0000"),
+        ({"quantization": "int8"}, "quantization of model tiny must be the dictionary's none, got int8"),
+    ]
+    words = ("--strengths", "1", "--prompt", "I am a", "--json")
+    for changes, message in refused:
+        foreign = replace(model, identity=replace(model.identity, **changes))
+        monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, _lm=foreign, **_settings: _lm)
+        assert message in command(*words, wanted=1)
+        assert json.loads(command(*words, "--unverified"))["model"] == asdict(foreign.identity)
+
+
+def test_the_model_is_loaded_as_asked_for(command, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *a, **s: (asked.append((a, s)), model)[1])
+    words = ("--model", "folder", "--quantization", "int8", "--device", "cpu", "--dtype", "float32")
+    command("--strengths", "1", "--prompt", "I am a", *words)
+    ((source,), settings) = asked[0]
+    wanted = {"quantization": "int8", "device": "cpu", "dtype": "float32", "progress": True}
+    assert (source, settings) == ("folder", wanted)
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
