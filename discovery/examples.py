@@ -29,17 +29,19 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from discovery.corpus import DEFAULTS, CorpusSettings, read_contexts, shuffle_contexts, take_tokens
-from discovery.errors import ExampleError
+from discovery.errors import ExampleError, FitError
 from discovery.example_collector import Collector, ExampleSettings
 from discovery.example_store import ExampleStore
 from discovery.example_writer import write_store
+from discovery.input_arguments import add_dictionary_model_arguments, load_dictionary_model
 from discovery.logit_effects import logit_effects
 from discovery.named_features import document_sources
-from discovery.provenance import check_provenance
+from discovery.provenance import check_provenance, model_facts
 from discovery.residuals import tapped
 from discovery.text_pieces import HarvestedText, ModelText, Text
+from discovery.token_text import vocabulary_sha256
 from sae_runtime.checkpoint import LoadedSAE, load_sae
-from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
+from sae_runtime.language_model import LanguageModel
 from sae_runtime.whole_files import whole_file
 
 _EFFECTS = 10
@@ -51,6 +53,8 @@ class Pass:
 
     sae: LoadedSAE
     text: Text
+    lm: LanguageModel
+    """Whose logits and whose tokens the file tells of: the text's own model."""
     settings: ExampleSettings
     quote_sources: tuple[str, ...] | None = None
     """Sources that examples may come from; None is all."""
@@ -65,6 +69,11 @@ class Pass:
             "sources": list(self.text.sources),
             "quote_sources": None if self.quote_sources is None else sorted(self.quote_sources),
             **asdict(self.settings),
+            "logits_of": {
+                **model_facts(self.lm),
+                "dtype": self.lm.identity.dtype,
+                "vocabulary_sha256": vocabulary_sha256(self.lm.tokenizer),
+            },
         }
         return dict(json.loads(json.dumps(facts)))
 
@@ -84,8 +93,8 @@ def state_path(output: Path) -> Path:
 
 def collect(this: Pass, output: Path, *, checkpoint_pieces: int = 8, progress: bool = False) -> Collector:
     """Run `this` pass, or the rest of it. The state lies at `state_path(output)` until `finish`."""
-    collector = this.collector()
-    done = _load_state(state_path(output), this.identity, collector)
+    collector, identity = this.collector(), this.identity
+    done = _load_state(state_path(output), identity, collector)
     bar = tqdm(
         total=sum(map(this.text.num_tokens, range(len(this.text)))),
         initial=sum(map(this.text.num_tokens, range(done))),
@@ -99,7 +108,7 @@ def collect(this: Pass, output: Path, *, checkpoint_pieces: int = 8, progress: b
         for index in range(done, len(this.text)):
             collector.add(this.sae, this.text.piece(index))
             if (index + 1) % checkpoint_pieces == 0 or index + 1 == len(this.text):
-                _save_state(state_path(output), this.identity, collector, index + 1)
+                _save_state(state_path(output), identity, collector, index + 1)
             bar.update(this.text.num_tokens(index))
     return collector
 
@@ -147,14 +156,14 @@ def _refuse_other(path: Path, before: dict[str, Any], identity: dict[str, Any]) 
         raise ExampleError(f"{path} belongs to another pass: {changes}")
 
 
-def finish(this: Pass, collector: Collector, lm: LanguageModel, output: Path, *, progress: bool = False) -> None:
+def finish(this: Pass, collector: Collector, output: Path, *, progress: bool = False) -> None:
     """Write the example file and remove the state."""
     write_store(
         output,
         collector,
-        logit_effects(lm, this.sae, _EFFECTS, progress=progress),
+        logit_effects(this.lm, this.sae, _EFFECTS, progress=progress),
         sources=this.text.sources,
-        tokenizer=lm.tokenizer,
+        tokenizer=this.lm.tokenizer,
         manifest=this.identity,
         progress=progress,
     )
@@ -189,6 +198,22 @@ def opened_text(args: argparse.Namespace, sae: LoadedSAE, lm: LanguageModel) -> 
         yield ModelText(lm, tap, contexts, **size)
 
 
+def check_text(sae: LoadedSAE, lm: LanguageModel, text: Text) -> None:
+    """FitError if the text was not read by the dictionary's model, or by another than the one at hand.
+
+    That one gives the tokens and the logit effects. Of an imported dictionary the model is often unknown: then only
+    the second check says anything.
+    """
+    facts, got = text.facts, model_facts(lm)
+    check_provenance(sae.manifest, facts, "the text")
+    for name in sorted(got.keys() & facts.keys()):
+        if got[name] != facts[name]:
+            raise FitError(
+                f"{name} of model {lm.identity.name} must be the text's {facts[name]}, got {got[name]} "
+                "(--unverified goes on)"
+            )
+
+
 def summary(output: Path) -> dict[str, Any]:
     """Figures of a finished file."""
     with ExampleStore.open(output) as store:
@@ -220,8 +245,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--corpus", type=Path, nargs="+", help=".jsonl, .jsonl.gz or text files")
     parser.add_argument("--quote-sources", metavar="NAME,NAME", help="only these may be quoted; all are counted")
-    parser.add_argument("--model", default=EMBEDDED)
-    parser.add_argument("--unverified", action="store_true", help="accept residuals of another model or hook point")
+    add_dictionary_model_arguments(parser)
     defaults = ExampleSettings()
     kept = parser.add_argument_group("what is kept of each latent")
     kept.add_argument("--top", type=int, default=defaults.num_top, help="largest readings")
@@ -243,6 +267,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.harvest and not args.corpus:
         parser.error("one of --harvest and --corpus is needed")
+    for name in ("checkpoint_shards", "contexts_per_shard"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
     return args
 
 
@@ -258,15 +285,15 @@ def main(argv: list[str] | None = None) -> int:
         seed=args.seed,
     )
     sae = load_sae(args.dictionary)
-    lm = load_language_model(args.model, progress=True)
+    lm = load_dictionary_model(args, sae.manifest)
     quote = tuple(args.quote_sources.split(",")) if args.quote_sources else None
     with opened_text(args, sae, lm) as text:
-        this = Pass(sae.to(lm.device), text, settings, quote)
+        this = Pass(sae.to(lm.device), text, lm, settings, quote)
         if not args.unverified:
-            check_provenance(sae.manifest, this.text.facts, "the text")
+            check_text(sae, lm, text)
         if not is_finished(this, args.output):
             collector = collect(this, args.output, checkpoint_pieces=args.checkpoint_shards, progress=True)
-            finish(this, collector, lm, args.output, progress=True)
+            finish(this, collector, args.output, progress=True)
     figures = summary(args.output)
     if args.json:
         print(json.dumps(figures))

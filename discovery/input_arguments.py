@@ -31,7 +31,7 @@ def add_dictionary_model_arguments(group: Group) -> None:
     """Which model goes with the command's dictionary: see `load_dictionary_model`."""
     _add_model(group)
     group.add_argument("--device", default="auto", help=DEVICE_HELP)
-    group.add_argument("--unverified", action="store_true", help="accept another model than the dictionary's")
+    group.add_argument("--unverified", action="store_true", help="accept another model or place than the dictionary's")
 
 
 def _add_model(group: Group) -> None:

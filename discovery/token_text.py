@@ -3,9 +3,11 @@
 A token of a byte-level vocabulary can hold part of a character. `pieces_of` gives such a character to its last token.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from functools import cache
+from hashlib import sha256
 from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
@@ -25,6 +27,12 @@ def token_bytes(tokenizer: Any, token_ids: Iterable[int]) -> dict[int, bytes]:
         token_id: _bytes_of(name or "", byte_level and token_id not in added)
         for token_id, name in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
     }
+
+
+def vocabulary_sha256(tokenizer: Any) -> str:
+    """Of all that `token_bytes` goes by: names and ids of tokens, and how the names are spelt."""
+    vocabulary = sorted(tokenizer.get_vocab().items()), sorted(tokenizer.get_added_vocab().items())
+    return sha256(json.dumps([vocabulary, str(tokenizer.backend_tokenizer.decoder)]).encode()).hexdigest()
 
 
 def _bytes_of(name: str, byte_level: bool) -> bytes:

@@ -166,8 +166,8 @@ class TensorBoardLog(TensorBoardLogger):
     """Events in `tensorboard/`; those of steps that will be done again are hidden."""
 
     def __init__(self, folder: Path, num_steps_done: int) -> None:
-        purge = {"purge_step": num_steps_done + 1} if num_steps_done else {}
-        super().__init__(save_dir=folder, name="tensorboard", version="", **purge)
+        # At 0 too: a run that was killed before its first checkpoint has logged steps that come again.
+        super().__init__(save_dir=folder, name="tensorboard", version="", purge_step=num_steps_done + 1)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         # A thread of its own writes; what went wrong there is raised by the next call, whichever it is.

@@ -42,7 +42,6 @@ def _run(folder: Path, output: Path, moment: int | None, most_bytes: int | None)
 
 
 def _collect(folder: Path, output: Path, moment: int | None) -> None:
-    import tiny
     import tiny_examples
     import torch
 
@@ -53,7 +52,6 @@ def _collect(folder: Path, output: Path, moment: int | None) -> None:
     torch.set_num_threads(1)
     text = HarvestedText([folder / "harvest"], tiny_examples.document_sources())
     this = tiny_examples.example_pass(load_sae(folder / "dictionary"), text)
-    model = tiny.language_model()
     num_calls = 0
 
     def count(_frame: object, event: str, _argument: object) -> None:
@@ -63,6 +61,6 @@ def _collect(folder: Path, output: Path, moment: int | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.setprofile(count)
-    finish(this, collect(this, output, checkpoint_pieces=1), model, output)
+    finish(this, collect(this, output, checkpoint_pieces=1), output)
     sys.setprofile(None)
     output.with_name("calls").write_text(str(num_calls))

@@ -119,7 +119,7 @@ def test_explanations_of_another_file_lose_their_summaries(folder, model, tmp_pa
         tiny_examples.dictionary(tmp_path / "dictionary"), tiny_examples.harvested(model, folder / "harvest"), None
     )
     other = tmp_path / "all.sqlite"
-    tiny_examples.finish(this, tiny_examples.collect(this, other), model, other)
+    tiny_examples.finish(this, tiny_examples.collect(this, other), other)
     with ExampleStore.open(other, writable=True) as store:
         store.save(EXPLANATION._replace(title="from all"))
     options = ("--explanations", str(other), "--quote-sources")

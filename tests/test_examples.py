@@ -6,6 +6,7 @@ import random
 import re
 import sqlite3
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from killed_examples import run_killed
 from safetensors.torch import load_file, save_file
 from tiny_examples import SETTINGS
 
-from discovery import example_collector, example_schema, examples, lab
+from discovery import example_collector, example_schema, examples, input_arguments, lab
 from discovery.corpus import Context
 from discovery.errors import ExampleError, FitError, HarvestError
 from discovery.example_collector import HISTOGRAM_EDGES, ExampleSettings, random_priorities
@@ -26,7 +27,8 @@ from discovery.logit_effects import logit_effects
 from discovery.provenance import check_provenance
 from discovery.shards import load_shard, ordinary, shard_path, shard_paths
 from discovery.text_pieces import HarvestedText, ModelText
-from sae_runtime.checkpoint import load_sae
+from sae_runtime.checkpoint import load_sae, save_sae
+from sae_runtime.formats import UNKNOWN
 from sae_runtime.tap import Tap
 
 QUOTED = ("novels", "chat")
@@ -56,7 +58,7 @@ def text(folder):
 
 
 def run(this, output, **settings):
-    finish(this, collect(this, output, **settings), tiny.language_model(), output)
+    finish(this, collect(this, output, **settings), output)
 
 
 # --- the obvious reference ------------------------------------------------------------------------------------------
@@ -417,7 +419,7 @@ def test_a_full_disk_leaves_nothing_half_written(sae, text, tmp_path, monkeypatc
 
     monkeypatch.setattr(example_schema, "create", small_disk)
     with pytest.raises(OSError, match="full"):
-        finish(tiny_examples.example_pass(sae, text), collector, tiny.language_model(), output)
+        finish(tiny_examples.example_pass(sae, text), collector, output)
     assert [path.name for path in tmp_path.iterdir()] == ["x.sqlite.state"]
 
 
@@ -462,7 +464,7 @@ def test_unknown_quote_sources_and_settings_are_refused(sae, text):
 
 
 def test_the_command_writes_the_file(model, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(examples, "load_language_model", lambda *_args, **_settings: model)
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: model)
     corpus = tmp_path / "text.jsonl"
     corpus.write_text("".join(json.dumps({"text": " ".join(tiny_examples.WORDS * 3)}) + "\n" for _ in range(3)))
     argv = [str(folder / "dictionary"), "--corpus", str(corpus), "--output", str(tmp_path / "x.sqlite"), "--json"]
@@ -475,6 +477,88 @@ def test_the_command_writes_the_file(model, folder, tmp_path, monkeypatch, capsy
     assert lab.run("examples", argv) == 0
     assert lab.run("examples", [*argv, "--top", "3"]) == 1
     assert "num_top was 20, is 3" in capsys.readouterr().err
+
+
+@pytest.fixture
+def command(folder, tmp_path, monkeypatch, capsys):
+    """The command over the harvest, with a model of one's choice."""
+
+    def run(lm, *argv, wanted=0, dictionary=folder / "dictionary"):
+        monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: lm)
+        words = [dictionary, "--harvest", folder / "harvest", "--output", tmp_path / "made.sqlite", *argv]
+        assert lab.run("examples", list(map(str, words))) == wanted
+        captured = capsys.readouterr()
+        return captured.out if wanted == 0 else captured.err
+
+    return run
+
+
+def other_form(model, **changes):
+    return replace(model, identity=replace(model.identity, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights_sha256": "1" * 64}, "model_sha256 of model tiny must be the dictionary's 0000"),
+        ({"quantization": "int8"}, "quantization of model tiny must be the dictionary's none, got int8"),
+    ],
+)
+def test_another_model_behind_a_harvest_is_refused_before_the_pass(command, model, tmp_path, changes, message):
+    """Logit effects and the tokens' bytes are this model's."""
+    other = other_form(model, **changes)
+    assert message in command(other, wanted=1)
+    assert list(tmp_path.iterdir()) == []
+    command(other, "--unverified")
+    with ExampleStore.open(tmp_path / "made.sqlite") as store:
+        assert store.manifest["logits_of"]["model_sha256"] == other.identity.weights_sha256
+        assert store.manifest["logits_of"]["quantization"] == other.identity.quantization
+    assert "belongs to another pass: logits_of was" in command(model, wanted=1)
+
+
+def test_another_model_than_the_harvests_is_refused_where_the_dictionary_knows_none(command, model, sae, tmp_path):
+    unknown = sae.manifest.model_copy(update={"model_sha256": UNKNOWN, "quantization": UNKNOWN})
+    save_sae(sae, unknown, tmp_path / "imported")
+    words = {"dictionary": tmp_path / "imported"}
+    refused = "model_sha256 of model tiny must be the text's 0000"
+    assert refused in command(other_form(model, weights_sha256="1" * 64), wanted=1, **words)
+    command(model, **words)
+
+
+def test_a_model_of_another_width_is_refused_before_the_pass(command, tmp_path):
+    wide = tiny_examples.model_of_width(2 * tiny.D_MODEL)
+    refused = f"d_model of model tiny must be the dictionary's {tiny.D_MODEL}, got {2 * tiny.D_MODEL}"
+    assert refused in command(wide, "--unverified", wanted=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pass_is_not_gone_on_with_by_another_model_or_tokenizer(sae, text, model, tmp_path):
+    this = tiny_examples.example_pass(sae, text)
+    collect(this, tmp_path / "x")
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.add_tokens(["whale"])
+    others = [other_form(model, weights_sha256="1" * 64), other_form(model, dtype="bfloat16")]
+    for lm in (*others, replace(model, tokenizer=tokenizer)):
+        with pytest.raises(ExampleError, match=r"x\.state belongs to another pass: logits_of was"):
+            collect(replace(this, lm=lm), tmp_path / "x")
+    collect(replace(this, lm=replace(model, tokenizer=tiny.byte_tokenizer())), tmp_path / "x")
+
+
+@pytest.mark.parametrize("option", ["--checkpoint-shards", "--contexts-per-shard"])
+def test_shards_are_one_or_more(option, capsys):
+    with pytest.raises(SystemExit):
+        examples.parse_args(["dictionary", "--corpus", "a", "--output", "b", option, "0"])
+    assert f"{option} must be 1 or more, got 0" in capsys.readouterr().err
+
+
+def test_the_model_is_loaded_as_asked_for(folder, model, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *a, **s: (asked.append((a, s)), model)[1])
+    words = ["--model", "folder", "--quantization", "int8", "--device", "cpu", "--dtype", "float32"]
+    words += ["--harvest", str(folder / "harvest"), "--output", str(tmp_path / "made.sqlite")]
+    assert lab.run("examples", [str(folder / "dictionary"), *words]) == 0
+    wanted = {"quantization": "int8", "device": "cpu", "dtype": "float32", "progress": True}
+    assert asked == [(("folder",), wanted)]
 
 
 def test_contexts_of_length_2_and_long_ones_are_read(model, sae, tmp_path):

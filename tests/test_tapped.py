@@ -8,7 +8,7 @@ import pytest
 import tiny
 import tiny_examples
 
-from discovery import evaluate, examples, fidelity, name_features, search
+from discovery import evaluate, examples, fidelity, input_arguments, name_features, search
 from discovery.errors import CorpusError
 from discovery.residuals import tapped
 
@@ -68,7 +68,8 @@ def test_commands_take_it_off(model, folder, monkeypatch, command, step, words, 
         return real(*args, **settings)
 
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(command, "load_language_model", lambda *_args, **_settings: model)
+    loader = input_arguments if command is examples else command
+    monkeypatch.setattr(loader, "load_language_model", lambda *_args, **_settings: model)
     monkeypatch.setattr(command, step, watched)
     if raises or command is name_features:  # which needs more than this to get through
         with pytest.raises(Broken if raises else CorpusError):

@@ -1,10 +1,13 @@
 """A tiny text with documents, sources and repetitions, its harvest, and the example file made of it."""
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import tiny
 import torch
 from serving import manifest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from discovery.corpus import Context
 from discovery.example_collector import ExampleSettings
@@ -55,12 +58,24 @@ def harvested(model: LanguageModel, folder: Path) -> HarvestedText:
 
 
 def example_pass(sae: LoadedSAE, text: Text, quote: tuple[str, ...] | None = ("novels", "chat")) -> Pass:
-    return Pass(sae, text, SETTINGS, quote)
+    return Pass(sae, text, _model(), SETTINGS, quote)
+
+
+@cache
+def _model() -> LanguageModel:
+    return tiny.language_model()
+
+
+def model_of_width(d_model: int) -> LanguageModel:
+    """A random model that says of itself what the tiny one says."""
+    model = tiny.language_model()
+    config = LlamaConfig(**model.model.config.to_dict() | {"hidden_size": d_model})
+    return replace(model, model=LlamaForCausalLM(config).eval())
 
 
 def write_example_file(model: LanguageModel, folder: Path) -> Path:
     """Dictionary, harvest and example file under `folder`; returns the latter."""
     this = example_pass(dictionary(folder / "dictionary"), harvested(model, folder / "harvest"))
     output = folder / "examples.sqlite"
-    finish(this, collect(this, output), model, output)
+    finish(this, collect(this, output), output)
     return output
