@@ -28,12 +28,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from discovery.corpus import DEFAULTS, CorpusSettings, read_contexts, shuffle_contexts, take_tokens
 from discovery.errors import ExampleError, FitError
 from discovery.example_collector import Collector, ExampleSettings
 from discovery.example_store import ExampleStore
 from discovery.example_writer import write_store
-from discovery.input_arguments import add_dictionary_model_arguments, load_dictionary_model
+from discovery.input_arguments import (
+    CORPUS_HELP,
+    add_corpus_arguments,
+    add_dictionary_model_arguments,
+    add_limit_arguments,
+    chosen_contexts,
+    load_dictionary_model,
+)
 from discovery.logit_effects import logit_effects
 from discovery.named_features import document_sources
 from discovery.provenance import check_provenance, model_facts
@@ -189,10 +195,7 @@ def opened_text(args: argparse.Namespace, sae: LoadedSAE, lm: LanguageModel) -> 
     if args.harvest:
         yield HarvestedText(args.harvest, document_sources(args.corpus) if args.corpus else None)
         return
-    settings = CorpusSettings(context_tokens=args.context_tokens, held_out_share=args.held_out_share)
-    read = read_contexts(args.corpus, lm.tokenizer, settings, args.split)
-    contexts = list(tqdm(read, desc="tokenising", unit="ctx", unit_scale=True, mininterval=5))
-    contexts = take_tokens(shuffle_contexts(contexts, args.seed), args.max_tokens)
+    contexts = chosen_contexts(args, lm)
     with tapped(lm, sae.manifest.hook) as tap:
         size = {"contexts_per_piece": args.contexts_per_shard, "batch_tokens": args.batch_tokens}
         yield ModelText(lm, tap, contexts, **size)
@@ -243,7 +246,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--harvest", type=Path, nargs="+", help="harvest folders; without them the model reads --corpus"
     )
-    parser.add_argument("--corpus", type=Path, nargs="+", help=".jsonl, .jsonl.gz or text files")
+    parser.add_argument("--corpus", nargs="+", help=CORPUS_HELP)
     parser.add_argument("--quote-sources", metavar="NAME,NAME", help="only these may be quoted; all are counted")
     add_dictionary_model_arguments(parser)
     defaults = ExampleSettings()
@@ -256,10 +259,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     kept.add_argument("--backgrounds", type=int, default=defaults.num_backgrounds, help="random windows")
     kept.add_argument("--seed", type=int, default=0, help="of random examples and of the order of contexts")
     read = parser.add_argument_group("how corpus files are read (without --harvest)")
-    read.add_argument("--split", default="all", choices=["train", "held_out", "all"])
-    read.add_argument("--held-out-share", type=float, default=DEFAULTS.held_out_share)
-    read.add_argument("--context-tokens", type=int, default=DEFAULTS.context_tokens)
-    read.add_argument("--max-tokens", type=int, help="stop after this many; contexts are shuffled first")
+    add_corpus_arguments(read, split="all")
+    add_limit_arguments(read)
     read.add_argument("--batch-tokens", type=int, default=8192)
     read.add_argument("--contexts-per-shard", type=int, default=128)
     parser.add_argument("--checkpoint-shards", type=int, default=8, help="save the state every so many shards")

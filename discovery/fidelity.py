@@ -23,7 +23,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -34,8 +34,10 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from discovery.corpus import Context, CorpusSettings, read_contexts, shuffle_contexts, take_tokens
+from discovery.context_store import ContextStore
+from discovery.corpus import Context, CorpusSettings, read_contexts
 from discovery.errors import LabError
+from discovery.input_arguments import read_limit
 from discovery.provenance import check_model
 from discovery.reconstruction import ReconstructionSums
 from discovery.residuals import read_in_batches, tapped
@@ -161,7 +163,7 @@ class FidelitySums:
 
 
 def paired_residuals(
-    models: tuple[LanguageModel, LanguageModel], taps: tuple[Tap, Tap], contexts: list[Context], batch_tokens: int
+    models: tuple[LanguageModel, LanguageModel], taps: tuple[Tap, Tap], contexts: Sequence[Context], batch_tokens: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """[T-1, D] residuals of each context from both models, position 0 and massive activations left out."""
     passes = [read_in_batches(lm, tap, contexts, batch_tokens) for lm, tap in zip(models, taps, strict=True)]
@@ -245,10 +247,10 @@ def main(argv: list[str] | None = None) -> int:
     sae = load_sae(args.dictionary)
     models = load_models(args, sae.manifest)
     settings = CorpusSettings(context_tokens=args.context_tokens)
-    contexts = list(read_contexts(args.corpus, models[0].tokenizer, settings, args.split))
+    read = read_contexts(args.corpus, models[0].tokenizer, settings, args.split)
+    contexts = ContextStore(read, read_limit(args.corpus, args.max_tokens)).shuffled(0, args.max_tokens)
     if not contexts:
         raise LabError(f"the corpus must have text in the split {args.split}, got none; --split all reads everything")
-    contexts = take_tokens(shuffle_contexts(contexts, 0), args.max_tokens)
     hook_point = sae.manifest.hook
     with tapped(models[0], hook_point) as first, tapped(models[1], hook_point) as second:
         pairs = paired_residuals(models, (first, second), contexts, args.batch_tokens)

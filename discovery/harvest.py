@@ -22,16 +22,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from discovery.context_store import ContextStore
 from discovery.corpus import BosPolicy, Context, contexts_digest
 from discovery.errors import HarvestError
-from discovery.hf_corpus import STREAM_PREFIX
 from discovery.input_arguments import (
     CORPUS_HELP,
     DEVICE_HELP,
     add_corpus_arguments,
+    add_limit_arguments,
     add_model_arguments,
-    contexts_of,
+    chosen_contexts,
     load_model,
 )
 from discovery.residuals import as_stored, read_in_batches, tapped
@@ -263,18 +262,15 @@ def main(argv: list[str] | None = None) -> int:
     add_model_arguments(parser)
     parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_corpus_arguments(parser)
-    parser.add_argument("--max-tokens", type=int, help="harvest no more than this; contexts are shuffled first")
-    parser.add_argument(
-        "--read-tokens", type=int, help="read no more than this of the corpus; default: all, of hf-stream: --max-tokens"
-    )
-    parser.add_argument("--contexts-per-shard", type=int, default=128)
+    add_limit_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the order of contexts")
+    parser.add_argument("--contexts-per-shard", type=int, default=128)
     args = parser.parse_args(argv)
     lm = load_model(args)
     manifest = harvest(
         lm,
         args.hook_point,
-        ContextStore(contexts_of(args, lm), _read_tokens(args)).shuffled(args.seed, args.max_tokens),
+        chosen_contexts(args, lm),
         args.output,
         contexts_per_shard=args.contexts_per_shard,
         batch_tokens=args.batch_tokens,
@@ -283,13 +279,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(json.dumps({key: manifest[key] for key in ("num_ordinary_tokens", "mean_norm", "norm_scale", "finished")}))
     return 0
-
-
-def _read_tokens(args: argparse.Namespace) -> int | None:
-    """How much of the corpus is read. A stream from a hub may have no end that one would live to see."""
-    has_stream = any(text.startswith(STREAM_PREFIX) for text in args.corpus)
-    limit: int | None = args.max_tokens if has_stream and args.read_tokens is None else args.read_tokens
-    return limit
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The flags of commands that run a model: which one, in which form; and over a corpus: which text, cut how."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
 from tqdm import tqdm
 
-from discovery.corpus import DEFAULTS, BosPolicy, Context, CorpusSettings, read_contexts
+from discovery.context_store import ContextStore
+from discovery.corpus import DEFAULTS, BosPolicy, Context, CorpusSettings, Split, read_contexts
+from discovery.hf_corpus import STREAM_PREFIX
 from discovery.provenance import check_model
 from sae_runtime.checkpoint import Manifest
 from sae_runtime.hook_point import HookPoint
@@ -47,13 +49,21 @@ def _add_model(group: Group) -> None:
     )
 
 
-def add_corpus_arguments(group: Group) -> None:
-    """How its files become contexts."""
-    group.add_argument("--split", default="train", choices=["train", "held_out", "all"])
+def add_corpus_arguments(group: Group, split: Split = "train") -> None:
+    """How its files become contexts. `split` is what is read if nothing is said."""
+    group.add_argument("--split", default=split, choices=["train", "held_out", "all"])
     group.add_argument("--held-out-share", type=float, default=DEFAULTS.held_out_share)
     group.add_argument("--context-tokens", type=int, default=DEFAULTS.context_tokens)
     group.add_argument(
         "--bos", default=DEFAULTS.bos, choices=get_args(BosPolicy), help="tokenizer: before documents, if it puts one"
+    )
+
+
+def add_limit_arguments(group: Group) -> None:
+    """How many of the contexts: see `chosen_contexts`. `--seed` is the command's own."""
+    group.add_argument("--max-tokens", type=int, help="take no more than this; contexts are shuffled first")
+    group.add_argument(
+        "--read-tokens", type=int, help="read no more than this of the corpus; default: all, of hf-stream: --max-tokens"
     )
 
 
@@ -76,3 +86,15 @@ def contexts_of(args: argparse.Namespace, lm: LanguageModel) -> Iterator[Context
     settings = CorpusSettings(context_tokens=args.context_tokens, held_out_share=args.held_out_share, bos=args.bos)
     read = read_contexts(args.corpus, lm.tokenizer, settings, args.split)
     return iter(tqdm(read, desc="tokenising", unit="ctx", unit_scale=True, mininterval=5))
+
+
+def chosen_contexts(args: argparse.Namespace, lm: LanguageModel) -> ContextStore:
+    """Those contexts in an order that `--seed` and each of them decide, `--max-tokens` at most."""
+    limit = read_limit(args.corpus, args.max_tokens, args.read_tokens)
+    return ContextStore(contexts_of(args, lm), limit).shuffled(args.seed, args.max_tokens)
+
+
+def read_limit(corpus: Iterable[str], max_tokens: int | None, read_tokens: int | None = None) -> int | None:
+    """How much of the corpus is read. A stream from a hub may have no end that one would live to see."""
+    has_stream = any(text.startswith(STREAM_PREFIX) for text in corpus)
+    return max_tokens if has_stream and read_tokens is None else read_tokens

@@ -83,7 +83,7 @@ def read_held_out(sae: SAE, folders: Iterable[Path], latents: list[int]) -> Held
     return HeldOutReadings(torch.cat(values), torch.cat(token_ids), torch.cat(contexts), torch.cat(documents), latents)
 
 
-def document_sources(paths: Iterable[Path]) -> dict[int, str]:
+def document_sources(paths: Iterable[Path | str]) -> dict[int, str]:
     """Source of each document by the id it has in shards."""
     return {int.from_bytes(document.digest[:8], "little") >> 1: document.source for document in read_documents(paths)}
 

@@ -1,5 +1,6 @@
 """examples: one pass finds what sorting everything would, in memory that does not grow, and survives being killed."""
 
+import itertools
 import json
 import math
 import random
@@ -18,7 +19,14 @@ from safetensors.torch import load_file, save_file
 from tiny_examples import SETTINGS
 
 from discovery import example_collector, example_schema, examples, input_arguments, lab
-from discovery.corpus import Context
+from discovery.corpus import (
+    Context,
+    CorpusSettings,
+    contexts_digest,
+    read_contexts,
+    shuffle_contexts,
+    take_tokens,
+)
 from discovery.errors import ExampleError, FitError, HarvestError
 from discovery.example_collector import HISTOGRAM_EDGES, ExampleSettings, random_priorities
 from discovery.example_store import ExampleStore
@@ -559,6 +567,48 @@ def test_the_model_is_loaded_as_asked_for(folder, model, tmp_path, monkeypatch):
     assert lab.run("examples", [str(folder / "dictionary"), *words]) == 0
     wanted = {"quantization": "int8", "device": "cpu", "dtype": "float32", "progress": True}
     assert asked == [(("folder",), wanted)]
+
+
+def endless_stream(seen):
+    """Documents for ever: a stream from a hub may have no end."""
+
+    def endless(text):
+        for number in itertools.count():
+            seen.append(number)
+            yield f"Text number {number} of a stream without an end.", text
+
+    return endless
+
+
+def test_a_stream_is_read_no_further_than_is_asked_for(folder, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: model)
+    made = {}
+    for name, limits in (("a", ["--max-tokens", "1500"]), ("b", ["--max-tokens", "1500", "--read-tokens", "3000"])):
+        seen = []
+        monkeypatch.setattr("discovery.corpus.read_hf", endless_stream(seen))
+        words = ["--corpus", "hf-stream:no/end", "--output", str(tmp_path / name), *limits, "--json"]
+        assert lab.run("examples", [str(folder / "dictionary"), *words]) == 0
+        made[name] = json.loads(capsys.readouterr().out)["tokens"], len(seen)
+    assert 1300 < made["a"][0] <= 1500 and 1300 < made["b"][0] <= 1500
+    assert made["a"][1] < made["b"][1] < 200
+    # The same again is the same pass.
+    assert lab.run("examples", [str(folder / "dictionary"), *words]) == 0
+
+
+def test_the_contexts_are_those_of_shuffling_all_of_the_files(folder, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: model)
+    for name in ("a", "b"):
+        lines = [json.dumps({"text": f"{number} words of {name} " * 9, "source": name}) + "\n" for number in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    paths = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    words = ["--max-tokens", "900", "--context-tokens", "64", "--seed", "5", "--split", "train", "--bos", "always"]
+    words += ["--held-out-share", "0.3", "--output", str(tmp_path / "x.sqlite"), "--json"]
+    assert lab.run("examples", [str(folder / "dictionary"), "--corpus", *paths, *words]) == 0
+    settings = CorpusSettings(context_tokens=64, held_out_share=0.3, bos="always")
+    contexts = take_tokens(shuffle_contexts(list(read_contexts(paths, model.tokenizer, settings, "train")), 5), 900)
+    with ExampleStore.open(tmp_path / "x.sqlite") as store:
+        assert store.manifest["contexts_sha256"] == [contexts_digest(contexts)]
+        assert store.manifest["sources"] == ["a", "b"]
 
 
 def test_contexts_of_length_2_and_long_ones_are_read(model, sae, tmp_path):

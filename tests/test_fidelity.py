@@ -1,5 +1,6 @@
 """fidelity: the comparison of two forms of a model against obvious computations."""
 
+import itertools
 import json
 
 import numpy as np
@@ -98,6 +99,22 @@ def test_the_command_compares_two_forms_of_one_model(argv, capsys):
     assert 0.9 < figures["correlation"]["50%"] < 1
     assert 0 < figures["residual_relative_error"] < 0.05
     assert figures["answer"]["may_be_served"] is True
+
+
+def test_a_stream_is_read_no_further_than_is_compared(argv, capsys, monkeypatch):
+    """A stream from a hub may have no end."""
+    seen = []
+
+    def endless(text):
+        for number in itertools.count():
+            seen.append(number)
+            yield f"Text number {number} of a stream without an end.", text
+
+    monkeypatch.setattr("discovery.corpus.read_hf", endless)
+    words = [argv[0], "--corpus", "hf-stream:no/end", *argv[3:], "--split", "all", "--max-tokens", "1500", "--json"]
+    assert main([*words, "--dtype", "float32", "--against-dtype", "float32"]) == 0
+    assert 1300 < json.loads(capsys.readouterr().out)["tokens"] < 1500
+    assert len(seen) < 200
 
 
 def test_four_bits_are_told_from_sixteen(argv, capsys):
