@@ -32,15 +32,6 @@ from sae_runtime.checkpoint import Manifest, load_manifest
 _FACTS = ("model_name", "model_sha256", "quantization", "hook_point", "contexts_sha256")
 
 
-def open_store(path: Path, dictionary: Manifest) -> ExampleStore:
-    """An example file; ExampleError if it was made with another dictionary."""
-    store = ExampleStore.open(path)
-    if (got := store.manifest.get("sae_sha256")) != dictionary.sae_sha256:
-        store.close()
-        raise ExampleError(f"{path}: sae_sha256 must be {dictionary.sae_sha256}, the dictionary's, got {got}")
-    return store
-
-
 def quotable(store: ExampleStore, wanted: Iterable[str]) -> frozenset[str]:
     """The sources to quote; ExampleError for one that the file does not know, or may not quote itself."""
     allowed = store.manifest.get("quote_sources") or store.sources
@@ -153,12 +144,13 @@ def main(argv: list[str] | None = None) -> int:
     dictionary = load_manifest(args.dictionary)
     output = args.output or unused(args.dictionary / CATALOGUE_FILE)
     with ExitStack() as stack:
-        store = stack.enter_context(open_store(args.store, dictionary))
+        store = stack.enter_context(ExampleStore.open(args.store, sae_sha256=dictionary.sae_sha256))
         sources = quotable(store, args.quote_sources.split(","))
         quoted = licences(args.licence, sources)
         explained = store
         if args.explanations:
-            explained = stack.enter_context(open_store(args.explanations, dictionary))
+            explained = ExampleStore.open(args.explanations, sae_sha256=dictionary.sae_sha256)
+            stack.enter_context(explained)
         choice = Choice(sources, _count("examples", args.examples), _count("effects", args.effects))
         rows = make_rows(store, choice, explanations(explained, sources))
         made = write(output, store, rows, make_manifest(dictionary, store, choice, quoted, args.date))

@@ -39,10 +39,9 @@ from discovery.causal_texts import choose, file_contrast, pool_contrasts
 from discovery.contrasts import CONTRASTS, read_pool
 from discovery.errors import SteerError
 from discovery.input_arguments import add_dictionary_model_arguments
-from discovery.latent_names import FEATURES_FILE
 from discovery.result_lines import ResultLines, claimed
 from discovery.steering_bench import Bench, open_bench
-from monitors.watchlist import Watchlist
+from monitors.watchlist import FEATURES_FILE, Watchlist
 from sae_runtime.checkpoint import load_manifest
 
 

@@ -46,8 +46,11 @@ class ExampleStore:
         self._sources: dict[int, str] = {id_: name for id_, name in self._query("SELECT id, name FROM sources")}
 
     @classmethod
-    def open(cls, path: Path | str, *, writable: bool = False) -> Self:
-        """Open a finished file; ExampleError if it is none. `writable` is for explanations."""
+    def open(cls, path: Path | str, *, writable: bool = False, sae_sha256: str | None = None) -> Self:
+        """Open a finished file; ExampleError if it is none, or not of the dictionary asked for.
+
+        `writable` is for explanations.
+        """
         path = Path(path)
         if not path.is_file():
             raise ExampleError(f"example file {path} does not exist")
@@ -57,10 +60,17 @@ class ExampleStore:
         except sqlite3.DatabaseError as error:
             raise ExampleError(f"{path} must be an example file, got: {error}") from None
         try:
-            return cls(path, connection)
+            store = cls(path, connection)
+            store._check_binding(sae_sha256)
         except BaseException:
             connection.close()
             raise
+        return store
+
+    def _check_binding(self, sae_sha256: str | None) -> None:
+        got = self.manifest.get("sae_sha256")
+        if sae_sha256 is not None and got != sae_sha256:
+            raise ExampleError(f"{self.path}: sae_sha256 must be {sae_sha256}, the dictionary's, got {got}")
 
     def close(self) -> None:
         """Let go of the file."""

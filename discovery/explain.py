@@ -30,12 +30,11 @@ from discovery.example_store import ExampleStore
 from discovery.explain_run import ExplainRun, Outcome, RunSettings
 from discovery.explanation_book import ExplanationBook
 from discovery.explanation_report import report
-from monitors.watchlist import Watchlist
+from discovery.latent_names import load_watchlist
 from sae_runtime.checkpoint import load_manifest
 from sae_runtime.language_model import EMBEDDED
 
 LOCAL, TOKENS = "local", "tokens"
-FEATURES_FILE = "features.json"
 
 
 # --- which latents --------------------------------------------------------------------------------------------------
@@ -67,14 +66,6 @@ def _latents_of(word: str, store: ExampleStore, features: dict[str, int]) -> lis
             return found
     known = f"a feature ({', '.join(features)})" if features else "all"
     raise ExplainError(f"latents must be 0 to {store.num_latents - 1}, a range, random:N, all or {known}, got {word!r}")
-
-
-def named_features(dictionary: Path) -> dict[str, int]:
-    """Latents by name, from the feature file beside the dictionary if there is one."""
-    path = dictionary / FEATURES_FILE
-    if not path.exists():
-        return {}
-    return {feature.name: feature.index for feature in Watchlist.load(path).features}
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------
@@ -196,18 +187,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     limits = SpendingLimits(args.max_cost, args.max_tokens_total, args.price_prompt, args.price_completion)
     meter = Meter(limits)
-    with ExplanationBook(args.store) as book:
-        check_store(book.store, args.dictionary)
-        latents = chosen_latents(args.latents, book.store, named_features(args.dictionary))
+    manifest = load_manifest(args.dictionary)
+    watchlist = load_watchlist(args.dictionary, manifest)
+    features = {feature.name: feature.index for feature in watchlist.features} if watchlist else {}
+    with ExplanationBook(args.store, sae_sha256=manifest.sae_sha256) as book:
+        latents = chosen_latents(args.latents, book.store, features)
         outcome = asyncio.run(explain(args, book, latents, meter))
         return report(book, latents, outcome, meter, as_json=args.json)
-
-
-def check_store(store: ExampleStore, dictionary: Path) -> None:
-    """ExplainError unless the examples are of this dictionary."""
-    wanted, got = load_manifest(dictionary).sae_sha256, store.manifest.get("sae_sha256")
-    if got != wanted:
-        raise ExplainError(f"{store.path}: sae_sha256 must be {wanted[:12]}..., {dictionary}'s, got {str(got)[:12]}")
 
 
 if __name__ == "__main__":

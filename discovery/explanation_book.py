@@ -50,10 +50,12 @@ class MethodScores(NamedTuple):
 class ExplanationBook:
     """The explanations of one example file, open for writing."""
 
-    def __init__(self, path: Path) -> None:
-        """ExampleError if the file is no example file, ExplainError if it can't be written to."""
+    def __init__(self, path: Path, *, sae_sha256: str | None = None) -> None:
+        """ExampleError if the file is no example file, or not of the dictionary asked for; ExplainError if it can't be
+        written to."""
         with ExitStack() as opened:
-            self.path, self.store = path, opened.enter_context(ExampleStore.open(path, writable=True))
+            store = ExampleStore.open(path, writable=True, sae_sha256=sae_sha256)
+            self.path, self.store = path, opened.enter_context(store)
             self._connection = opened.enter_context(closing(connect(path, "rw")))
             with self._writing():
                 self._connection.execute(_TABLE)

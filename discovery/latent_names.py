@@ -6,12 +6,10 @@ Where nobody has said anything, the latent's largest reading in its context is b
 from collections.abc import Mapping
 from pathlib import Path
 
-from discovery.errors import ExampleError
 from discovery.example_store import ExampleStore
-from monitors.watchlist import NamedFeature, Watchlist
+from monitors.watchlist import FEATURES_FILE, NamedFeature, Watchlist
 from sae_runtime.checkpoint import Manifest
 
-FEATURES_FILE = "features.json"
 STORE_FILE = "examples.sqlite"
 """Where a dictionary's own example file lies, in its folder."""
 
@@ -47,22 +45,24 @@ class LatentNames:
         return f"{before}{here[: len(here) - len(word)]}»{word}«{after}".strip()
 
 
+def load_watchlist(folder: Path, manifest: Manifest, path: Path | None = None) -> Watchlist | None:
+    """The feature file at `path`, else the dictionary's own if it has one. WatchlistError if it is another one's."""
+    if path is None and not (folder / FEATURES_FILE).is_file():
+        return None
+    watchlist = Watchlist.load(path or folder / FEATURES_FILE)
+    watchlist.check_binding(manifest.sae_sha256, manifest.num_latents)
+    return watchlist
+
+
 def load_names(folder: Path, manifest: Manifest, store: ExampleStore | None) -> LatentNames:
     """The names in the dictionary's folder and the titles in `store`, as far as they are there and belong to it."""
-    features: Mapping[int, NamedFeature] = {}
-    if (folder / FEATURES_FILE).is_file():
-        watchlist = Watchlist.load(folder / FEATURES_FILE)
-        watchlist.check_binding(manifest.sae_sha256, manifest.num_latents)
-        features = watchlist.by_index
+    watchlist = load_watchlist(folder, manifest)
     titles = {explanation.latent: explanation.title for explanation in store.explanations()} if store else {}
-    return LatentNames(features, titles, store)
+    return LatentNames(watchlist.by_index if watchlist else {}, titles, store)
 
 
 def open_store(path: Path | None, folder: Path, manifest: Manifest) -> ExampleStore | None:
     """The example file at `path`, else the dictionary's own if it has one. ExampleError if it is another one's."""
     if path is None and not (folder / STORE_FILE).is_file():
         return None
-    store = ExampleStore.open(path or folder / STORE_FILE)
-    if (got := store.manifest.get("sae_sha256")) != manifest.sae_sha256:
-        raise ExampleError(f"{store.path} must be made with the dictionary {manifest.sae_sha256}, got {got}")
-    return store
+    return ExampleStore.open(path or folder / STORE_FILE, sae_sha256=manifest.sae_sha256)

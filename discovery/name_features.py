@@ -39,13 +39,12 @@ from discovery.steering_bench import Bench
 from discovery.steering_trial import try_steering
 from monitors.monitor import MonitorSpec, WeightedFeature
 from monitors.rules import Rule
-from monitors.watchlist import NamedFeature, Watchlist
+from monitors.watchlist import FEATURES_FILE, NamedFeature, Watchlist
 from sae_runtime.checkpoint import LoadedSAE, load_sae
 from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
 from sae_runtime.tap import Tap
 
 MAX_DENSITY = 0.05
-FEATURES_FILE = "features.json"
 
 _WINDOW, _MIN_TOKENS = 16, 8
 _CANDIDATES = 12

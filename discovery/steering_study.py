@@ -29,7 +29,7 @@ from tqdm import tqdm
 from discovery.continuation_figures import distinct, repetition, reread
 from discovery.errors import SteerError
 from discovery.input_arguments import add_dictionary_model_arguments
-from discovery.latent_names import FEATURES_FILE
+from discovery.latent_names import load_watchlist
 from discovery.logit_effects import promoted_tokens
 from discovery.result_lines import ResultLines, claimed
 from discovery.steered_generation import Continuation, Row, continue_prompt
@@ -38,7 +38,7 @@ from discovery.steering_summary import Criterion, Point, summarize
 from discovery.steering_table import print_study
 from discovery.steering_target import OPS, UNITS, Grid, Target, Unit, find_target, parse_strengths, spec_of
 from discovery.token_text import pieces_of, token_bytes
-from monitors.watchlist import Watchlist
+from monitors.watchlist import FEATURES_FILE, Watchlist
 from sae_runtime.checkpoint import load_manifest
 from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec
 
@@ -201,17 +201,6 @@ def study_of(args: argparse.Namespace, bench: Bench, watchlist: Watchlist | None
     )
 
 
-def load_watchlist(folder: Path, path: Path | None) -> Watchlist | None:
-    """The feature file at `path`, else the one beside the dictionary if there is one."""
-    path = path or folder / FEATURES_FILE
-    manifest = load_manifest(folder)
-    if not path.is_file():
-        return None
-    watchlist = Watchlist.load(path)
-    watchlist.check_binding(manifest.sae_sha256, manifest.num_latents)
-    return watchlist
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Steer along a feature at a grid of strengths, and measure the texts.")
     parser.add_argument("dictionary", type=Path)
@@ -242,14 +231,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    watchlist = load_watchlist(args.dictionary, args.features)
-    sae_sha256 = load_manifest(args.dictionary).sae_sha256
+    manifest = load_manifest(args.dictionary)
+    watchlist = load_watchlist(args.dictionary, manifest, args.features)
     with open_bench(args, max_relative_norm=args.max_relative_norm) as bench:
         study = study_of(args, bench, watchlist)
         # What is refused is refused before a file is made.
         study.specs(bench)
         with claimed(args.output):
-            results = ResultLines(args.output, study.settings(bench, sae_sha256))
+            results = ResultLines(args.output, study.settings(bench, manifest.sae_sha256))
             run_study(bench, study, results, progress=True)
     criterion = Criterion(**{name: getattr(args, name) for name in Criterion._fields})
     continuations = [record for line in results.lines for record in line["continuations"]]

@@ -4,7 +4,7 @@
 another one. It is read strictly. A key too many, a number as a string or a name used twice is refused, and one error
 lists everything wrong, because a file that is half understood makes a monitor that is half on.
 
-    watchlist = Watchlist.load(folder / "features.json")
+    watchlist = Watchlist.load(folder / FEATURES_FILE)
     watchlist.check_binding(sae_sha256, num_latents)
 """
 
@@ -24,6 +24,9 @@ from monitors import checks
 from monitors.errors import MonitorError, Problem, WatchlistError, shown
 from monitors.monitor import MonitorSpec, Transform, WeightedFeature
 from monitors.rules import Rule
+
+FEATURES_FILE = "features.json"
+"""Its name in a dictionary's folder."""
 
 FORMAT_VERSION = 1
 MAX_DEFAULT_WATCHED = 64

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from monitors.latent_catalogue import CATALOGUE_FILE, LatentCatalogue
-from monitors.watchlist import Watchlist
+from monitors.watchlist import FEATURES_FILE, Watchlist
 from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
 from sae_runtime.errors import CheckpointError, ModelError
 from sae_runtime.language_model import LanguageModel, load_language_model
@@ -22,7 +22,6 @@ from service.config import EMBEDDED, Settings
 from service.model_runner import ModelRunner
 from service.slot_cache import SlotCache
 
-FEATURES_FILE = "features.json"
 EMBEDDED_DICTIONARY = "smollm2-135m-instruct-layer16"
 _DICTIONARIES = Path(__file__).parent.parent / "sae_runtime" / "dictionaries"
 

@@ -5,6 +5,7 @@ import sqlite3
 
 import example_file
 import pytest
+import serving
 import tiny
 import tiny_examples
 
@@ -12,6 +13,7 @@ from discovery import example_schema, example_store, explanation_book, lab
 from discovery.errors import ExampleError, ExplainError
 from discovery.example_store import ExampleStore
 from discovery.explanation_book import ExplanationBook
+from discovery.latent_names import open_store
 from discovery.latent_record import Explanation
 from discovery.token_text import pieces_of, printable, token_bytes
 
@@ -171,6 +173,19 @@ def test_a_file_that_is_refused_is_let_go_of(path, tmp_path, connections):
         with pytest.raises(ExampleError, match="schema_version must be 1, got 99"):
             refused(copy)
     assert all_closed(connections) == 2
+
+
+def test_a_file_of_another_dictionary_is_refused_and_let_go_of(path, tmp_path, connections):
+    other = serving.manifest()
+    message = f"{path}: sae_sha256 must be {other.sae_sha256}, the dictionary's, got [0-9a-f]{{64}}"
+    for refused in (
+        lambda: ExampleStore.open(path, sae_sha256=other.sae_sha256),
+        lambda: ExplanationBook(path, sae_sha256=other.sae_sha256),
+        lambda: open_store(path, tmp_path, other),
+    ):
+        with pytest.raises(ExampleError, match=message):
+            refused()
+    assert all_closed(connections) == 3
 
 
 def test_a_book_that_can_not_be_written_is_let_go_of(path, tmp_path, connections, monkeypatch):

@@ -16,7 +16,7 @@ from tiny_files import write_features
 
 from discovery import explain
 from discovery.chat_model import ChatReply
-from discovery.errors import ExplainError, ReplyError
+from discovery.errors import ExampleError, ExplainError, ReplyError
 from discovery.example_split import ExampleSplit, SplitSettings, Window, in_turn, is_shown
 from discovery.example_store import ExampleStore
 from discovery.explain_run import MAX_LOST_IN_A_ROW
@@ -33,6 +33,7 @@ from discovery.explanation_score import (
 )
 from discovery.latent_record import Explanation
 from discovery.token_rule import TOKEN_RULE, fit_tokens, normalised, rule_explanation, rule_judge
+from monitors.errors import WatchlistError
 from sae_runtime.checkpoint import load_manifest, save_sae
 
 ACCOUNT = {
@@ -504,8 +505,20 @@ def test_an_endpoint_needs_a_model(command):
 
 
 def test_examples_of_another_dictionary_are_refused(store_path, dictionary):
-    with pytest.raises(ExplainError, match="sae_sha256 must be"):
+    before = store_path.read_bytes()
+    with pytest.raises(ExampleError, match="sae_sha256 must be"):
         explain.main([str(dictionary), "--store", str(store_path), "--endpoint", "tokens"])
+    assert store_path.read_bytes() == before
+
+
+def test_names_of_another_dictionary_are_refused(command, dictionary):
+    """Its features name other latents."""
+    write_features(dictionary, "b" * 64)
+    with pytest.raises(WatchlistError, match="sae_sha256"):
+        command("--latents", "named", endpoint="tokens", model=None)
+    (dictionary / "features.json").unlink()
+    with pytest.raises(ExplainError, match=r"latents must be 0 to 3, a range, random:N, all or all, got 'named'"):
+        command("--latents", "named", endpoint="tokens", model=None)
 
 
 def test_latents_are_chosen_by_index_range_name_and_lot(store_path):

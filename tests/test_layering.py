@@ -102,6 +102,18 @@ def test_ray_stays_where_searches_are_run():
     assert at_once == {"discovery.tune_ray"}
 
 
+def test_files_of_a_dictionarys_folder_are_named_in_one_place():
+    names = {"features.json", "catalogue.sqlite", "examples.sqlite", "sae.json"}
+    found = {name: [module for module, path in MODULES.items() if name in assigned(path)] for name in names}
+    assert {name: modules for name, modules in found.items() if len(modules) != 1} == {}
+
+
+def assigned(path: Path) -> set[object]:
+    """Values of the constants that a module defines."""
+    body = ast.parse(path.read_text()).body
+    return {node.value.value for node in body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)}
+
+
 def test_the_client_and_the_command_line_need_no_torch():
     """At import: `telltale generate` starts in a moment, and on machines without it."""
     needed, todo = set(), ["service.cli", "service.client"]

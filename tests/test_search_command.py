@@ -308,7 +308,7 @@ def test_text_needs_a_store_and_the_store_must_be_the_dictionarys(folder, tmp_pa
     other.W_dec[0] += 1
     save_sae(other, other.manifest, tmp_path / "other")
     assert lab.run("search", [str(tmp_path / "other"), "--text", "sea", *store_flag(folder)]) == 1
-    assert "must be made with the dictionary" in capsys.readouterr().err
+    assert "sae_sha256 must be" in capsys.readouterr().err
 
 
 def test_names_are_features_before_titles(folder, sae):

@@ -258,6 +258,13 @@ def test_unknown_features_and_foreign_dictionaries_are_refused(command, model, m
         assert json.loads(command(*words, "--unverified"))["model"] == asdict(foreign.identity)
 
 
+def test_a_feature_file_that_is_asked_for_must_be_there_and_the_dictionarys(command, tmp_path):
+    path = tmp_path / "none.json"
+    assert f"No such file or directory: '{path}'" in command("--features", path, wanted=1)
+    Watchlist("b" * 64, (), ()).save(path)
+    assert "sae_sha256" in command("--features", path, wanted=1)
+
+
 def test_the_model_is_loaded_as_asked_for(command, model, monkeypatch):
     asked = []
     monkeypatch.setattr(input_arguments, "load_language_model", lambda *a, **s: (asked.append((a, s)), model)[1])
