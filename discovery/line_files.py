@@ -7,6 +7,7 @@ from typing import Any
 
 from discovery.errors import LabError
 from sae_runtime.checkpoint import write_atomically
+from sae_runtime.whole_files import named_faults
 
 
 def as_line(record: dict[str, Any]) -> str:
@@ -18,8 +19,8 @@ def as_line(record: dict[str, Any]) -> str:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Add one line, on disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
+    """Add one line, on disk when this returns. OSError with `path` in it if the disk is full."""
+    with named_faults(path), path.open("a", encoding="utf-8") as file:
         file.write(as_line(record))
         file.flush()
         os.fsync(file.fileno())

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from discovery.errors import TrainError
-from sae_runtime.whole_files import whole_file
+from sae_runtime.whole_files import drop_partials, whole_file
 
 FOLDER = "checkpoints"
 KEPT = 2
@@ -81,8 +81,7 @@ def drop_old_checkpoints(folder: Path) -> None:
     """Delete all but the newest ones, and what an interrupted write left behind."""
     for path in checkpoint_paths(folder)[:-KEPT]:
         path.unlink()
-    for path in (folder / FOLDER).glob("*.partial"):
-        path.unlink()
+    drop_partials(folder / FOLDER)
 
 
 def _reason(error: Exception) -> str:

@@ -1,26 +1,107 @@
-"""A file that is there whole or not at all, whatever is killed, and however full the disk is."""
+"""A file that is there whole or not at all, whatever is killed, however many write it, and however full the disk is.
 
+It is written in a folder of its own beside its place, `NAME.????????.partial`, which the writer holds a lock on. The
+system lets go of the lock when the writer ends, however it ends: so what nobody holds is what a kill left behind.
+"""
+
+import errno
 import os
+import re
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_PARTIAL = re.compile(r"(?P<name>.+)\.[a-z0-9_]{8}\.partial")
+_FAULTS_OF_DISKS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO}
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write the file to. At the block's end it is forced to disk and takes `path`'s place.
+    """A path in a folder beside `path` to write the file to. At the block's end it is forced to disk and takes its
+    place, with the rights of any new file.
 
-    If the block fails, what it wrote is deleted and `path` is as it was. What a kill leaves behind, `NAME.partial`, the
-    next writer of the same file replaces.
+    If the block fails, what it wrote is deleted and `path` is as it was; a full disk is an OSError with `path` in it.
+    Of several writers at a time each one's file is whole, and the last to end has the place.
     """
-    partial = path.with_name(path.name + ".partial")
-    # SQLite would go on with what a kill left behind.
-    partial.unlink(missing_ok=True)
-    try:
+    drop_partials(path.parent, path.name)
+    with _own_folder(path) as folder, named_faults(path):
+        mode = _mode_of_new_files(folder)
+        partial = folder / path.name
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        partial.chmod(0o644)  # as any other file: safetensors writes for the owner alone
+        partial.chmod(mode)  # safetensors writes for the owner alone
         partial.replace(path)
+
+
+def drop_partials(folder: Path, name: str | None = None) -> None:
+    """Delete what killed writers of files in `folder` left behind; with `name`, of that file alone."""
+    for path in folder.glob("*.partial"):
+        found = _PARTIAL.fullmatch(path.name)
+        if found is None or name not in (None, found["name"]):
+            continue
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # others may be at it
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if _lock(handle, wait=False):
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+@contextmanager
+def named_faults(path: Path) -> Iterator[None]:
+    """A full or broken disk says nothing of the file: the block's errors get `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _FAULTS_OF_DISKS:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _own_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` that is locked, and deleted at the end."""
+    folder, handle = _locked_folder(path)
+    try:
+        yield folder
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    """The folder, and the handle that holds its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name + ".", suffix=".partial"))
+        with suppress(FileNotFoundError):
+            handle = os.open(folder, os.O_RDONLY)
+            _lock(handle, wait=True)
+            if folder.exists():
+                return folder, handle
+            os.close(handle)
+        # Before it was locked, another writer took it for a dead one's: a new one, then.
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Lock an open folder. False if somebody has it, or where folders can't be locked: there nothing is dropped."""
+    try:
+        import fcntl  # not on every system
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    """The rights that the umask leaves, which can't be asked for without changing it for all threads."""
+    probe = folder / ".rights"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    return mode

@@ -340,7 +340,9 @@ def test_a_pass_killed_while_writing_goes_on(sae, text, folder, tmp_path, monkey
         if step == "save_file":
             args[1].write_bytes(b"half a state")
         if step == "write_store":
-            output.with_name(output.name + ".partial").write_bytes(b"half a file")
+            left = output.with_name(output.name + ".k1ll_3d0.partial")
+            left.mkdir()
+            (left / output.name).write_bytes(b"half a file")
         raise Killed
 
     monkeypatch.setattr(examples, step, half_written)
@@ -349,6 +351,7 @@ def test_a_pass_killed_while_writing_goes_on(sae, text, folder, tmp_path, monkey
     monkeypatch.setattr(examples, step, real)
     run(tiny_examples.example_pass(sae, text), output, checkpoint_pieces=2)
     assert output.read_bytes() == (folder / "examples.sqlite").read_bytes()
+    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_sigkill_at_random_moments_changes_nothing(folder, tmp_path):

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from full_disk import room_for
 
 from discovery.errors import LabError
 from discovery.line_files import append_line, read_lines, write_lines
@@ -33,3 +34,12 @@ def test_numbers_that_are_none_are_not_written(tmp_path, value):
     with pytest.raises(LabError, match=r"finite numbers, got \{'score'"):
         append_line(tmp_path / "lines.jsonl", {"score": value})
     assert read_lines(tmp_path / "lines.jsonl") == []
+
+
+@pytest.mark.parametrize("write", [append_line, lambda path, record: write_lines(path, [record])])
+def test_a_full_disk_is_named_and_what_was_there_is_kept(tmp_path, write):
+    path = tmp_path / "lines.jsonl"
+    append_line(path, {"a": 1})
+    with room_for(100), pytest.raises(OSError, match=r"File too large: '.*lines\.jsonl'"):
+        write(path, {"a": "long" * 100})
+    assert read_lines(path) == [{"a": 1}]

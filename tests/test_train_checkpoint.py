@@ -30,7 +30,9 @@ def test_it_comes_back_as_it_was(tmp_path):
 
 def test_the_last_two_are_kept(tmp_path):
     write(tmp_path, 10, 20, 100, 30)
-    (tmp_path / "checkpoints" / "step-00000200.partial").write_bytes(b"half of it")
+    left = tmp_path / "checkpoints" / "step-00000200.ckpt.k1ll_3d0.partial"
+    left.mkdir()
+    (left / "step-00000200.ckpt").write_bytes(b"half of it")
     drop_old_checkpoints(tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] and checkpoint_paths(tmp_path) == [
         checkpoint_path(tmp_path, 30),

@@ -3,11 +3,15 @@
 import multiprocessing
 import os
 import signal
+from contextlib import ExitStack
 
 import pytest
+import torch
 from full_disk import room_for
+from safetensors.torch import save_file
 
-from sae_runtime.whole_files import whole_file
+from sae_runtime.checkpoint import write_atomically
+from sae_runtime.whole_files import drop_partials, whole_file
 
 
 def test_it_replaces_what_was_there(tmp_path):
@@ -16,7 +20,7 @@ def test_it_replaces_what_was_there(tmp_path):
     with whole_file(path) as partial:
         partial.write_text("new")
         assert path.read_text() == "old"
-    assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o644
+    assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -32,9 +36,53 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path):
 def test_a_full_disk_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "weights"
     path.write_text("old")
-    with room_for(1000), pytest.raises(OSError, match="File too large"), whole_file(path) as partial:
+    with room_for(1000), pytest.raises(OSError, match=r"File too large: .*weights'"), whole_file(path) as partial:
         partial.write_text("new" * 1000)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_of_two_writers_each_has_its_own_file_and_the_last_to_end_the_place(tmp_path):
+    path = tmp_path / "weights"
+    first, second = ExitStack(), ExitStack()
+    one = first.enter_context(whole_file(path))
+    one.write_text("first")
+    two = second.enter_context(whole_file(path))
+    two.write_text("half of")
+    first.close()
+    assert path.read_text() == "first"
+    two.write_text("second")
+    second.close()
+    assert path.read_text() == "second" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_living_writer_has_is_not_dropped(tmp_path):
+    path = tmp_path / "weights"
+    with whole_file(path) as partial:
+        partial.write_text("new")
+        drop_partials(tmp_path)
+    assert path.read_text() == "new"
+
+
+def test_what_is_named_alike_is_left_alone(tmp_path):
+    for name in ("weights.partial", "weights.of-mine.partial", "weights.12345678.partial.d"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "weights.12345678.partial").write_text("a file")
+    before = sorted(tmp_path.iterdir())
+    drop_partials(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_rights_are_those_that_the_umask_leaves(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "text", "new")
+        with whole_file(tmp_path / "weights") as partial:
+            save_file({"a": torch.zeros(3)}, partial)  # for the owner alone
+    finally:
+        os.umask(before)
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def _die_half_way(path):
@@ -50,7 +98,19 @@ def test_what_a_kill_leaves_is_replaced_by_the_next_writer(tmp_path):
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+    with whole_file(path.with_name("weights.txt")) as partial:
+        partial.write_text("another")
+    assert len(list(tmp_path.iterdir())) == 3  # each writer sees to its own file
     with whole_file(path) as partial:
         partial.write_text("new")
-    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_killed_writers_leave_of_any_file_can_be_dropped(tmp_path):
+    process = multiprocessing.get_context("forkserver").Process(target=_die_half_way, args=(tmp_path / "weights",))
+    process.start()
+    process.join()
+    assert len(list(tmp_path.iterdir())) == 1
+    drop_partials(tmp_path)
+    assert list(tmp_path.iterdir()) == []
