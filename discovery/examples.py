@@ -44,6 +44,7 @@ from discovery.logit_effects import logit_effects
 from discovery.named_features import document_sources
 from discovery.provenance import check_provenance, model_facts
 from discovery.residuals import tapped
+from discovery.result_lines import claimed
 from discovery.text_pieces import HarvestedText, ModelText, Text
 from discovery.token_text import vocabulary_sha256
 from sae_runtime.checkpoint import LoadedSAE, load_sae
@@ -288,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     sae = load_sae(args.dictionary)
     lm = load_dictionary_model(args, sae.manifest)
     quote = tuple(args.quote_sources.split(",")) if args.quote_sources else None
-    with opened_text(args, sae, lm) as text:
+    with claimed(args.output), opened_text(args, sae, lm) as text:
         this = Pass(sae.to(lm.device), text, lm, settings, quote)
         if not args.unverified:
             check_text(sae, lm, text)

@@ -31,6 +31,7 @@ from discovery.explain_run import ExplainRun, Outcome, RunSettings
 from discovery.explanation_book import ExplanationBook
 from discovery.explanation_report import report
 from discovery.latent_names import load_watchlist
+from discovery.result_lines import claimed
 from sae_runtime.checkpoint import load_manifest
 from sae_runtime.language_model import EMBEDDED
 
@@ -190,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     manifest = load_manifest(args.dictionary)
     watchlist = load_watchlist(args.dictionary, manifest)
     features = {feature.name: feature.index for feature in watchlist.features} if watchlist else {}
-    with ExplanationBook(args.store, sae_sha256=manifest.sae_sha256) as book:
+    with ExplanationBook(args.store, sae_sha256=manifest.sae_sha256) as book, claimed(args.store):
         latents = chosen_latents(args.latents, book.store, features)
         outcome = asyncio.run(explain(args, book, latents, meter))
         return report(book, latents, outcome, meter, as_json=args.json)

@@ -17,5 +17,5 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise LabError(f"{path} is held by another process, which is at the same work: wait for it") from None
+            raise LabError(f"{path} is held by another process, which writes there: wait for it") from None
         yield

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from discovery.corpus import BosPolicy, Context, contexts_digest
 from discovery.errors import HarvestError
+from discovery.file_lock import locked
 from discovery.input_arguments import (
     CORPUS_HELP,
     DEVICE_HELP,
@@ -267,16 +268,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--contexts-per-shard", type=int, default=128)
     args = parser.parse_args(argv)
     lm = load_model(args)
-    manifest = harvest(
-        lm,
-        args.hook_point,
-        chosen_contexts(args, lm),
-        args.output,
-        contexts_per_shard=args.contexts_per_shard,
-        batch_tokens=args.batch_tokens,
-        bos_policy=args.bos,
-        progress=True,
-    )
+    with locked(args.output / "lock", wait=False):
+        manifest = harvest(
+            lm,
+            args.hook_point,
+            chosen_contexts(args, lm),
+            args.output,
+            contexts_per_shard=args.contexts_per_shard,
+            batch_tokens=args.batch_tokens,
+            bos_policy=args.bos,
+            progress=True,
+        )
     print(json.dumps({key: manifest[key] for key in ("num_ordinary_tokens", "mean_norm", "norm_scale", "finished")}))
     return 0
 

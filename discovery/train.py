@@ -21,6 +21,7 @@ from discovery import live_stream
 from discovery.buffers import Buffers
 from discovery.dictionary_trainer import Trainer
 from discovery.errors import TrainError
+from discovery.file_lock import locked
 from discovery.finished_dictionary import finish
 from discovery.provenance import check_provenance
 from discovery.shard_stream import ShardBuffers, Source
@@ -54,9 +55,10 @@ def main(argv: list[str] | None = None) -> int:
     if first is not None and not args.unverified:
         check_provenance(first.manifest, buffers.harvest_settings(), "the data")
     trainer = Trainer(settings, buffers, first, device=resolve_device(args.device))
-    train(trainer, args)
     started_from = first.manifest.training if first is not None else None
-    manifest = finish(trainer, args.output, name=args.name, target_l0=target_l0, started_from=started_from)
+    with locked(args.output / "lock", wait=False):
+        train(trainer, args)
+        manifest = finish(trainer, args.output, name=args.name, target_l0=target_l0, started_from=started_from)
     print(json.dumps({"sae_sha256": manifest.sae_sha256, "tokens_seen": manifest.training["tokens_seen"]}))
     return 0
 

@@ -33,6 +33,7 @@ from discovery.example_store import ExampleStore
 from discovery.examples import collect, finish, is_finished, state_path
 from discovery.logit_effects import logit_effects
 from discovery.provenance import check_provenance
+from discovery.result_lines import claimed
 from discovery.shards import load_shard, ordinary, shard_path, shard_paths
 from discovery.text_pieces import HarvestedText, ModelText
 from sae_runtime.checkpoint import load_sae, save_sae
@@ -479,6 +480,9 @@ def test_the_command_writes_the_file(model, folder, tmp_path, monkeypatch, capsy
     corpus = tmp_path / "text.jsonl"
     corpus.write_text("".join(json.dumps({"text": " ".join(tiny_examples.WORDS * 3)}) + "\n" for _ in range(3)))
     argv = [str(folder / "dictionary"), "--corpus", str(corpus), "--output", str(tmp_path / "x.sqlite"), "--json"]
+    with claimed(tmp_path / "x.sqlite"):
+        assert lab.run("examples", argv) == 1
+    assert "x.sqlite.lock is held by another process" in capsys.readouterr().err
     assert lab.run("examples", argv) == 0
     figures = json.loads(capsys.readouterr().out)
     with ExampleStore.open(tmp_path / "x.sqlite") as store:

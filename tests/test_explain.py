@@ -16,7 +16,7 @@ from tiny_files import write_features
 
 from discovery import explain
 from discovery.chat_model import ChatReply
-from discovery.errors import ExampleError, ExplainError, ReplyError
+from discovery.errors import ExampleError, ExplainError, LabError, ReplyError
 from discovery.example_split import ExampleSplit, SplitSettings, Window, in_turn, is_shown
 from discovery.example_store import ExampleStore
 from discovery.explain_run import MAX_LOST_IN_A_ROW
@@ -32,6 +32,7 @@ from discovery.explanation_score import (
     score,
 )
 from discovery.latent_record import Explanation
+from discovery.result_lines import claimed
 from discovery.token_rule import TOKEN_RULE, fit_tokens, normalised, rule_explanation, rule_judge
 from monitors.errors import WatchlistError
 from sae_runtime.checkpoint import load_manifest, save_sae
@@ -497,6 +498,13 @@ def test_a_file_that_can_not_be_written_is_named(command, monkeypatch):
 def test_bad_arguments_are_named(command, argv, match):
     with pytest.raises(ExplainError, match=match):
         command(*argv)
+
+
+def test_a_file_that_another_process_explains_is_refused(command, server):
+    with claimed(server.path), pytest.raises(LabError, match=r"made\.sqlite\.lock is held by another process"):
+        command()
+    with ExampleStore.open(server.path) as store:
+        assert store.explanations() == []
 
 
 def test_an_endpoint_needs_a_model(command):

@@ -13,7 +13,8 @@ from killed import run_killed
 from tiny_files import write_model
 
 from discovery.corpus import Context
-from discovery.errors import HarvestError
+from discovery.errors import HarvestError, LabError
+from discovery.file_lock import locked
 from discovery.harvest import _bar, harvest, harvest_settings, main
 from discovery.residuals import read_residuals
 from discovery.shards import load_manifest, load_shard, ordinary, shard_path, shard_paths
@@ -204,6 +205,20 @@ def model_folder(tmp_path_factory):
 
 
 CHAT = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "Ishmael, a sailor."}]
+
+
+def test_a_folder_that_another_process_harvests_into_is_refused(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "book.txt").write_text("Call me Ishmael. Some years ago - never mind how long precisely.")
+    argv = [str(tmp_path / "book.txt"), "--model", str(model_folder), "--split", "all", "--device", "cpu"]
+    argv += ["--hook-point", "layers.2.output", "--output", str(tmp_path / "out")]
+    with (
+        locked(tmp_path / "out" / "lock", wait=False),
+        pytest.raises(LabError, match="lock is held by another process"),
+    ):
+        main(argv)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["lock"]
+    assert main(argv) == 0
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])

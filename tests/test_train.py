@@ -8,7 +8,8 @@ from tiny import D_MODEL
 from tiny_files import write_model
 from training import F, write_harvest
 
-from discovery.errors import FitError, TrainError
+from discovery.errors import FitError, LabError, TrainError
+from discovery.file_lock import locked
 from discovery.train import _parser, main, settings_of
 from discovery.train_settings import TrainSettings, defaults_for
 from sae_runtime.checkpoint import load_sae
@@ -88,6 +89,14 @@ def test_the_command_trains_a_dictionary(harvest, tmp_path, capsys, recipe):
     assert sae.activation == recipe and sae.manifest.name == "mine" and sae.num_latents == F
     assert f"train {tmp_path.name}" in err
     assert "GPU" not in err and "Tip" not in err  # what Lightning has to say of itself
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(harvest, tmp_path):
+    argv = ["--source", f"{harvest}:2", "--output", str(tmp_path), "--recipe", "relu", *SMALL]
+    with locked(tmp_path / "lock", wait=False), pytest.raises(LabError, match="lock is held by another process"):
+        main(argv)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert main(argv) == 0
 
 
 def test_the_init_decides_what_is_not_said(harvest, tmp_path):
