@@ -5,8 +5,8 @@ is committed, is scored, and is committed again with its numbers. What a run fin
 explained but not scored is only scored. So a run that was killed, ran out of money or lost its endpoint is finished by
 the same command.
 
-One answer of no use costs its latent, which is left for another run. A fault of the endpoint, or the end of the budget,
-ends the run after the calls in flight; ten latents lost in a row end it too, because then something else is wrong.
+One answer of no use costs its latent, which is left for another run. A fault of the endpoint, the end of the budget or
+a full disk ends the run after the calls in flight; ten latents lost in a row end it too, because then something else is wrong.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from discovery.chat_model import ChatModel
-from discovery.errors import BudgetError, EndpointError, ExplainError, ReplyError
+from discovery.errors import ExplainError, ReplyError
 from discovery.example_split import ExampleSplit, LatentExamples
 from discovery.explanation import explain_latent
 from discovery.explanation_book import ExplanationBook, with_scores
@@ -97,10 +97,10 @@ class ExplainRun:
             try:
                 await self._do(latent)
                 self.outcome.lost_in_a_row = 0
-            except (BudgetError, EndpointError) as error:
-                self.outcome.stopped = self.outcome.stopped or error
             except ReplyError as error:
                 self._lose(latent, error)
+            except ExplainError as error:  # raised further, it would cancel the others' calls, which are paid for
+                self.outcome.stopped = self.outcome.stopped or error
             self._on_done(self.outcome)
 
     def _lose(self, latent: int, error: ReplyError) -> None:

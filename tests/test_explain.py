@@ -474,13 +474,25 @@ def test_the_key_is_nowhere_but_in_the_header(command, server, monkeypatch, tmp_
     assert all(b"sk-very-secret" not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_a_file_that_can_not_be_written_is_named(command, monkeypatch):
-    def full(_self, _explanation):
-        raise sqlite3.OperationalError("database or disk is full")
+def test_a_full_disk_is_named_and_the_calls_in_flight_are_waited_for(command, server, monkeypatch):
+    save = ExampleStore.save
+
+    def full(store, explanation):
+        if explanation.latent == 0 and explanation.model == "m":
+            raise sqlite3.OperationalError("database or disk is full")
+        save(store, explanation)
 
     monkeypatch.setattr(ExampleStore, "save", full)
-    with pytest.raises(ExplainError, match=r"made\.sqlite must be writable, got: database or disk is full"):
-        command("--latents", "0")
+    code, records, err = command("--latents", "0", "3", "--concurrency", "2")
+    assert code == 1
+    assert "made.sqlite must be writable, got: database or disk is full; the same command goes on from here" in err
+    assert records[-1]["stopped"] and records[-1]["calls"] == len(server.requests)
+    assert records[1]["latent"] == 3 and records[1]["detection"] is not None  # its calls were paid for
+
+
+def test_a_call_that_no_pace_allows_ends_the_run_with_its_report(command):
+    code, records, err = command("--latents", "0", "3", "--tokens-per-minute", "10")
+    assert code == 1 and "tokens per minute must allow" in records[-1]["stopped"] and "must allow" in err
 
 
 @pytest.mark.parametrize(
