@@ -9,7 +9,7 @@ latent fires at no token.
 import hashlib
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import NamedTuple, TypeVar
 
@@ -55,6 +55,14 @@ class SplitSettings:
     def __post_init__(self) -> None:
         if self.num_shown < 1 or self.num_scored < 1:
             raise ExplainError(f"num_shown and num_scored must be 1 or more, got {self}")
+
+    def as_dict(self) -> dict[str, int]:
+        """All that the division depends on."""
+        return asdict(self)
+
+    def shown_by(self) -> dict[str, int]:
+        """What decides which windows the explainer sees."""
+        return {"seed": self.seed, "num_shown": self.num_shown}
 
 
 class LatentExamples(NamedTuple):

@@ -159,7 +159,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--latents", nargs="+", default=["all"], help="indices, ranges, feature names, named, random:N or all (default)"
     )
-    parser.add_argument("--replace", action="store_true", help="also where another model has explained")
+    parser.add_argument(
+        "--replace", action="store_true", help="also where another model has explained, or another --seed"
+    )
     parser.add_argument("--no-scores", action="store_true", help="explain, and leave scoring to another run")
     parser.add_argument("--json", action="store_true", help="one JSON line for each latent, then one with the totals")
     scoring = parser.add_argument_group("examples and scores")

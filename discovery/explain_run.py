@@ -2,11 +2,13 @@
 
 For each latent: the token rule is fitted and scored, which costs nothing; then the model explains it, the explanation
 is committed, is scored, and is committed again with its numbers. What a run finds done it leaves alone: a latent
-explained but not scored is only scored. So a run that was killed, ran out of money or lost its endpoint is finished by
-the same command.
+explained but not scored is only scored, if the windows are divided as they were when it was explained: else its author
+may have seen what it would be judged by, and the run is refused before the first call. So a run that was killed, ran
+out of money or lost its endpoint is finished by the same command.
 
 One answer of no use costs its latent, which is left for another run. A fault of the endpoint, the end of the budget or
-a full disk ends the run after the calls in flight; ten latents lost in a row end it too, because then something else is wrong.
+a full disk ends the run after the calls in flight; ten latents lost in a row end it too, because then something else is
+wrong.
 """
 
 import asyncio
@@ -40,7 +42,8 @@ class RunSettings:
     label_tokens: int = 200
     """Longest answer with labels. Models that think before they answer need more."""
     replace: bool = False
-    """Also explain latents that another model has explained. The token rule's titles always make way."""
+    """Also explain latents that another model has explained, and anew what was explained by another division of the
+    windows and not scored. The token rule's titles always make way."""
     with_scores: bool = True
 
     def __post_init__(self) -> None:
@@ -85,7 +88,13 @@ class ExplainRun:
         self._on_done = on_done
 
     async def run(self, latents: Sequence[int]) -> Outcome:
-        """Do what is left of `latents`, in order. Faults that end the run are in the outcome; nothing is lost."""
+        """Do what is left of `latents`, in order. Faults that end the run are in the outcome; nothing is lost.
+
+        ExplainError before anything is done if an explanation would be scored on windows that its author was shown.
+        """
+        if not self.settings.replace:
+            for latent in latents:
+                self._check_unseen(self.book.store.explanation(latent))
         waiting = iter(latents)
         await asyncio.gather(*(self._work(waiting) for _ in range(self.settings.concurrency)))
         return self.outcome
@@ -111,30 +120,52 @@ class ExplainRun:
 
     async def _do(self, latent: int) -> None:
         before = self.book.store.explanation(latent)
-        ruled, done = self.book.scores(latent) is not None, self._is_done(before)
+        rule = self.book.scores(latent)
+        # Scores by another division of the windows are of other questions than the model's will be.
+        ruled = rule is not None and rule.settings.items() >= self.split.settings.as_dict().items()
+        done = self._is_done(before, ruled)
         self.outcome.kept += done
-        if ruled and done:
+        if done and rule is not None:
             return
         examples = self.split(latent)
         if not examples.shown:
             self.outcome.silent += 1
             return
-        if not ruled:
-            await self._apply_rule(examples, put_in_force=before is None)
+        if not ruled or before is None:
+            await self._apply_rule(examples, put_in_force=before is None or before.model == TOKEN_RULE)
         if self.model is not None and not done:
             await self._apply_model(self.model, examples, before)
 
-    def _is_done(self, before: Explanation | None) -> bool:
+    def _is_done(self, before: Explanation | None, ruled: bool) -> bool:
         if self.model is None:
-            return before is not None
+            return before is not None and (ruled or before.model != TOKEN_RULE)
         if before is None or before.model == TOKEN_RULE:
             return False
         if before.model != self.model.name:
             return not self.settings.replace
-        scores = self.book.scores(before.latent, before.model)
+        return self._is_scored(before) or not self.settings.with_scores
+
+    def _is_scored(self, explanation: Explanation) -> bool:
+        scores = self.book.scores(explanation.latent, explanation.model)
         # Those of an older explanation by the same model don't count.
-        is_scored = scores is not None and scores.created == before.created
-        return is_scored or not self.settings.with_scores
+        return scores is not None and scores.created == explanation.created
+
+    def _is_unseen(self, explanation: Explanation) -> bool:
+        """Whether the windows that would be held out now are none that the explanation's author was shown."""
+        return self.book.split_of(explanation) == self.split.settings.shown_by()
+
+    def _check_unseen(self, before: Explanation | None) -> None:
+        if self.model is None or before is None or before.model != self.model.name:
+            return
+        if not self.settings.with_scores or self._is_scored(before) or self._is_unseen(before):
+            return
+        split = self.book.split_of(before)
+        was = f"with --seed {split['seed']} --shown {split['num_shown']}" if split else "with a seed that is not known"
+        now = self.split.settings
+        raise ExplainError(
+            f"latent {before.latent} was explained {was}: scored with --seed {now.seed} --shown {now.num_shown}, it "
+            "could be on texts that its author was shown; score it as it was explained, or explain it anew with --replace"
+        )
 
     async def _apply_rule(self, examples: LatentExamples, *, put_in_force: bool) -> None:
         tokens = fit_tokens(examples)
@@ -148,10 +179,10 @@ class ExplainRun:
                 self.outcome.scored += detection is not None
 
     async def _apply_model(self, model: ChatModel, examples: LatentExamples, before: Explanation | None) -> None:
-        if before is None or before.model != model.name:
+        if before is None or before.model != model.name or not self._is_unseen(before):
             account = await explain_latent(model, examples, max_tokens=self.settings.answer_tokens)
             explanation = account.as_explanation(examples.latent, model.name, _now())
-            self.book.save_explanation(explanation)
+            self.book.save_explanation(explanation, self.split.settings.shown_by())
             self.outcome.explained += 1
         else:
             explanation = before
@@ -171,13 +202,7 @@ class ExplainRun:
         return detection, await score(fuzzing_questions(examples, seed), judge, batch_size)
 
     def _settings(self) -> dict[str, Any]:
-        split = self.split.settings
-        return {
-            "seed": split.seed,
-            "num_shown": split.num_shown,
-            "num_scored": split.num_scored,
-            "batch_size": self.settings.batch_size,
-        }
+        return self.split.settings.as_dict() | {"batch_size": self.settings.batch_size}
 
 
 def _now() -> str:

@@ -2,7 +2,8 @@
 
 `explanations` has one row per latent, the explanation in force. This module's own table `explanation_scores` has one
 per latent and method, a method being a model's name or "token rule", so that titles by models can be compared with each
-other and with the rule; with the counts behind each score. Every write is a transaction of its own: a kill loses at
+other and with the rule; with the counts behind each score. `explanation_splits` says which windows the author of an
+explanation was shown, so that it is never scored on those. Every write is a transaction of its own: a kill loses at
 most what is in flight.
 """
 
@@ -21,7 +22,7 @@ from discovery.explanation_score import Score
 from discovery.latent_record import Explanation
 from discovery.token_rule import TOKEN_RULE
 
-_TABLE = """
+_SCORES = """
 CREATE TABLE IF NOT EXISTS explanation_scores (
     latent INTEGER NOT NULL,
     method TEXT NOT NULL,
@@ -31,6 +32,15 @@ CREATE TABLE IF NOT EXISTS explanation_scores (
     settings TEXT NOT NULL,        -- JSON: seed, examples, batch size
     created TEXT NOT NULL,
     PRIMARY KEY (latent, method)
+) WITHOUT ROWID
+"""
+_SPLITS = """
+CREATE TABLE IF NOT EXISTS explanation_splits (
+    latent INTEGER NOT NULL,
+    method TEXT NOT NULL,
+    created TEXT NOT NULL,         -- as the explanation has it
+    settings TEXT NOT NULL,        -- JSON: seed, num_shown
+    PRIMARY KEY (latent, method, created)
 ) WITHOUT ROWID
 """
 
@@ -43,6 +53,8 @@ class MethodScores(NamedTuple):
     title: str
     detection: dict[str, Any] | None
     fuzzing: dict[str, Any] | None
+    settings: dict[str, Any]
+    """Of the division of the windows, and of the questions."""
     created: str
     """When the explanation was made."""
 
@@ -58,7 +70,8 @@ class ExplanationBook:
             self.path, self.store = path, opened.enter_context(store)
             self._connection = opened.enter_context(closing(connect(path, "rw")))
             with self._writing():
-                self._connection.execute(_TABLE)
+                self._connection.execute(_SCORES)
+                self._connection.execute(_SPLITS)
             opened.pop_all()  # `close` does it from here on
 
     def close(self) -> None:
@@ -80,10 +93,22 @@ class ExplanationBook:
         except sqlite3.DatabaseError as error:
             raise ExplainError(f"example file {self.path} must be writable, got: {error}") from None
 
-    def save_explanation(self, explanation: Explanation) -> None:
-        """Put an explanation in force."""
+    def save_explanation(self, explanation: Explanation, split: dict[str, Any] | None = None) -> None:
+        """Put an explanation in force. `split` says, of a new one, which windows its author was shown."""
+        if split is not None:
+            row = explanation.latent, explanation.model, explanation.created, json.dumps(split)
+            with self._writing():
+                self._connection.execute("INSERT OR REPLACE INTO explanation_splits VALUES (?, ?, ?, ?)", row)
         with self._writing():
             self.store.save(explanation)
+
+    def split_of(self, explanation: Explanation) -> dict[str, Any] | None:
+        """Which windows the author of an explanation was shown, if that is known."""
+        row = self._connection.execute(
+            "SELECT settings FROM explanation_splits WHERE latent = ? AND method = ? AND created = ?",
+            (explanation.latent, explanation.model, explanation.created),
+        ).fetchone()
+        return None if row is None else dict(json.loads(row["settings"]))
 
     def save_scores(
         self, explanation: Explanation, detection: Score | None, fuzzing: Score | None, settings: dict[str, Any]
@@ -109,7 +134,8 @@ class ExplanationBook:
             return None
         row = rows[0]
         detection, fuzzing = (json.loads(row[name]) if row[name] else None for name in ("detection", "fuzzing"))
-        return MethodScores(latent, method, row["title"], detection, fuzzing, row["created"])
+        settings = json.loads(row["settings"])
+        return MethodScores(latent, method, row["title"], detection, fuzzing, settings, row["created"])
 
 
 def with_scores(explanation: Explanation, detection: Score | None, fuzzing: Score | None) -> Explanation:

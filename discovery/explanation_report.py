@@ -20,19 +20,20 @@ def row_of(book: ExplanationBook, latent: int) -> dict[str, Any] | None:
         return None
     rule, own = book.scores(latent, TOKEN_RULE), book.scores(latent, explanation.model)
     return explanation._asdict() | {
-        "scores": {"detection": own.detection, "fuzzing": own.fuzzing} if own else None,
+        "scores": {"detection": own.detection, "fuzzing": own.fuzzing, "settings": own.settings} if own else None,
         "token_rule": rule._asdict() if rule else None,
     }
 
 
 def summary_of(rows: list[dict[str, Any]], outcome: Outcome, meter: Meter) -> dict[str, Any]:
-    """Means over the latents that both the explanation and the token rule have a score for, and what it took."""
+    """Means over the latents that both the explanation and the token rule have a score for on the same windows, and
+    what it took."""
     means = {}
     for test in ("detection", "fuzzing"):
         pairs = [
             (row[test], row["token_rule"][test]["balanced_accuracy"])
             for row in rows
-            if row[test] is not None and row["token_rule"] and row["token_rule"][test]
+            if row[test] is not None and row["token_rule"] and row["token_rule"][test] and _same_windows(row)
         ]
         means[test] = {
             "num_latents": len(pairs),
@@ -53,6 +54,12 @@ def summary_of(rows: list[dict[str, Any]], outcome: Outcome, meter: Meter) -> di
         "calls_estimated": meter.num_estimated,
         "cost": round(meter.cost, 6),
     }
+
+
+def _same_windows(row: dict[str, Any]) -> bool:
+    """Whether an explanation and the token rule were scored on the same questions."""
+    own, rule = row["scores"] and row["scores"]["settings"], row["token_rule"]["settings"]
+    return bool(own) and all(own.get(name) == rule.get(name) for name in ("seed", "num_shown", "num_scored"))
 
 
 def print_table(rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:

@@ -369,6 +369,55 @@ def test_an_unscored_explanation_is_only_scored(command, server):
     assert records[0]["detection"] == 1.0 and records[-1]["explained"] == 0
 
 
+@pytest.mark.parametrize("other", [("--seed", "1"), ("--shown", "3")])
+def test_what_was_explained_by_another_division_is_not_scored_on_what_its_author_saw(command, server, other):
+    command("--latents", "0", "--no-scores")
+    num = len(server.requests)
+    with pytest.raises(ExplainError, match=r"latent 0 was explained with --seed 0 --shown 16: .* --replace"):
+        command("--latents", "3", "0", *other)
+    assert len(server.requests) == num  # refused before anything is paid for
+    command("--latents", "0", "--no-scores", *other)  # nothing is scored
+    code, records, _ = command("--latents", "0", *other, "--replace")
+    assert code == 0 and records[-1]["explained"] == records[-1]["scored"] == 1
+    assert records[0]["scores"]["settings"] == records[0]["token_rule"]["settings"] | {"batch_size": 5}
+    num = len(server.requests)
+    _, records, _ = command("--latents", "0")  # scored is scored
+    assert records[-1]["kept"] == 1 and len(server.requests) == num
+
+
+def test_an_unscored_explanation_of_which_the_division_is_not_known_is_not_scored(command, server):
+    command("--latents", "0", "--no-scores")
+    with sqlite3.connect(server.path) as connection:  # as files were before it was kept
+        connection.execute("DROP TABLE explanation_splits")
+    connection.close()
+    with pytest.raises(ExplainError, match="latent 0 was explained with a seed that is not known"):
+        command("--latents", "0")
+    _, records, _ = command("--latents", "0", "--replace")
+    assert records[-1]["explained"] == 1 and records[0]["detection"] == 1.0
+
+
+def test_the_token_rule_is_scored_on_the_windows_that_the_model_is_scored_on(command):
+    command("--latents", "0", "3", endpoint="tokens", model=None)
+    _, records, _ = command("--latents", "0", "--seed", "1")
+    own, rule = records[0]["scores"]["settings"], records[0]["token_rule"]["settings"]
+    assert own["seed"] == rule["seed"] == 1
+    _, records, _ = command("--latents", "3", "--seed", "1", endpoint="tokens", model=None)
+    assert records[0]["token_rule"]["settings"]["seed"] == 1 and records[0]["model"] == TOKEN_RULE
+
+
+def test_scores_on_other_windows_are_not_compared(command, server):
+    command("--latents", "0")
+    with ExplanationBook(server.path) as book:
+        rule = book.scores(0)
+        connection = sqlite3.connect(server.path)
+        with connection:
+            settings = json.dumps(rule.settings | {"seed": 7})
+            connection.execute("UPDATE explanation_scores SET settings = ? WHERE method = ?", (settings, TOKEN_RULE))
+        connection.close()
+    _, records, _ = command("--latents", "0")
+    assert records[-1]["detection"]["num_latents"] == 0 and records[-1]["kept"] == 1
+
+
 @pytest.mark.parametrize("after", [0, 1, 2, 6, 9])
 def test_a_run_that_was_stopped_anywhere_ends_like_one_that_was_not(command, server, dictionary, after):
     _, whole, _ = command("--latents", "0", "3", "--concurrency", "1")
