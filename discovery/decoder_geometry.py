@@ -32,11 +32,11 @@ def nearest_rows(sae: SAE) -> Neighbours:
     cosines, latents = [], []
     for first in range(0, len(rows_FD), _CHUNK_ROWS):
         cosine_CF = rows_FD[first : first + _CHUNK_ROWS] @ rows_FD.T
-        own_C = torch.arange(first, first + len(cosine_CF))
-        cosine_CF[torch.arange(len(cosine_CF)), own_C] = -2
+        own_C = torch.arange(first, first + len(cosine_CF), device=rows_FD.device)
+        cosine_CF[own_C - first, own_C] = -2
         best = cosine_CF.max(-1)
-        cosines.append(best.values)
-        latents.append(best.indices)
+        cosines.append(best.values.cpu())
+        latents.append(best.indices.cpu())
     return Neighbours(torch.cat(cosines), torch.cat(latents))
 
 

@@ -40,7 +40,14 @@ from sae_runtime.checkpoint import (
     load_sae,
     write_atomically,
 )
-from sae_runtime.language_model import EMBEDDED, DTypeName, LanguageModel, Quantization, load_language_model
+from sae_runtime.language_model import (
+    EMBEDDED,
+    DTypeName,
+    LanguageModel,
+    Quantization,
+    load_language_model,
+    resolve_device,
+)
 from sae_runtime.sae import SAE
 from sae_runtime.tap import Tap
 
@@ -160,13 +167,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default=EMBEDDED)
     parser.add_argument("--quantization", default="auto", choices=get_args(Quantization), help="of --model")
     parser.add_argument("--dtype", default="auto", choices=get_args(DTypeName), help="--model computes in it")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: cuda if there is one")
     parser.add_argument("--unverified", action="store_true", help="accept another model or place than the dictionary's")
     parser.add_argument("--ce-tokens", type=int, default=32768, help="per set; 0 leaves cross-entropy and KL out")
     parser.add_argument("--write", action="store_true", help="put the figures into the dictionary's manifest")
     parser.add_argument("--report", type=Path, help="also write an HTML page with plots")
     parser.add_argument("--fidelity", type=Path, help="what `telltale lab fidelity --json` printed, for page and JSON")
     args = parser.parse_args(argv)
-    sae = load_sae(args.dictionary)
+    sae = load_sae(args.dictionary, device=resolve_device(args.device))
     sets = parse_sets(args.set)
     check_whole(sets)
     comparison = read_comparison(args.fidelity) if args.fidelity else None
@@ -187,7 +195,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def load_model(args: argparse.Namespace, manifest: Manifest) -> LanguageModel:
     """The model to splice into; FitError if it is not the dictionary's."""
-    lm = load_language_model(args.model, quantization=args.quantization, dtype=args.dtype, progress=True)
+    lm = load_language_model(
+        args.model, quantization=args.quantization, dtype=args.dtype, device=args.device, progress=True
+    )
     check_model(manifest, lm, unverified=args.unverified)
     return lm
 

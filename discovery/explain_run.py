@@ -163,8 +163,9 @@ class ExplainRun:
         was = f"with --seed {split['seed']} --shown {split['num_shown']}" if split else "with a seed that is not known"
         now = self.split.settings
         raise ExplainError(
-            f"latent {before.latent} was explained {was}: scored with --seed {now.seed} --shown {now.num_shown}, it "
-            "could be on texts that its author was shown; score it as it was explained, or explain it anew with --replace"
+            f"latent {before.latent} was explained {was}: scored with --seed {now.seed} --shown {now.num_shown}, "
+            "it could be on texts that its author was shown; score it as it was explained, or explain it anew with "
+            "--replace"
         )
 
     async def _apply_rule(self, examples: LatentExamples, *, put_in_force: bool) -> None:

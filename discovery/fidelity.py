@@ -43,7 +43,14 @@ from discovery.reconstruction import ReconstructionSums
 from discovery.residuals import read_in_batches, tapped
 from discovery.shards import ordinary
 from sae_runtime.checkpoint import Manifest, load_sae
-from sae_runtime.language_model import EMBEDDED, DTypeName, LanguageModel, Quantization, load_language_model
+from sae_runtime.language_model import (
+    EMBEDDED,
+    DTypeName,
+    LanguageModel,
+    Quantization,
+    load_language_model,
+    resolve_device,
+)
 from sae_runtime.sae import SAE
 from sae_runtime.tap import Tap
 
@@ -119,7 +126,8 @@ class FidelitySums:
     @torch.inference_mode()
     def add(self, sae: SAE, a_ND: Tensor, b_ND: Tensor) -> None:
         """Count the residuals of the same tokens in."""
-        a_ND, b_ND = a_ND.float(), b_ND.float()
+        device = sae.W_dec.device
+        a_ND, b_ND = a_ND.to(device).float(), b_ND.to(device).float()
         a_NF, b_NF = sae.encode(a_ND), sae.encode(b_ND)
         self.first.add(sae, a_ND, f_NF=a_NF)
         self.second.add(sae, b_ND, f_NF=b_NF)
@@ -205,6 +213,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--against-quantization", default="auto", choices=get_args(Quantization), help="of --against")
     parser.add_argument("--dtype", default="auto", choices=get_args(DTypeName), help="of --model")
     parser.add_argument("--against-dtype", default="auto", choices=get_args(DTypeName), help="of --against")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: cuda if there is one")
     parser.add_argument("--unverified", action="store_true", help="accept another first model than the dictionary's")
     parser.add_argument("--max-tokens", type=int, default=32768)
     parser.add_argument("--context-tokens", type=int, default=256)
@@ -216,9 +225,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def load_models(args: argparse.Namespace, manifest: Manifest) -> tuple[LanguageModel, LanguageModel]:
     """The dictionary's model and the other form of it. FitError or LabError if they are something else."""
     other = args.against or args.model
-    first = load_language_model(args.model, quantization=args.quantization, dtype=args.dtype, progress=True)
+    first = load_language_model(
+        args.model, quantization=args.quantization, dtype=args.dtype, device=args.device, progress=True
+    )
     check_model(manifest, first, unverified=args.unverified)
-    second = load_language_model(other, quantization=args.against_quantization, dtype=args.against_dtype, progress=True)
+    second = load_language_model(
+        other, quantization=args.against_quantization, dtype=args.against_dtype, device=args.device, progress=True
+    )
     _check_same_tokens(first, second)
     return first, second
 
@@ -244,7 +257,7 @@ def print_comparison(names: list[str], figures: dict[str, Any], answered: Answer
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    sae = load_sae(args.dictionary)
+    sae = load_sae(args.dictionary, device=resolve_device(args.device))
     models = load_models(args, sae.manifest)
     settings = CorpusSettings(context_tokens=args.context_tokens)
     read = read_contexts(args.corpus, models[0].tokenizer, settings, args.split)

@@ -301,13 +301,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="file to keep the contrasts' readings in")
     parser.add_argument("--output", type=Path, help=f"default {FEATURES_FILE} in the dictionary's folder")
     parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: cuda if there is one")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    sae = load_sae(args.dictionary)
-    lm = load_language_model(args.model, progress=True)
+    lm = load_language_model(args.model, device=args.device, progress=True)
+    sae = load_sae(args.dictionary, device=lm.device)
     with tapped(lm, sae.manifest.hook) as tap:
         name_features(Lab(lm, tap, sae), args)
     return 0

@@ -75,7 +75,8 @@ def read_held_out(sae: SAE, folders: Iterable[Path], latents: list[int]) -> Held
             shard = load_shard(path)
             kept_N = ordinary(shard.resid_ND)
             pieces = torch.split(shard.resid_ND[kept_N], 4096)
-            values.append(torch.cat([sae.read(piece.float(), latents) for piece in pieces]))
+            device = sae.W_dec.device
+            values.append(torch.cat([sae.read(piece.to(device).float(), latents).cpu() for piece in pieces]))
             token_ids.append(shard.token_ids_N[kept_N])
             contexts.append(shard.contexts_N[kept_N] + offset)
             documents.append(shard.documents_N[kept_N])

@@ -73,15 +73,16 @@ class ReconstructionSums:
 
     @torch.inference_mode()
     def add(self, sae: SAE, resid_ND: Tensor, *, mean_D: Tensor | None = None, f_NF: Tensor | None = None) -> None:
-        """Count ordinary residuals in.
+        """Count ordinary residuals in, wherever they are; the dictionary computes where it is itself.
 
         `mean_D` is what single tokens are compared with, by default the dictionary's record of its training data's;
         `f_NF` are the residuals' latents, if they are known.
         """
-        resid_ND = resid_ND.float()
+        resid_ND = resid_ND.to(sae.W_dec.device).float()
+        mean_D = sae.resid_mean if mean_D is None else mean_D.to(sae.W_dec.device)
         f_NF = sae.encode(resid_ND) if f_NF is None else f_NF
         error_N = (resid_ND - sae.reconstruct(resid_ND, f_NF)).square().sum(-1)
-        spread_N = (resid_ND - (sae.resid_mean if mean_D is None else mean_D)).square().sum(-1)
+        spread_N = (resid_ND - mean_D).square().sum(-1)
         active_F = (f_NF > 0).sum(0)
         self.num_tokens += len(resid_ND)
         self.error += float(error_N.double().sum())

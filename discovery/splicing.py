@@ -81,9 +81,11 @@ def measure_splicing(
 ) -> SplicingSums:
     """Figures over [B, T] batches of token ids, contexts of a batch having the same length.
 
-    Mean ablation is by `mean_D`, by default the dictionary's record of its training data's mean.
+    Mean ablation is by `mean_D`, by default the dictionary's record of its training data's mean. The dictionary is
+    moved to where the model is.
     """
     sums = SplicingSums()
+    sae = sae.to(lm.device)
     mean_D = sae.resid_mean if mean_D is None else mean_D.to(lm.device)
     for token_ids_BT in batches:
         targets_N = token_ids_BT[:, 2:].flatten().to(lm.device)
