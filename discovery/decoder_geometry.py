@@ -16,6 +16,7 @@ from sae_runtime.sae import SAE
 
 _CHUNK_ROWS = 1024
 _TWINS = 0.9
+_BINS = 50
 
 
 class Neighbours(NamedTuple):
@@ -40,8 +41,14 @@ def nearest_rows(sae: SAE) -> Neighbours:
     return Neighbours(torch.cat(cosines), torch.cat(latents))
 
 
+def cosine_histogram(cosine_F: Tensor) -> dict[str, list[Any]]:
+    """Rows by their largest cosine, in bins from 0 to 1; what is below 0 is in the first."""
+    counts = torch.histc(cosine_F.clamp(0, 1), bins=_BINS, min=0, max=1)
+    return {"edges": [edge / _BINS for edge in range(_BINS + 1)], "counts": [int(count) for count in counts]}
+
+
 def geometry_figures(sae: SAE) -> dict[str, Any]:
-    """Quantiles of the largest cosines, the share of twins, and what random rows would give."""
+    """Quantiles and histogram of the largest cosines, the share of twins, and what random rows would give."""
     cosine_F = nearest_rows(sae).cosine_F
     norm_F = sae.W_dec.float().norm(dim=-1)
     quantiles = torch.tensor([0.05, 0.5, 0.95])
@@ -51,6 +58,7 @@ def geometry_figures(sae: SAE) -> dict[str, Any]:
         chance.W_dec.copy_(torch.randn(chance.W_dec.shape, generator=generator))
     return {
         "max_cosine_quantiles": dict(zip(["5%", "50%", "95%"], cosine_F.quantile(quantiles).tolist(), strict=True)),
+        "max_cosine_histogram": cosine_histogram(cosine_F),
         "max_cosine_random_median": float(nearest_rows(chance).cosine_F.median()),
         "twin_ratio": float((cosine_F > _TWINS).float().mean()),
         "decoder_norm_min": float(norm_F.min()),

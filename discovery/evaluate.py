@@ -52,6 +52,8 @@ from sae_runtime.sae import SAE
 from sae_runtime.tap import Tap
 
 TOTAL = "all"
+_TAKEN = (TOTAL, "decoder", "density", "fidelity")
+"""Keys of the JSON that are no names of sets."""
 
 
 class Evaluation(NamedTuple):
@@ -141,8 +143,9 @@ def parse_sets(texts: list[str]) -> dict[str, list[Path]]:
     sets: dict[str, list[Path]] = {}
     for text in texts:
         name, shards = parse_set(text)
-        if name in sets or name == TOTAL:
-            raise HarvestError(f"--set must have names of their own, and none {TOTAL!r}, got {name!r}")
+        if name in sets or name in _TAKEN:
+            taken = ", ".join(map(repr, _TAKEN))
+            raise HarvestError(f"--set must have names of their own, and none {taken}, got {name!r}")
         sets[name] = shards
     return sets
 
@@ -188,7 +191,8 @@ def main(argv: list[str] | None = None) -> int:
         write_metrics(args.dictionary, metrics)
     if args.report:
         write_report(sae, evaluation, args.report, comparison)
-    others = {"decoder": geometry_figures(sae)} | ({"fidelity": comparison} if comparison else {})
+    density = {name: sums.density_histogram()._asdict() for name, sums in evaluation.reconstruction.items()}
+    others = {"density": density, "decoder": geometry_figures(sae)} | ({"fidelity": comparison} if comparison else {})
     print(json.dumps(metrics | others, indent=1))
     return 0
 

@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.io import to_html
 
-from discovery.decoder_geometry import geometry_figures, nearest_rows
+from discovery.decoder_geometry import cosine_histogram, geometry_figures, nearest_rows
 from discovery.reconstruction import DENSE, ReconstructionSums
 from sae_runtime.checkpoint import LoadedSAE
 
@@ -130,8 +130,9 @@ def density_plot(sums: dict[str, ReconstructionSums]) -> go.Figure:
 
 def cosine_plot(sae: LoadedSAE) -> go.Figure:
     """Each decoder row's largest cosine with another."""
-    cosine_F = nearest_rows(sae).cosine_F
-    plot = go.Figure(go.Histogram(x=cosine_F.tolist(), xbins={"start": 0, "end": 1, "size": 0.02}))
+    histogram = cosine_histogram(nearest_rows(sae).cosine_F)
+    middles = [(a + b) / 2 for a, b in pairwise(histogram["edges"])]
+    plot = go.Figure(go.Bar(x=middles, y=histogram["counts"]))
     plot.update_layout(xaxis_title="largest cosine with another decoder row", yaxis_title="latents")
     return plot
 

@@ -1,5 +1,6 @@
 """decoder_geometry: cosines against the obvious full matrix."""
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -15,6 +16,14 @@ def test_nearest_rows_are_those_of_the_full_matrix(dictionary, monkeypatch):
     found = nearest_rows(dictionary)
     torch.testing.assert_close(found.cosine_F, cosine_FF.max(-1).values)
     assert torch.equal(found.latent_F, cosine_FF.argmax(-1))
+
+
+def test_the_histogram_counts_every_row_once():
+    cosine_F = torch.tensor([-0.5, 0.0, 0.019, 0.021, 0.5, 1.0])
+    histogram = decoder_geometry.cosine_histogram(cosine_F)
+    wanted, _ = np.histogram(cosine_F.clamp(0, 1).numpy(), bins=histogram["edges"])
+    assert histogram["counts"] == wanted.tolist() and sum(wanted) == 6 and wanted[0] == 3
+    assert sum(geometry_figures(tiny.sae())["max_cosine_histogram"]["counts"]) == tiny.NUM_LATENTS
 
 
 def test_twins_are_seen():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import tiny
 import tiny_files
@@ -199,7 +200,7 @@ def test_the_mean_is_each_sets_own(tmp_path):
 def test_names_of_sets_are_their_own(tmp_path):
     write_shard(tmp_path)
     assert list(parse_sets([f"a={tmp_path}", f"b={tmp_path}"])) == ["a", "b"]
-    for texts in (["a", "a"], ["all"]):
+    for texts in (["a", "a"], ["all"], ["decoder"], ["density"], ["fidelity"]):
         with pytest.raises(HarvestError, match="names of their own, and none 'all'"):
             parse_sets([f"{text}={tmp_path}" for text in texts])
 
@@ -273,6 +274,14 @@ def test_the_command_prints_json_and_writes_the_manifest(dictionary, tmp_path, c
     said = json.loads(capsys.readouterr().out)
     assert load_manifest(tmp_path / "sae").metrics == {"one": said["one"]}
     assert 0 < said["decoder"]["max_cosine_quantiles"]["50%"] < 1
+    density = said["density"]["one"]
+    assert sum(density["counts"]) + density["num_dead"] == tiny.NUM_LATENTS
+    assert len(density["edges"]) == len(density["counts"]) + 1 and density["edges"][-1] == 0
+    assert density["num_dead"] == round(said["one"]["dead_ratio"] * tiny.NUM_LATENTS)
+    resid_ND = load_resid(tmp_path / "one" / "shard-00000.safetensors").float()
+    shares_F = (dictionary.encode(resid_ND) > 0).float().mean(0)
+    counts, _ = np.histogram(shares_F[shares_F > 0].log10().numpy(), bins=density["edges"])
+    assert density["counts"] == counts.tolist()
 
 
 @pytest.mark.parametrize(
