@@ -104,11 +104,10 @@ class ExplanationBook:
 
     def split_of(self, explanation: Explanation) -> dict[str, Any] | None:
         """Which windows the author of an explanation was shown, if that is known."""
-        row = self._connection.execute(
-            "SELECT settings FROM explanation_splits WHERE latent = ? AND method = ? AND created = ?",
-            (explanation.latent, explanation.model, explanation.created),
-        ).fetchone()
-        return None if row is None else dict(json.loads(row["settings"]))
+        query = "SELECT settings FROM explanation_splits WHERE latent = ? AND method = ? AND created = ?"
+        found = explanation.latent, explanation.model, explanation.created
+        rows = read_rows(self._connection, self.path, query, found)
+        return dict(json.loads(rows[0]["settings"])) if rows else None
 
     def save_scores(
         self, explanation: Explanation, detection: Score | None, fuzzing: Score | None, settings: dict[str, Any]

@@ -14,7 +14,9 @@ Reads the same tokens through both and compares what the dictionary makes of the
 The first model is the one the dictionary was trained on; position 0 and massive activations are left out, by its
 residuals. The answer is yes if all of `LIMITS` hold. They are a judgement: within them a typical latent reads the same
 on both, and no more is lost than a slightly worse dictionary would lose. A threshold or a scale that was calibrated on
-one form should be calibrated again on the other, whatever the answer.
+one form should be calibrated again on the other, whatever the answer. Each named feature (the dictionary's
+features.json) has an answer of its own: its readings correlate at MIN_CORRELATION or more, and its flips are within the
+limit; a typical latent's figures say nothing of one.
 
 Shape suffixes: N tokens, F latents, T positions, D model width.
 """
@@ -38,6 +40,7 @@ from discovery.context_store import ContextStore
 from discovery.corpus import Context, CorpusSettings, read_contexts
 from discovery.errors import LabError
 from discovery.input_arguments import read_limit
+from discovery.latent_names import load_watchlist
 from discovery.provenance import check_model
 from discovery.reconstruction import ReconstructionSums
 from discovery.residuals import read_in_batches, tapped
@@ -77,6 +80,23 @@ LIMITS = {
 }
 
 
+MIN_CORRELATION = 0.9
+"""Of a single named feature's readings; of its flips LIMITS has the most."""
+
+
+class FeatureFidelity(NamedTuple):
+    """How a named feature reads on the two."""
+
+    name: str
+    latent: int
+    firings: tuple[int, int]
+    """Tokens at which it is active on each."""
+    correlation: float | None
+    flip_ratio: float | None
+    may_be_served: bool | None
+    """None if it fires at fewer than MIN_FIRINGS tokens of the first: there is nothing to go by."""
+
+
 class Answer(NamedTuple):
     """May the dictionary be served on the second model?"""
 
@@ -113,8 +133,8 @@ class FidelitySums:
     second: ReconstructionSums = field(init=False)
     moments_5F: Tensor = field(init=False)
     """fp64 sums over tokens of a, b, a^2, b^2, ab."""
-    num_both: int = 0
-    num_either: int = 0
+    both_F: Tensor = field(init=False)
+    """Tokens at which a latent is active in both."""
     square_difference: float = 0.0
     """Sum of ||x_b - x_a||^2."""
 
@@ -122,6 +142,7 @@ class FidelitySums:
         shape = self.num_latents, self.d_model
         self.first, self.second = ReconstructionSums(*shape), ReconstructionSums(*shape)
         self.moments_5F = torch.zeros(5, self.num_latents, dtype=torch.float64)
+        self.both_F = torch.zeros(self.num_latents, dtype=torch.long)
 
     @torch.inference_mode()
     def add(self, sae: SAE, a_ND: Tensor, b_ND: Tensor) -> None:
@@ -133,8 +154,7 @@ class FidelitySums:
         self.second.add(sae, b_ND, f_NF=b_NF)
         for row, product_NF in enumerate((a_NF, b_NF, a_NF.square(), b_NF.square(), a_NF * b_NF)):
             self.moments_5F[row] += product_NF.sum(0, dtype=torch.float64).cpu()
-        self.num_both += int(((a_NF > 0) & (b_NF > 0)).sum())
-        self.num_either += int(((a_NF > 0) | (b_NF > 0)).sum())
+        self.both_F += ((a_NF > 0) & (b_NF > 0)).sum(0).cpu()
         self.square_difference += float((b_ND - a_ND).double().square().sum())
 
     def correlation(self) -> Tensor:
@@ -145,6 +165,38 @@ class FidelitySums:
         # A latent that never fires in the second has no variance there, and agrees in nothing.
         correlation_F = torch.where(variance > 0, covariance / variance.clamp_min(1e-300).sqrt(), 0.0)
         return correlation_F.masked_fill(self.first.firing_F < MIN_FIRINGS, torch.nan).float()
+
+    @property
+    def either_F(self) -> Tensor:
+        """Tokens at which a latent is active in one or both."""
+        return self.first.firing_F + self.second.firing_F - self.both_F
+
+    def flips(self) -> Tensor:
+        """[F] of the tokens at which a latent is active in either, the share in only one; NaN if there are none."""
+        return 1 - self.both_F / self.either_F
+
+    def features(self, named: dict[str, int]) -> list[FeatureFidelity]:
+        """How each named feature's latent reads on the two, and whether the one alone may be served."""
+        columns = self.correlation(), self.flips()
+        made = []
+        for name, latent in named.items():
+            correlation, flips = (_or_none(float(column_F[latent])) for column_F in columns)
+            firings = int(self.first.firing_F[latent]), int(self.second.firing_F[latent])
+            may = None
+            if correlation is not None and flips is not None:
+                may = correlation >= MIN_CORRELATION and flips <= LIMITS["flip_ratio"].most
+            made.append(FeatureFidelity(name, latent, firings, correlation, flips, may))
+        return made
+
+    def by_latent(self) -> dict[str, list[Any]]:
+        """Figures of each latent, in order; None where there is nothing to go by."""
+        return {
+            "correlation": [_or_none(round(value, 6)) for value in self.correlation().tolist()],
+            "flip_ratio": [_or_none(round(value, 6)) for value in self.flips().tolist()],
+            "firings": [
+                list(pair) for pair in zip(self.first.firing_F.tolist(), self.second.firing_F.tolist(), strict=True)
+            ],
+        }
 
     def figures(self) -> dict[str, Any]:
         """The comparison in numbers."""
@@ -159,7 +211,7 @@ class FidelitySums:
             "latents_compared": len(correlation),
             "correlation": {name: float(correlation.quantile(q)) for name, q in _QUANTILES.items()},
             "correlation_below_0.9_ratio": float((correlation < 0.9).float().mean()),
-            "flip_ratio": 1 - self.num_both / self.num_either,
+            "flip_ratio": 1 - int(self.both_F.sum()) / int(self.either_F.sum()),
             "residual_relative_error": math.sqrt(self.square_difference / self.first.spread),
             "l0": [a["l0"], b["l0"]],
             "variance_explained": [a["variance_explained"], b["variance_explained"]],
@@ -168,6 +220,10 @@ class FidelitySums:
                 "counts": [int(count) for count in counts],
             },
         }
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def paired_residuals(
@@ -236,7 +292,9 @@ def load_models(args: argparse.Namespace, manifest: Manifest) -> tuple[LanguageM
     return first, second
 
 
-def print_comparison(names: list[str], figures: dict[str, Any], answered: Answer) -> None:
+def print_comparison(
+    names: list[str], figures: dict[str, Any], answered: Answer, features: Sequence[FeatureFidelity] = ()
+) -> None:
     """For a person."""
     table = Table("", *names)
     table.add_row("L0", *(f"{l0:.1f}" for l0 in figures["l0"]))
@@ -248,11 +306,27 @@ def print_comparison(names: list[str], figures: dict[str, Any], answered: Answer
         f"{figures['tokens']:,} tokens; residuals differ by {figures['residual_relative_error']:.3f} of their spread; "
         f"correlation of readings, quantiles over {figures['latents_compared']:,} latents: {quantiles}"
     )
+    if features:
+        console.print(feature_table(features))
     for reason in answered.reasons:
         console.print(f"- {reason}")
     verdict = "Yes" if answered.may_be_served else "No"
     may = "may" if answered.may_be_served else "should not"
     console.print(f"{verdict}: what was trained on {names[0]} {may} be served on {names[1]}.")
+    for said, may_be_served in (("that should not be", False), ("with too few readings to tell", None)):
+        if those := [feature.name for feature in features if feature.may_be_served is may_be_served]:
+            console.print(f"Named features {said}: {', '.join(those)}.")
+
+
+def feature_table(features: Sequence[FeatureFidelity]) -> Table:
+    """The named features, one a row."""
+    table = Table("feature", "latent", "fires at", "correlation", "flips", "may be served")
+    words = {True: "yes", False: "no", None: f"? (below {MIN_FIRINGS} tokens)"}
+    for feature in features:
+        figures = ("-" if figure is None else f"{figure:.3f}" for figure in (feature.correlation, feature.flip_ratio))
+        fires = " / ".join(map(str, feature.firings))
+        table.add_row(feature.name, str(feature.latent), fires, *figures, words[feature.may_be_served])
+    return table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -264,17 +338,21 @@ def main(argv: list[str] | None = None) -> int:
     contexts = ContextStore(read, read_limit(args.corpus, args.max_tokens)).shuffled(0, args.max_tokens)
     if not contexts:
         raise LabError(f"the corpus must have text in the split {args.split}, got none; --split all reads everything")
+    watchlist = load_watchlist(args.dictionary, sae.manifest)
+    named = {feature.name: feature.index for feature in watchlist.features} if watchlist else {}
     hook_point = sae.manifest.hook
     with tapped(models[0], hook_point) as first, tapped(models[1], hook_point) as second:
         pairs = paired_residuals(models, (first, second), contexts, args.batch_tokens)
         bar = tqdm(pairs, total=len(contexts), desc="comparing", unit="ctx", mininterval=5)
-        figures = compare(sae, bar).figures()
-    answered = answer(figures)
+        sums = compare(sae, bar)
+    figures = sums.figures()
+    answered, features = answer(figures), sums.features(named)
     names = [f"{lm.identity.name} {lm.identity.quantization} {lm.identity.dtype}" for lm in models]
     if args.json:
-        print(json.dumps({"models": names} | figures | {"answer": answered._asdict()}, indent=1))
+        said = answered._asdict() | {"features": [feature._asdict() for feature in features]}
+        print(json.dumps({"models": names} | figures | {"by_latent": sums.by_latent(), "answer": said}))
     else:
-        print_comparison(names, figures, answered)
+        print_comparison(names, figures, answered, features)
     return 0
 
 

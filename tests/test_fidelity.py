@@ -12,7 +12,7 @@ import torch
 from discovery.corpus import Context, CorpusSettings, is_held_out, read_documents
 from discovery.errors import FitError, LabError
 from discovery.fidelity import LIMITS, MIN_FIRINGS, FidelitySums, answer, compare, main, paired_residuals
-from sae_runtime.checkpoint import save_sae
+from sae_runtime.checkpoint import load_manifest, save_sae
 from sae_runtime.tap import Tap
 
 D = tiny.D_MODEL
@@ -63,6 +63,37 @@ def test_a_latent_that_is_silent_in_the_second_agrees_in_nothing():
     assert sums.correlation()[D:].isnan().all()
 
 
+def test_every_latent_and_named_feature_has_figures_of_its_own(dictionary):
+    a_ND, b_ND = pair(0.3)
+    sums = compare(dictionary, [(a_ND[:150], b_ND[:150]), (a_ND[150:], b_ND[150:])])
+    a_NF, b_NF = dictionary.encode(a_ND) > 0, dictionary.encode(b_ND) > 0
+    flips_F = (a_NF ^ b_NF).sum(0) / (a_NF | b_NF).sum(0)
+    by_latent = sums.by_latent()
+    for latent in range(tiny.NUM_LATENTS):
+        assert by_latent["firings"][latent] == [int(a_NF[:, latent].sum()), int(b_NF[:, latent].sum())]
+        if (a_NF | b_NF)[:, latent].any():
+            assert by_latent["flip_ratio"][latent] == pytest.approx(float(flips_F[latent]), abs=1e-5)
+        else:
+            assert by_latent["flip_ratio"][latent] is None
+        known = by_latent["firings"][latent][0] >= MIN_FIRINGS
+        assert (by_latent["correlation"][latent] is not None) == known
+    (found,) = sums.features({"medical": 5})
+    assert (found.name, found.latent) == ("medical", 5)
+    assert found.correlation == pytest.approx(by_latent["correlation"][5], abs=1e-5)
+    json.dumps(by_latent, allow_nan=False)
+
+
+@pytest.mark.parametrize(("noise", "may"), [(0.001, True), (3.0, False)])
+def test_a_named_feature_may_be_served_if_it_reads_the_same(dictionary, noise, may):
+    a_ND, b_ND = pair(noise)
+    sums = compare(dictionary, [(a_ND, b_ND)])
+    often = int(sums.first.firing_F.argmax())
+    (found,) = sums.features({"often": often})
+    assert found.may_be_served is may
+    few = compare(dictionary, [(a_ND[:4], b_ND[:4])])
+    assert few.features({"often": often})[0].may_be_served is None
+
+
 def test_too_little_text_is_said(dictionary):
     a_ND, b_ND = pair(0.1, num=2)
     with pytest.raises(LabError, match="of 2: use more text"):
@@ -99,6 +130,21 @@ def test_the_command_compares_two_forms_of_one_model(argv, capsys):
     assert 0.9 < figures["correlation"]["50%"] < 1
     assert 0 < figures["residual_relative_error"] < 0.05
     assert figures["answer"]["may_be_served"] is True
+    assert len(figures["by_latent"]["correlation"]) == tiny.NUM_LATENTS
+
+
+def test_named_features_are_in_the_table_and_the_answer(argv, tmp_path, capsys):
+    tiny_files.write_features(tmp_path / "sae", load_manifest(tmp_path / "sae").sae_sha256)
+    words = [*argv, "--quantization", "none", "--dtype", "float32", "--against-dtype", "float32"]
+    assert main([*words, "--json"]) == 0
+    answered = json.loads(capsys.readouterr().out)["answer"]
+    assert [feature["name"] for feature in answered["features"]] == ["hedging", "lying", "calm"]
+    untold = [feature["name"] for feature in answered["features"] if feature["may_be_served"] is None]
+    assert all(feature["may_be_served"] for feature in answered["features"] if feature["name"] not in untold)
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert all(f"│ {name} " in said for name in ("hedging", "lying", "calm"))
+    assert ("Named features with too few readings to tell: " + ", ".join(untold) in said) == bool(untold)
 
 
 def test_a_stream_is_read_no_further_than_is_compared(argv, capsys, monkeypatch):
