@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from discovery.errors import LabError
 from discovery.file_lock import locked
-from discovery.line_files import append_line, as_line
+from discovery.line_files import append_line, as_line, read_lines
 from sae_runtime.checkpoint import write_atomically
 
 
@@ -63,13 +63,8 @@ def claimed(path: Path | None) -> AbstractContextManager[None]:
 
 
 def read_results(path: Path) -> Results:
-    """What a results file holds so far. LabError if it is none."""
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    try:
-        records = [json.loads(line) for line in whole.splitlines()]
-    except ValueError:
-        records = []
-    if not records or not all(isinstance(record, dict) for record in records):
+    """What a results file holds so far. LabError if it is none, with the line that is no JSON object."""
+    records = read_lines(path)
+    if not records:
         raise LabError(f"{path} must be a results file, got something else")
-    return Results(records[0], records[1:], len(whole))
+    return Results(records[0], records[1:], path.read_bytes().rfind(b"\n") + 1)

@@ -221,7 +221,7 @@ def test_a_file_of_another_study_is_refused(command, tmp_path):
     other_cap = ("--strengths", "1", "--max-relative-norm", "5")
     assert "same settings, got others (max_relative_norm)" in command(*other_cap, *words, wanted=1)
     (tmp_path / "b.jsonl").write_text("no study\n")
-    assert "must be a results file" in command("--output", tmp_path / "b.jsonl", wanted=1)
+    assert "b.jsonl, line 1, must be JSON" in command("--output", tmp_path / "b.jsonl", wanted=1)
 
 
 @pytest.mark.parametrize(
