@@ -25,10 +25,9 @@ from torch import Tensor
 from discovery.causal_texts import Text
 from discovery.resumed_pass import second_half
 from discovery.steering_bench import Bench
-from sae_runtime.steering import SteeringOp, SteeringSpec, relative_moves
+from sae_runtime.steering import ALL_BUT_FIRST, SteeringOp, SteeringSpec, relative_moves
 
 NUM_CANDIDATES = 8
-_END = 2**31 - 1
 
 
 class Read(NamedTuple):
@@ -117,7 +116,7 @@ def ablate(
 
 def remove(bench: Bench, resid_TD: Tensor, latent: int) -> Tensor:
     """The residuals without what `latent` adds to them, position 0 left alone. Where it is silent nothing changes."""
-    spec = SteeringSpec(latent, SteeringOp.SET, 0.0, window=(1, _END))
+    spec = SteeringSpec(latent, SteeringOp.SET, 0.0, window=ALL_BUT_FIRST)
     return bench.steering([spec], len(resid_TD)).apply(resid_TD, 0)
 
 

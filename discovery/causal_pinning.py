@@ -22,10 +22,9 @@ from discovery.causal_texts import Text
 from discovery.errors import SteerError
 from discovery.resumed_pass import first_half, second_half
 from discovery.steering_bench import Bench
-from sae_runtime.steering import SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering import ALL_BUT_FIRST, SteeringOp, SteeringSpec, StrengthUnit
 
 OPENINGS = ("Here is a short text:\n\n", "I found this on a sheet of paper:\n\n", "The following was written down:\n\n")
-_END = 2**31 - 1
 _MAX_DENSITY = 0.2
 
 
@@ -55,7 +54,7 @@ def gains(bench: Bench, text: Text, latents: Sequence[int], *, pin: float, num_t
 
 def pinned(bench: Bench, resid_TD: Tensor, latent: int, pin: float) -> Tensor:
     """The residuals with `latent` set to `pin` times their norm."""
-    spec = SteeringSpec(latent, SteeringOp.SET, pin, StrengthUnit.RELATIVE, window=(1, _END))
+    spec = SteeringSpec(latent, SteeringOp.SET, pin, StrengthUnit.RELATIVE, window=ALL_BUT_FIRST)
     return bench.steering([spec], len(resid_TD)).apply(resid_TD, 0)
 
 

@@ -19,7 +19,7 @@ _TWINS = 0.9
 _BINS = 50
 
 
-class Neighbours(NamedTuple):
+class NearestRows(NamedTuple):
     """Each row's nearest other row."""
 
     cosine_F: Tensor
@@ -27,7 +27,7 @@ class Neighbours(NamedTuple):
 
 
 @torch.inference_mode()
-def nearest_rows(sae: SAE) -> Neighbours:
+def nearest_rows(sae: SAE) -> NearestRows:
     """The other row of largest cosine, for every row. Exact: F^2 * D operations, a chunk of rows at a time."""
     rows_FD = normalize(sae.W_dec.float(), dim=-1)
     cosines, latents = [], []
@@ -38,7 +38,7 @@ def nearest_rows(sae: SAE) -> Neighbours:
         best = cosine_CF.max(-1)
         cosines.append(best.values.cpu())
         latents.append(best.indices.cpu())
-    return Neighbours(torch.cat(cosines), torch.cat(latents))
+    return NearestRows(torch.cat(cosines), torch.cat(latents))
 
 
 def cosine_histogram(cosine_F: Tensor) -> dict[str, list[Any]]:

@@ -22,13 +22,11 @@ from discovery.errors import SearchError, SteerError
 from discovery.latent_search import read_direction
 from monitors.watchlist import NamedFeature, Watchlist
 from sae_runtime.sae import SAE
-from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering import ALL_BUT_FIRST, PositionScope, SteeringOp, SteeringSpec, StrengthUnit
 
 Unit = Literal["raw", "reference", "maximum", "relative"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
 OPS = (SteeringOp.ADD, SteeringOp.SET, SteeringOp.SCALE)
-
-_END = 2**31 - 1
 
 
 class Target(NamedTuple):
@@ -97,7 +95,7 @@ def spec_of(target: Target, grid: Grid, strength: float) -> SteeringSpec:
         strength=strength * unit_size(target, grid.unit),
         unit=StrengthUnit.RELATIVE if grid.unit == "relative" else StrengthUnit.RAW,
         scope=grid.scope,
-        window=None if grid.first_position else (1, _END),
+        window=None if grid.first_position else ALL_BUT_FIRST,
     )
 
 

@@ -54,6 +54,10 @@ class PositionScope(StrEnum):
     GENERATED = "generated"
 
 
+ALL_BUT_FIRST = (1, 2**31 - 1)
+"""Window of all positions but the first, whose massive activation the model needs."""
+
+
 @dataclass(frozen=True, slots=True)
 class SteeringSpec:
     """One operation, as asked for. `direction` is a latent's index or a raw vector of D numbers."""
