@@ -24,8 +24,11 @@ class Buffers(Protocol):
         """[N, D] bf16 residuals of buffer `number`, shuffled, finite, without massive activations."""
         ...
 
-    def identity(self) -> Any:
-        """What must be the same for a run to go on; plain lists, dicts, strings and numbers."""
+    def identity(self) -> list[dict[str, Any]]:
+        """What must be the same for a run to go on, source by source: all that decides residuals and their order.
+
+        Plain strings and numbers, and none that says only where something lies or what it is called.
+        """
         ...
 
     def harvest_settings(self) -> dict[str, Any]:
@@ -35,6 +38,35 @@ class Buffers(Protocol):
     def record(self) -> list[dict[str, Any]]:
         """What a dictionary's manifest says of its training data."""
         ...
+
+
+IDENTIFYING = (
+    "model_sha256",
+    "quantization",
+    "dtype",
+    "hook_point",
+    "bos_policy",
+    "num_contexts",
+    "contexts_sha256",
+)
+"""What a harvest's settings say of its residuals, whatever they are called and wherever they lie."""
+
+
+def differing_data(before: Any, now: list[dict[str, Any]]) -> list[str]:
+    """What differs between two `Buffers.identity()`, in words; empty if they are the same data.
+
+    `before` comes out of a checkpoint, and may be of a version that knew its data by paths.
+    """
+    if not isinstance(before, list) or not all(isinstance(part, dict) for part in before):
+        return ["it must say what its data were, but was written by an older version, which kept their paths alone"]
+    if len(before) != len(now):
+        return [f"sources were {len(before)}, are {len(now)}"]
+    return [
+        f"source {number}: {name} was {one.get(name)}, is {other.get(name)}"
+        for number, (one, other) in enumerate(zip(before, now, strict=True), start=1)
+        for name in {**one, **other}
+        if one.get(name) != other.get(name)
+    ]
 
 
 class Place(tuple[int, int]):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from discovery import penalty_gradients
-from discovery.buffers import START, Buffers, Place, generator_for, stream_batches
+from discovery.buffers import START, Buffers, Place, differing_data, generator_for, stream_batches
 from discovery.dead_latents import add_aux_gradients, forget, resample
 from discovery.errors import TrainError
 from discovery.initial_sae import measure_scale, new_sae, normalize_decoder, project_decoder_gradient
@@ -203,7 +203,7 @@ class Trainer:
         """Go on from `position()`. TrainError if it is of another recipe or of other data; `where` it came from."""
         differing = differing_settings(position, self.settings, self.buffers)
         if differing:
-            raise TrainError(f"{where} belongs to a run with other settings or shards: {differing}")
+            raise TrainError(f"{where} belongs to a run with other settings or data: {differing}")
         self.sae.scale = position["scale"]
         self.silent_tokens_F.copy_(position["silent_tokens"])
         self.num_steps_done = position["num_steps_done"]
@@ -227,9 +227,7 @@ def differing_settings(position: dict[str, Any], settings: TrainSettings, buffer
     """Which settings of a saved position are not these, in words; empty if it is of the same run."""
     before, now = position["settings"], asdict(settings)
     parts = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
-    if position["buffers"] != buffers.identity():
-        parts.append("the data is not the same")
-    return "; ".join(parts)
+    return "; ".join([*parts, *differing_data(position["buffers"], buffers.identity())])
 
 
 def _log_threshold(sae: SAE) -> nn.Parameter | None:

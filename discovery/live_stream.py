@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from discovery.buffers import generator_for
+from discovery.buffers import IDENTIFYING, generator_for
 from discovery.context_store import ContextStore
 from discovery.corpus import BosPolicy, Context
 from discovery.harvest import harvest_settings
@@ -53,8 +53,9 @@ class LiveBuffers:
             self._kept = (number, seed), self._read(number, seed)
         return self._kept[1]
 
-    def identity(self) -> Any:
-        return {**self.settings, "batch_tokens": self.batch_tokens}
+    def identity(self) -> list[dict[str, Any]]:
+        facts = {name: self.settings[name] for name in IDENTIFYING}
+        return [facts | {"contexts_per_buffer": self.contexts_per_buffer, "batch_tokens": self.batch_tokens}]
 
     def harvest_settings(self) -> dict[str, Any]:
         return self.settings

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discovery.buffers import generator_for
+from discovery.buffers import IDENTIFYING, generator_for
 from discovery.errors import HarvestError
 from discovery.shards import finished_shards, load_manifest, load_resid, ordinary
 
@@ -45,7 +45,8 @@ class ShardBuffers:
 
     def __init__(self, sources: list[Source]) -> None:
         self.sources = sources
-        first, *others = [load_manifest(source.folder)["settings"] for source in sources]
+        self.manifests = [load_manifest(source.folder) for source in sources]
+        first, *others = [manifest["settings"] for manifest in self.manifests]
         for other, source in zip(others, sources[1:], strict=True):
             for field in ("model_sha256", "quantization", "hook_point", "bos_policy"):
                 if other.get(field) != first.get(field):
@@ -65,22 +66,32 @@ class ShardBuffers:
         order_N = torch.randperm(resid_ND.shape[0], generator=generator_for(seed, "buffer", number))
         return resid_ND[order_N]
 
-    def identity(self) -> Any:
-        return [[str(path) for path in source.shards] for source in self.sources]
+    def identity(self) -> list[dict[str, Any]]:
+        return [_identity(source, manifest) for source, manifest in zip(self.sources, self.manifests, strict=True)]
 
     def harvest_settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = load_manifest(self.sources[0].folder)["settings"]
+        settings: dict[str, Any] = self.manifests[0]["settings"]
         return settings
 
     def record(self) -> list[dict[str, Any]]:
         return [
             {
-                "sources": sorted(load_manifest(source.folder)["settings"]["sources"]),
+                "sources": sorted(manifest["settings"]["sources"]),
                 "shards": len(source.shards),
                 "per_buffer": source.shards_per_buffer,
             }
-            for source in self.sources
+            for source, manifest in zip(self.sources, self.manifests, strict=True)
         ]
+
+
+def _identity(source: Source, manifest: dict[str, Any]) -> dict[str, Any]:
+    settings = manifest["settings"]
+    facts = {name: settings.get(name) for name in (*IDENTIFYING, "contexts_per_shard")}
+    # What the settings don't say, as the size of the batches and the device, shows in sums over all residuals. Their
+    # last digits depend on the number of threads.
+    figures = {name: manifest.get(name) for name in ("num_ordinary_tokens", "mean_norm")}
+    figures["mean_norm"] = figures["mean_norm"] and float(f"{figures['mean_norm']:.9g}")
+    return facts | figures | {"shards": len(source.shards), "per_buffer": source.shards_per_buffer}
 
 
 def read_shard(path: Path) -> Tensor:

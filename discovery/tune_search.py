@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from discovery.buffers import IDENTIFYING
 from discovery.errors import TuneError
 from discovery.line_files import read_lines
 from discovery.shard_stream import Source
@@ -29,8 +30,6 @@ SEARCH_FILE = "search.json"
 DECISIONS_FILE = "decisions.jsonl"
 REPORTS_FILE = "reports.jsonl"
 ERROR_FILE = "error.json"
-
-_DATA_FIELDS = ("model_sha256", "hook_point", "contexts_sha256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,5 +220,5 @@ def _data(settings: SearchSettings) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder, num_shards in folders.items():
         manifest = load_manifest(folder)["settings"]
-        found[str(folder)] = {name: manifest.get(name) for name in _DATA_FIELDS} | {"shards": num_shards}
+        found[str(folder)] = {name: manifest.get(name) for name in IDENTIFYING} | {"shards": num_shards}
     return found

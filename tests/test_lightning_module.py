@@ -4,6 +4,7 @@ import random
 import signal
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +103,41 @@ def test_another_recipe_is_refused(buffers, tmp_path):
     fit(Trainer(changed(num_steps=2), buffers), tmp_path)
     with pytest.raises(TrainError, match=r"step-00000002.ckpt belongs to a run with other.*num_steps was 2, is 3"):
         fit(Trainer(changed(num_steps=3), buffers), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "facts", "per_buffer", "message"),
+    [
+        (5, {"contexts_sha256": "1" * 64}, 2, "source 1: contexts_sha256 was .*, is 1{64}$"),
+        (5, {"model_sha256": "1" * 64}, 2, "source 1: model_sha256 was 0{64}, is 1{64}$"),
+        (5, {"quantization": "nf4"}, 2, "source 1: quantization was none, is nf4$"),
+        (5, {"dtype": "bfloat16"}, 2, "source 1: dtype was None, is bfloat16$"),
+        (5, {"hook_point": "layers.2.output"}, 2, "source 1: hook_point was layers.1.output, is layers.2.output$"),
+        (6, {}, 2, "shards was 5, is 6"),
+        (5, {}, 1, "source 1: per_buffer was 2, is 1$"),
+    ],
+)
+def test_other_data_in_the_same_place_is_refused(tmp_path, num_shards, facts, per_buffer, message):
+    folder = write_harvest(tmp_path / "harvest")
+    fit(Trainer(changed(num_steps=2), buffers_of(folder)), tmp_path / "run")
+    write_harvest(folder, num_shards=num_shards, **facts)
+    again = Trainer(changed(num_steps=2), buffers_of(folder, per_buffer))
+    with pytest.raises(
+        TrainError, match=f"step-00000002.ckpt belongs to a run with other settings or data: .*{message}"
+    ):
+        fit(again, tmp_path / "run")
+
+
+def test_the_same_data_by_another_path_goes_on(tmp_path, monkeypatch):
+    settings = changed(num_steps=10)
+    folder = write_harvest(tmp_path / "harvest")
+    fit(Trainer(changed(num_steps=10), buffers_of(folder)), tmp_path / "run", checkpoint_every=5)
+    checkpoint_path(tmp_path / "run", 10).unlink()
+    folder.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    resumed = Trainer(settings, buffers_of(Path("moved")))
+    fit(resumed, tmp_path / "run")
+    assert same_weights(resumed.sae, plain(settings, buffers_of(tmp_path / "moved")).sae)
 
 
 def test_a_full_disk_ends_the_run_by_name_and_it_goes_on_later(buffers, tmp_path):

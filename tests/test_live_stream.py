@@ -1,11 +1,13 @@
 """live_stream: what the model reads now is what a harvest would have on disk, and goes on bit by bit."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 from training import settings_for
 
-from discovery.buffers import Place, stream_batches
+from discovery.buffers import Place, differing_data, stream_batches
 from discovery.context_store import ContextStore
 from discovery.corpus import Context
 from discovery.dictionary_trainer import Trainer
@@ -81,6 +83,28 @@ def test_it_trains_and_the_manifest_says_on_what(model, contexts, tmp_path):
 def test_another_corpus_is_another_run(model, contexts):
     assert live(model, contexts).identity() != live(model, contexts[1:]).identity()
     assert live(model, contexts).identity() == live(model, ContextStore(contexts)).identity()
+
+
+def renamed(contexts):
+    """From a file of another name."""
+    return [context._replace(source="moved") for context in contexts]
+
+
+def test_names_of_model_and_files_are_not_part_of_what_is_read(model, contexts):
+    moved = live(replace(model, identity=replace(model.identity, name="moved")), renamed(contexts))
+    assert moved.identity() == live(model, contexts).identity()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"contexts_per_buffer": 4}, "contexts_per_buffer was 8, is 4"),
+        ({"batch_tokens": 128}, "batch_tokens was 256, is 128"),
+    ],
+)
+def test_what_makes_a_buffer_is_part_of_it(model, contexts, settings, message):
+    differing = differing_data(live(model, contexts).identity(), live(model, contexts, **settings).identity())
+    assert differing == [f"source 1: {message}"]
 
 
 def test_nothing_to_read_is_refused(model):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from training import HARVEST_SETTINGS, D, N, buffers_of, write_harvest
 
-from discovery.buffers import START, Place, stream_batches
+from discovery.buffers import START, Place, differing_data, stream_batches
 from discovery.errors import HarvestError
 from discovery.shard_stream import ShardBuffers, Source, read_shard
 from discovery.shards import load_resid
@@ -59,6 +59,32 @@ def test_a_harvest_that_is_not_finished_or_not_whole_is_refused(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest | {"finished": False}))
     with pytest.raises(HarvestError, match="must be a finished harvest"):
         Source.parse(str(folder))
+
+
+def figures_in(folder, **figures):
+    """The harvest with these figures in its manifest, as a harvest's end puts them there."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | figures))
+    return ShardBuffers([Source.parse(f"{folder}:2")]).identity()
+
+
+def test_the_residuals_own_figures_are_part_of_what_they_are(tmp_path):
+    """Batches of another size, or another device, round otherwise; the settings don't say so."""
+    one, other = write_harvest(tmp_path / "one"), write_harvest(tmp_path / "other")
+    assert figures_in(one, mean_norm=1.25) == figures_in(other, mean_norm=1.25 + 1e-15)
+    before, now = figures_in(one, mean_norm=1.25), figures_in(other, mean_norm=1.2500001)
+    assert differing_data(before, now) == ["source 1: mean_norm was 1.25, is 1.2500001"]
+
+
+def test_what_differs_is_named_by_source(folder, tmp_path):
+    other = write_harvest(tmp_path / "other", seed=1)
+    (one,), (two,) = buffers_of(folder).identity(), buffers_of(other).identity()
+    assert differing_data([one, two], [one, two]) == []
+    changes = [f"source 2: contexts_sha256 was {two['contexts_sha256']}, is {one['contexts_sha256']}"]
+    assert differing_data([one, two], [one, one]) == changes
+    assert differing_data([one], [one, two]) == ["sources were 1, are 2"]
+    # Checkpoints of before there was more to go by have paths.
+    assert "must say what its data were" in differing_data([[str(folder)]], [one])[0]
 
 
 @pytest.fixture

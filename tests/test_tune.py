@@ -417,10 +417,11 @@ def test_going_on_elsewhere_keeps_the_precision_it_was_begun_with(harvests, tmp_
         begin([*argv, "--precision", "bf16"])
 
 
-def test_going_on_with_other_data_is_refused(tmp_path):
+@pytest.mark.parametrize("other", [{"num_shards": 6}, {"seed": 3}, {"quantization": "nf4"}, {"dtype": "bfloat16"}])
+def test_going_on_with_other_data_is_refused(tmp_path, other):
     harvests = write_harvests(tmp_path)
     begin(command(harvests, tmp_path / "out"))
-    write_harvest(harvests[0], num_shards=6)
+    write_harvest(harvests[0], **other)
     with pytest.raises(TuneError, match="whose data have changed"):
         begin(command(harvests, tmp_path / "out"))
 

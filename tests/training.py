@@ -1,5 +1,6 @@
 """Data a dictionary can learn, on disk as a harvest, for the tests of training."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,10 @@ def write_harvest(folder: Path, *, num_shards: int = 5, seed: int = 0, **setting
         active = torch.rand(N, NUM_DIRECTIONS, generator=generator) < 0.06
         resid_ND = (active * torch.rand(N, NUM_DIRECTIONS, generator=generator) * 9) @ directions + 3.0
         save_file({"resid_ND": resid_ND.bfloat16()}, folder / f"shard-{shard:05d}.safetensors")
-    made = HARVEST_SETTINGS | {"num_contexts": num_shards, "contexts_per_shard": 1} | settings
+    contexts = hashlib.sha256(f"{seed} {num_shards}".encode()).hexdigest()
+    made = (
+        HARVEST_SETTINGS | {"num_contexts": num_shards, "contexts_per_shard": 1, "contexts_sha256": contexts} | settings
+    )
     (folder / "manifest.json").write_text(json.dumps({"settings": made, "finished": True}))
     return folder
 
