@@ -7,7 +7,8 @@ knows no mean, is measured like ours.
 
     telltale lab evaluate DICTIONARY --set corpus=runs/harvest/corpus-held-out --set chat=runs/... --report report.html
 
-Harvests and a model of other weights, quantisation or place than the dictionary's are refused.
+Harvests and a model of other weights, quantisation or place than the dictionary's are refused, and so is a harvest that
+it was trained on, as far as its manifest says.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from discovery.decoder_geometry import geometry_figures
 from discovery.errors import HarvestError, LabError
-from discovery.provenance import COMPARED, check_model, check_provenance
+from discovery.provenance import COMPARED, check_model, check_provenance, check_unseen
 from discovery.reconstruction import ReconstructionSums, measure_reconstruction
 from discovery.residuals import tapped
 from discovery.shard_stream import read_shard, read_whole_shard
@@ -157,6 +158,13 @@ def check_harvests(manifest: Manifest, sets: dict[str, list[Path]]) -> None:
         check_provenance(manifest, {name: settings.get(name) for name in COMPARED}, f"harvest {folder}")
 
 
+def check_held_out(manifest: Manifest, sets: dict[str, list[Path]]) -> None:
+    """HarvestError if the dictionary says that it was trained on one of the harvests."""
+    for folder in sorted({path.parent for shards in sets.values() for path in shards}):
+        settings = load_harvest_manifest(folder)["settings"]
+        check_unseen(manifest, settings.get("contexts_sha256"), f"harvest {folder}")
+
+
 def check_whole(sets: dict[str, list[Path]]) -> None:
     """HarvestError if a harvest is not finished or lacks a shard: its figures would be of some of the text."""
     for folder in sorted({path.parent for shards in sets.values() for path in shards}):
@@ -172,6 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="auto", choices=get_args(DTypeName), help="--model computes in it")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: cuda if there is one")
     parser.add_argument("--unverified", action="store_true", help="accept another model or place than the dictionary's")
+    parser.add_argument("--trained-on", action="store_true", help="accept a harvest that the dictionary was trained on")
     parser.add_argument("--ce-tokens", type=int, default=32768, help="per set; 0 leaves cross-entropy and KL out")
     parser.add_argument("--write", action="store_true", help="put the figures into the dictionary's manifest")
     parser.add_argument("--report", type=Path, help="also write an HTML page with plots")
@@ -183,6 +192,8 @@ def main(argv: list[str] | None = None) -> int:
     comparison = read_comparison(args.fidelity) if args.fidelity else None
     if not args.unverified:
         check_harvests(sae.manifest, sets)
+    if not args.trained_on:
+        check_held_out(sae.manifest, sets)
     lm = load_model(args, sae.manifest) if args.ce_tokens else None
     with nullcontext() if lm is None else tapped(lm, sae.manifest.hook) as tap:
         evaluation = evaluate(sae, lm, tap, sets, args.ce_tokens)

@@ -1,12 +1,12 @@
-"""Whether residuals are of the model and the place that a dictionary was made for: named when they are not.
+"""Whether residuals are of the model and the place that a dictionary was made for, and new to it; named if not.
 
-Of an imported dictionary the model is often unknown; what is unknown is not compared.
+Of an imported dictionary the model is often unknown, and what it was trained on too; what is unknown is not compared.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from discovery.errors import FitError
+from discovery.errors import FitError, HarvestError
 from sae_runtime.checkpoint import Manifest
 from sae_runtime.formats import UNKNOWN
 from sae_runtime.hook_point import HookPoint
@@ -35,6 +35,21 @@ def check_model(manifest: Manifest, lm: LanguageModel, *, unverified: bool) -> N
         raise FitError(f"d_model of {what} must be the dictionary's {manifest.d_model}, got {lm.d_model}")
     if not unverified:
         check_provenance(manifest, model_facts(lm), what)
+
+
+def check_unseen(manifest: Manifest, contexts_sha256: str | None, what: object) -> None:
+    """HarvestError if the dictionary, or one that it went on from, was trained on these contexts."""
+    training: Any = manifest.training
+    while isinstance(training, dict):
+        data = training.get("data")
+        for source in data if isinstance(data, list) else []:
+            is_same = isinstance(source, dict) and source.get("contexts_sha256") == contexts_sha256
+            if is_same and contexts_sha256 is not None:
+                raise HarvestError(
+                    f"{what}: the dictionary must not have been trained on it, but its training data have the same "
+                    f"contexts_sha256 {contexts_sha256} (--trained-on goes on)"
+                )
+        training = training.get("started_from")
 
 
 def model_facts(lm: LanguageModel) -> dict[str, Any]:

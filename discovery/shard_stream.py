@@ -79,6 +79,7 @@ class ShardBuffers:
                 "sources": sorted(manifest["settings"]["sources"]),
                 "shards": len(source.shards),
                 "per_buffer": source.shards_per_buffer,
+                "contexts_sha256": manifest["settings"].get("contexts_sha256"),
             }
             for source, manifest in zip(self.sources, self.manifests, strict=True)
         ]

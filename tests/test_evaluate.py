@@ -295,3 +295,37 @@ def test_some_of_a_harvest_is_not_evaluated_as_all_of_it(dictionary, tmp_path, f
     write_manifest(tmp_path / "one", MANIFEST.model_dump(include=set(COMPARED)), **facts)
     with pytest.raises(HarvestError, match=got):
         main([str(tmp_path / "sae"), "--set", f"one={tmp_path / 'one'}", "--ce-tokens", "0", "--unverified"])
+
+
+def trained_on(contexts_sha256, **more):
+    return {"data": [{"sources": ["text"], "shards": 3}, {"contexts_sha256": contexts_sha256}], **more}
+
+
+@pytest.mark.parametrize("training", [trained_on("a" * 64), trained_on("b" * 64, started_from=trained_on("a" * 64))])
+def test_what_it_was_trained_on_is_not_held_out(dictionary, tmp_path, training):
+    """By this run, or by one that it went on from."""
+    save_sae(dictionary, MANIFEST.model_copy(update={"training": training}), tmp_path / "sae")
+    settings = MANIFEST.model_dump(include=set(COMPARED))
+    for name, digest in {"one": "a", "two": "c"}.items():
+        (tmp_path / name).mkdir()
+        write_shard(tmp_path / name)
+        write_manifest(tmp_path / name, settings | {"contexts_sha256": digest * 64})
+    argv = [str(tmp_path / "sae"), "--ce-tokens", "0", "--set", f"two={tmp_path / 'two'}"]
+    assert main(argv) == 0
+    argv += ["--set", f"one={tmp_path / 'one'}"]
+    with pytest.raises(
+        HarvestError, match=r"one: the dictionary must not have been trained on it.*contexts_sha256 a{64}"
+    ):
+        main(argv)
+    assert main([*argv, "--trained-on"]) == 0
+
+
+@pytest.mark.parametrize(
+    "training", [{}, {"data": [{"sources": ["text"], "shards": 3}]}, {"data": "text"}, {"data": ["text"]}]
+)
+def test_a_dictionary_that_does_not_say_what_it_was_trained_on_is_measured(dictionary, tmp_path, training):
+    save_sae(dictionary, MANIFEST.model_copy(update={"training": training}), tmp_path / "sae")
+    (tmp_path / "one").mkdir()
+    write_shard(tmp_path / "one")
+    write_manifest(tmp_path / "one", MANIFEST.model_dump(include=set(COMPARED)))  # as of a harvest that doesn't say
+    assert main([str(tmp_path / "sae"), "--ce-tokens", "0", "--set", f"one={tmp_path / 'one'}"]) == 0

@@ -10,6 +10,7 @@ from training import F, write_harvest
 
 from discovery.errors import FitError, LabError, TrainError
 from discovery.file_lock import locked
+from discovery.shards import load_manifest
 from discovery.train import _parser, main, settings_of
 from discovery.train_settings import TrainSettings, defaults_for
 from sae_runtime.checkpoint import load_sae
@@ -89,6 +90,8 @@ def test_the_command_trains_a_dictionary(harvest, tmp_path, capsys, recipe):
     assert sae.activation == recipe and sae.manifest.name == "mine" and sae.num_latents == F
     assert f"train {tmp_path.name}" in err
     assert "GPU" not in err and "Tip" not in err  # what Lightning has to say of itself
+    (data,) = sae.manifest.training["data"]
+    assert data["contexts_sha256"] == load_manifest(harvest)["settings"]["contexts_sha256"]
 
 
 def test_a_folder_that_another_process_trains_in_is_refused(harvest, tmp_path):
