@@ -104,6 +104,12 @@ class TrainSettings:
             raise ValueError(
                 f"{self.activation} has no penalty: its L0 is k, so sparsity_weight and l0_target must be 0"
             )
+        if self.l0_target and not self.sparsity_weight:
+            # Steering multiplies: 0 would stay 0.
+            raise ValueError(
+                f"sparsity_weight must be above 0 to be steered to l0_target {self.l0_target}, "
+                f"got {self.sparsity_weight}"
+            )
 
     @property
     def has_fixed_l0(self) -> bool:

@@ -49,6 +49,10 @@ def test_resampling_keeps_clear_of_the_decay():
             {"activation": "jumprelu", "decoder_norm": "unit", "bandwidth": 0.0},
             "bandwidth and threshold_init must be positive",
         ),
+        (
+            {"activation": "relu", "sparsity_weight": 0.0, "l0_target": 30.0},
+            "sparsity_weight must be above 0 to be steered to l0_target 30.0, got 0.0",
+        ),
     ],
 )
 def test_settings_are_checked(fields, message):
