@@ -13,6 +13,7 @@ TopK and BatchTopK keep unit decoder rows in their papers (here: `decoder_norm` 
 """
 
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Literal, get_args
 
 from sae_runtime.sae import Activation
@@ -85,14 +86,18 @@ class TrainSettings:
         _check_choice("decoder_norm", self.decoder_norm, _DECODER_NORMS[self.activation])
         _check_choice("revival", self.revival, get_args(Revival))
         _check_choice("precision", self.precision, get_args(Precision))
-        if self.has_fixed_l0 and not 0 < self.k <= self.num_latents:
-            raise ValueError(f"k must lie in 1..num_latents={self.num_latents}, got {self.k}")
-        for name in ("num_steps", "batch_size", "aux_k", "learning_rate", "resample_every", "max_grad_norm"):
+        counts = ("num_latents", "num_steps", "batch_size", "aux_k", "dead_after_tokens", "resample_every")
+        for name in (*counts, "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.has_fixed_l0 and not 0 < self.k <= self.num_latents:
+            raise ValueError(f"k must lie in 1..num_latents={self.num_latents}, got {self.k}")
         for name in ("sparsity_weight", "l0_target", "aux_weight", "warmup_steps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "sparsity_weight", "l0_target", "aux_weight", "bandwidth", "threshold_init"):
+            if not isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         for name in ("decay_share", "sparsity_warmup_share", "adam_beta1"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
