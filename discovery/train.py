@@ -97,7 +97,16 @@ def settings_of(args: argparse.Namespace, first: LoadedSAE | None) -> tuple[Trai
     if args.tokens is not None:
         batch_size = asked.get("batch_size", defaults.batch_size)
         asked["num_steps"] = max(1, args.tokens // batch_size)
-    return replace(defaults, **asked), target_l0
+    settings = replace(defaults, **asked)
+    if target_l0 is not None:
+        check_target_l0(target_l0, settings.num_latents)
+    return settings, target_l0
+
+
+def check_target_l0(target_l0: float, num_latents: int) -> None:
+    """ValueError if no threshold gives that mean L0. It would be found out only when all is trained."""
+    if not 0 < target_l0 <= num_latents:
+        raise ValueError(f"target_l0 must be above 0 and at most num_latents={num_latents}, got {target_l0}")
 
 
 def _buffers(args: argparse.Namespace) -> Buffers:

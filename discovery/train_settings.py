@@ -109,6 +109,8 @@ class TrainSettings:
             raise ValueError(
                 f"{self.activation} has no penalty: its L0 is k, so sparsity_weight and l0_target must be 0"
             )
+        if self.l0_target > self.num_latents:
+            raise ValueError(f"l0_target must be at most num_latents={self.num_latents}, got {self.l0_target}")
         if self.l0_target and not self.sparsity_weight:
             # Steering multiplies: 0 would stay 0.
             raise ValueError(

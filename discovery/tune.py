@@ -25,11 +25,11 @@ from discovery.errors import TuneError
 from discovery.file_lock import locked
 from discovery.held_out import check_held_out
 from discovery.shard_stream import Source
-from discovery.train import RECIPES, add_recipe_arguments
+from discovery.train import RECIPES, add_recipe_arguments, check_target_l0
 from discovery.train_settings import TrainSettings, defaults_for
 from discovery.tune_ledger import COMPLETED, STOPPED, UNFINISHED, Row, best_of, drop_checkpoints, rows_of
 from discovery.tune_objective import NAMES, objective_of
-from discovery.tune_search import Search, SearchSettings, begun_with, claim
+from discovery.tune_search import Search, SearchSettings, begun_with, claim, plans_of
 from discovery.tune_space import default_space, parse_space
 from discovery.tune_table import CSV_FILE, JSON_FILE, failures, result_csv, result_record, result_table
 from sae_runtime.checkpoint import write_atomically
@@ -156,7 +156,7 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
     objective = objective_of(args.objective, args.l0_limit, searched)
     default_tokens = defaults_for(recipe).num_steps * defaults_for(recipe).batch_size
     counts_steps = "num_steps" in fixed or "num_steps" in searched
-    return SearchSettings(
+    settings = SearchSettings(
         sources=[_whole_source(text) for text in args.source],
         validation=[str(Path(text).resolve()) for text in args.validation],
         validation_tokens=args.validation_tokens,
@@ -174,6 +174,9 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
         l0_limit=objective.l0_limit,
         target_l0=target_l0,
     )
+    if target_l0 is not None:
+        check_target_l0(target_l0, min(plan.settings.num_latents for plan in plans_of(settings)))
+    return settings
 
 
 def _precision(folder: Path, *, on_gpu: bool) -> str:

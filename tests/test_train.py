@@ -73,6 +73,14 @@ def test_recipes_and_their_flags(flags, fields):
     assert settings.learning_rate == defaults_for(settings.activation).learning_rate
 
 
+@pytest.mark.parametrize("target", ["-5", "0", "nan", "inf", "64.5"])
+def test_an_l0_that_no_threshold_gives_is_refused_before_anything_is_read(tmp_path, target):
+    message = f"target_l0 must be above 0 and at most num_latents={F}, got {float(target)}"
+    argv = ["--output", str(tmp_path / "run"), "--source", str(tmp_path / "nowhere"), "--target-l0", target]
+    with pytest.raises(ValueError, match=message):
+        main([*argv, "--num-latents", str(F)])
+
+
 @pytest.mark.parametrize("flags", [[], ["--source", "a", "--corpus", "b"]])
 def test_one_input_must_be_named(flags):
     with pytest.raises(TrainError, match=r"either --source .* or --corpus"):

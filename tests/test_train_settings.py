@@ -59,6 +59,10 @@ def test_resampling_keeps_clear_of_the_decay():
             {"activation": "relu", "sparsity_weight": 0.0, "l0_target": 30.0},
             "sparsity_weight must be above 0 to be steered to l0_target 30.0, got 0.0",
         ),
+        (
+            {"activation": "relu", "sparsity_weight": 1.0, "l0_target": 65.0},
+            "l0_target must be at most num_latents=64, got 65.0",
+        ),
     ],
 )
 def test_settings_are_checked(fields, message):

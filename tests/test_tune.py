@@ -457,6 +457,18 @@ def test_what_is_no_search_is_refused_before_anything_is_written(harvests, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("target", ["-5", "0", "nan", "inf", "33"])
+def test_an_l0_that_no_threshold_gives_is_refused(harvests, tmp_path, target):
+    """For the narrowest dictionary that is drawn."""
+    space = ["num_latents=grid:64,32"]
+    more = ["--recipe", "batchtopk", "--k", "4", "--batch-size", "128", "--target-l0", target]
+    argv = command(harvests, tmp_path / "out", *more, space=space)
+    place = argv.index("--num-latents")
+    args = tune._parser().parse_args(argv[:place] + argv[place + 2 :])
+    with pytest.raises(ValueError, match=r"target_l0 must be above 0 and at most num_latents=\d\d, got"):
+        tune.settings_of(args)
+
+
 def test_no_completed_trial_is_a_failure(harvests, tmp_path, capsys):
     more = ["--max-grad-norm", "1e30", "--batch-size", "128"]
     argv = command(harvests, tmp_path, *more, space=["learning_rate=grid:1e18,1e19"])
