@@ -140,11 +140,13 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
     defaults_for(recipe)  # ValueError with the choices
     names = [name for name in asdict(TrainSettings()) if name not in ("activation", "seed")]
     fixed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given = set(fixed)
+    # batchtopk stands for any recipe where activation is searched.
     target_l0 = fixed.pop("l0_target", None) if recipe == "batchtopk" else None
     space = parse_space(args.search) if args.search else default_space(recipe, fixed)
     searched = [dimension.name for dimension in space]
     for name in searched:
-        if name in fixed or (name == "activation" and args.activation) or (name == "num_steps" and args.tokens):
+        if name in given or (name == "activation" and args.activation) or (name == "num_steps" and args.tokens):
             raise TuneError(f"{name} is searched, so that it can't also be set to one value")
     if args.tokens is not None and "num_steps" in fixed:
         raise TuneError(f"either --tokens or --num-steps can be given, got {args.tokens} and {fixed['num_steps']}")

@@ -60,7 +60,8 @@ class SearchSettings:
     objective: str
     l0_limit: float
     target_l0: float | None
-    """L0 that a batchtopk threshold is set for when a dictionary is finished."""
+    """L0 that a batchtopk threshold is set for when a dictionary is finished; where activation is searched, also what
+    lambda is steered to in recipes that have one."""
 
     def __post_init__(self) -> None:
         for name in ("validation_tokens", "num_samples", "reports", "grace_reports"):
@@ -152,6 +153,8 @@ def plans_of(settings: SearchSettings) -> list[Plan]:
 def _recipe(settings: SearchSettings, number: int, fields: dict[str, Any]) -> TrainSettings:
     words = ", ".join(f"{name}={value}" for name, value in fields.items())
     asked: dict[str, Any] = {"activation": settings.activation, "seed": settings.seed} | settings.fixed | fields
+    if settings.target_l0 is not None and asked["activation"] != "batchtopk":
+        asked["l0_target"] = settings.target_l0  # as `train` takes it; a mistake with topk, which it says
     try:
         defaults = defaults_for(asked["activation"])
         if settings.tokens is not None:

@@ -105,6 +105,6 @@ def train_command(search: Search, plan: Plan) -> str:
         # train's precision depends on the machine.
         if value != defaults[name] or name == "precision":
             words += ["--" + name.replace("_", "-"), str(value)]
-    if settings.target_l0 is not None:
+    if settings.target_l0 is not None and plan.settings.activation == "batchtopk":
         words += ["--target-l0", str(settings.target_l0)]
     return shlex.join(words)

@@ -36,7 +36,7 @@ from discovery.tune_ledger import (
 from discovery.tune_objective import Objective, objective_of
 from discovery.tune_scheduler import CONTINUE, STOP, RememberingASHA
 from discovery.tune_search import DECISIONS_FILE
-from discovery.tune_table import ranked, result_csv
+from discovery.tune_table import ranked, result_csv, train_command
 from discovery.tune_trial import run_trial, train_trial
 from sae_runtime.checkpoint import load_sae
 
@@ -455,6 +455,39 @@ def test_what_is_no_search_is_refused_before_anything_is_written(harvests, tmp_p
     with pytest.raises(TuneError, match=message):
         begin(command(harvests, tmp_path / "out", *more, space=space))
     assert not (tmp_path / "out").exists()
+
+
+def searched(harvests, folder, activations, *more):
+    """Flags of a search over activations."""
+    argv = command(harvests, folder, "--k", "4", "--batch-size", "128", *more, space=[f"activation={activations}"])
+    place = argv.index("--recipe")
+    return argv[:place] + argv[place + 2 :]
+
+
+def test_a_target_l0_means_for_each_recipe_what_it_means_for_train(harvests, tmp_path):
+    search = begin(searched(harvests, tmp_path, "grid:batchtopk,relu,jumprelu", "--target-l0", "6"))
+    assert [plan.settings.l0_target for plan in search.plans] == [0, 6, 6]
+    assert search.settings.target_l0 == 6
+    for plan in search.plans:
+        words = shlex.split(train_command(search, plan))[3:]
+        settings, target_l0 = train.settings_of(train._parser().parse_args(words), None)
+        assert settings == plan.settings
+        assert target_l0 == (6 if plan.settings.activation == "batchtopk" else None)
+
+
+def test_topk_has_no_other_l0_than_k(harvests, tmp_path):
+    argv = searched(harvests, tmp_path / "out", "grid:topk,batchtopk")
+    search = begin(argv)
+    assert not any("target" in word for plan in search.plans for word in shlex.split(train_command(search, plan)))
+    argv = searched(harvests, tmp_path / "two", "grid:topk,batchtopk", "--target-l0", "3")
+    with pytest.raises(TuneError, match=r"trial 0 \(activation=topk\) is no recipe: topk has no penalty: its L0 is k"):
+        begin(argv)
+
+
+def test_a_target_l0_is_not_given_and_searched(harvests, tmp_path):
+    argv = searched(harvests, tmp_path, "grid:relu,gated", "--target-l0", "3", "--search", "l0_target=grid:3,4")
+    with pytest.raises(TuneError, match="l0_target is searched, so that it can't also be set"):
+        begin(argv)
 
 
 @pytest.mark.parametrize("target", ["-5", "0", "nan", "inf", "33"])
