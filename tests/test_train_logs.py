@@ -90,7 +90,9 @@ def test_a_disk_that_is_full_for_tensorboard_is_named(tmp_path, monkeypatch, cal
     log.finalize("success")
 
 
-def test_tensorboard_has_each_step_once(tmp_path, buffers):
+@pytest.mark.parametrize("stop", [12, 24])
+def test_tensorboard_has_each_step_once(tmp_path, buffers, stop):
+    """Broken off between the first line and the first checkpoint, and after one."""
     settings = changed(num_steps=30)
 
     def loggers(done):
@@ -103,7 +105,7 @@ def test_tensorboard_has_each_step_once(tmp_path, buffers):
     compute = broken.compute_gradients
 
     def dying(resid_BD):
-        if broken.num_steps_done == 24:
+        if broken.num_steps_done == stop:
             raise Stop
         return compute(resid_BD)
 
