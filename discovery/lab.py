@@ -11,6 +11,14 @@ from typing import NamedTuple
 
 from discovery.errors import LabError
 
+EXTRAS = {
+    **dict.fromkeys(("datasets", "httpx", "jinja2", "lightning", "plotly"), "discovery"),
+    **dict.fromkeys(("sklearn", "tenacity", "tensorboard", "umap"), "discovery"),
+    "ray": "ray",
+    "bitsandbytes": "gpu",
+}
+"""Libraries that an extra of ours installs, by the name they are imported by."""
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
@@ -69,8 +77,10 @@ def run(name: str, argv: list[str]) -> int:
             print(f"telltale lab {name}: {error}", file=sys.stderr)
             return EXIT_FAILED
     except ModuleNotFoundError as error:
-        hint = "run `pip install 'telltale-llm[discovery]'`"
-        print(f"telltale lab {name}: the library {error.name} is not installed: {hint}", file=sys.stderr)
+        library = (error.name or str(error)).partition(".")[0]
+        # Of anything else we don't know what brings it.
+        hint = f": run `pip install 'telltale-llm[{EXTRAS[library]}]'`" if library in EXTRAS else ""
+        print(f"telltale lab {name}: the library {library} is not installed{hint}", file=sys.stderr)
         return EXIT_FAILED
     finally:
         sys.argv[0] = program

@@ -1,8 +1,12 @@
 """`telltale lab`: the commands are there, load late, and fail in one line."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 
@@ -48,12 +52,43 @@ def test_a_known_failure_is_one_line(capsys, monkeypatch):
     assert capsys.readouterr().err == "telltale lab harvest: there is nothing to harvest\n"
 
 
-def test_a_missing_library_names_the_extra(capsys, monkeypatch):
+def missing(name, capsys, monkeypatch):
+    """What is said of a command that needs the module."""
+
+    def fail(_argv):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(import_module("discovery.harvest"), "main", fail)
+    assert cli.main(["lab", "harvest"]) == 1
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("lightning", "discovery"), ("ray", "ray"), ("ray.tune", "ray"), ("bitsandbytes", "gpu"), ("umap", "discovery")],
+)
+def test_a_missing_library_names_its_extra(capsys, monkeypatch, name, extra):
+    top = name.partition(".")[0]
+    assert missing(name, capsys, monkeypatch) == (
+        f"telltale lab harvest: the library {top} is not installed: run `pip install 'telltale-llm[{extra}]'`\n"
+    )
+
+
+def test_a_missing_module_of_no_extra_gets_no_false_hint(capsys, monkeypatch):
+    assert missing("ghost", capsys, monkeypatch) == "telltale lab harvest: the library ghost is not installed\n"
     monkeypatch.setitem(lab.COMMANDS, "ghost", lab.Command("discovery_ghost", "not there"))
     assert cli.main(["lab", "ghost"]) == 1
-    error = capsys.readouterr().err
-    assert "discovery_ghost" in error
-    assert "telltale-llm[discovery]" in error
+    assert capsys.readouterr().err == "telltale lab ghost: the library discovery_ghost is not installed\n"
+
+
+def test_every_library_of_an_extra_is_known_by_its_module():
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    modules = packages_distributions()
+    for extra in ("discovery", "ray", "gpu"):
+        for requirement in extras["optional-dependencies"][extra]:
+            library = re.split(r"[\[<>=]", requirement)[0]
+            mine = {module for module, names in modules.items() if library in map(str.lower, names)}
+            assert {lab.EXTRAS.get(module) for module in mine} >= {extra}, library
 
 
 def test_listing_the_commands_needs_no_torch():
