@@ -245,7 +245,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, action="append", default=[], help="a search's JSON; repeat")
     parser.add_argument("--map", choices=[*METHODS, "none"], default="umap", help="umap takes a minute, pca a second")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of a sentence")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.num_top < 0:
+        raise PageError(f"--num-top must not be negative, got {args.num_top}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -49,6 +49,9 @@ _HELP = {
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    check_counts(args, "checkpoint_every", "contexts_per_buffer", "tokens")
+    if args.metrics_port is not None and not 0 <= args.metrics_port <= 65535:
+        raise TrainError(f"--metrics-port must lie in 0..65535, got {args.metrics_port}")
     first = load_sae(args.init) if args.init else None
     settings, target_l0 = settings_of(args, first)
     buffers = _buffers(args)
@@ -95,12 +98,22 @@ def settings_of(args: argparse.Namespace, first: LoadedSAE | None) -> tuple[Trai
     fast = has_fast_bfloat16(torch.device(resolve_device(args.device)))
     asked.setdefault("precision", "bf16" if fast else "fp32")
     if args.tokens is not None:
+        if "num_steps" in asked:
+            raise TrainError(f"either --tokens or --num-steps can be given, got {args.tokens} and {args.num_steps}")
         batch_size = asked.get("batch_size", defaults.batch_size)
         asked["num_steps"] = max(1, args.tokens // batch_size)
     settings = replace(defaults, **asked)
     if target_l0 is not None:
         check_target_l0(target_l0, settings.num_latents)
     return settings, target_l0
+
+
+def check_counts(args: argparse.Namespace, *names: str) -> None:
+    """ValueError if one of these flags is given and below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
 def check_target_l0(target_l0: float, num_latents: int) -> None:

@@ -13,6 +13,7 @@ the best recipe as a command, and with --keep-best its dictionary as `best/`. do
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,7 @@ from discovery.errors import TuneError
 from discovery.file_lock import locked
 from discovery.held_out import check_held_out
 from discovery.shard_stream import Source
-from discovery.train import RECIPES, add_recipe_arguments, check_target_l0
+from discovery.train import RECIPES, add_recipe_arguments, check_counts, check_target_l0
 from discovery.train_settings import TrainSettings, defaults_for
 from discovery.tune_ledger import COMPLETED, STOPPED, UNFINISHED, Row, best_of, drop_checkpoints, rows_of
 from discovery.tune_objective import NAMES, objective_of
@@ -43,6 +44,7 @@ _FILE_WIDTH = 132
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    check_resources(args)
     settings = settings_of(args)
     sources = [Source.parse(text).folder for text in settings.sources]
     check_held_out(sources, [Path(text) for text in settings.validation])
@@ -133,8 +135,20 @@ def _say_if_fewer(search: Search) -> None:
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
+def check_resources(args: argparse.Namespace) -> None:
+    """TuneError or ValueError for processors, devices or seconds that there can't be: Ray would wait for ever."""
+    for name in ("cpus_per_trial", "time_budget"):
+        amount = getattr(args, name)
+        if amount is not None and not 0 < amount < math.inf:
+            raise TuneError(f"--{name.replace('_', '-')} must be a number above 0, got {amount}")
+    if not 0 <= args.gpus_per_trial < math.inf:
+        raise TuneError(f"--gpus-per-trial must be a number of at least 0, got {args.gpus_per_trial}")
+    check_counts(args, "max_concurrent")
+
+
 def settings_of(args: argparse.Namespace) -> SearchSettings:
     """What the command line asks for. TuneError if it is no search."""
+    check_counts(args, "tokens")
     recipe = args.activation or "batchtopk"
     recipe = RECIPES.get(recipe, recipe)
     defaults_for(recipe)  # ValueError with the choices

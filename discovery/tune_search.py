@@ -69,7 +69,7 @@ class SearchSettings:
                 raise TuneError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.scheduler not in ("asha", "fifo"):
             raise TuneError(f"scheduler must be asha or fifo, got {self.scheduler!r}")
-        if self.reduction_factor <= 1:
+        if not self.reduction_factor > 1:
             raise TuneError(f"reduction_factor must be above 1, got {self.reduction_factor}")
         if self.grace_reports > self.reports:
             raise TuneError(f"grace_reports must be at most reports={self.reports}, got {self.grace_reports}")

@@ -27,6 +27,7 @@ from discovery.result_views import read_result, result_view
 from discovery.training_log import read_log, running_mean
 from monitors.watchlist import NamedFeature, Watchlist
 from sae_runtime.checkpoint import load_sae
+from service import cli
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 NAMED, EXPLAINED = 3, 9
@@ -405,3 +406,8 @@ def test_the_browser_tells_of_errors_and_requests(tmp_path):
     opened = open_page(page, tmp_path / "profile")
     assert ["nothing is not defined" in line for line in opened.console] == [True]
     assert opened.requests and all("http://example.com/x.png" in line for line in opened.requests)
+
+
+def test_a_number_of_pages_below_none_is_refused(tmp_path, capsys):
+    assert cli.main(["lab", "pages", str(tmp_path), "--output", str(tmp_path / "out"), "--num-top", "-5"]) == 1
+    assert capsys.readouterr().err == "telltale lab pages: --num-top must not be negative, got -5\n"

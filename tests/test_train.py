@@ -156,6 +156,14 @@ def test_straight_from_a_model(tmp_path, monkeypatch):
         (["--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["--recipe", "topk", "--l0-target", "5"], "topk has no penalty"),
         (["--metrics-port", "x"], "invalid int value"),
+        (["--metrics-port", "65536"], "--metrics-port must lie in 0..65535, got 65536"),
+        (["--checkpoint-every", "0"], "--checkpoint-every must be at least 1, got 0"),
+        (["--checkpoint-every", "-3"], "--checkpoint-every must be at least 1, got -3"),
+        (["--tokens", "-5"], "--tokens must be at least 1, got -5"),
+        (["--tokens", "0"], "--tokens must be at least 1, got 0"),
+        (["--tokens", "4096", "--num-steps", "7"], "either --tokens or --num-steps can be given, got 4096 and 7"),
+        (["--num-latents", "0"], "num_latents must be positive, got 0"),
+        (["--contexts-per-buffer", "0"], "--contexts-per-buffer must be at least 1, got 0"),
     ],
 )
 def test_wrong_flags_are_one_line(harvest, tmp_path, capsys, flags, message):

@@ -39,6 +39,7 @@ from discovery.tune_search import DECISIONS_FILE
 from discovery.tune_table import ranked, result_csv, train_command
 from discovery.tune_trial import run_trial, train_trial
 from sae_runtime.checkpoint import load_sae
+from service import cli
 
 
 @pytest.fixture(scope="module")
@@ -454,6 +455,26 @@ def test_two_at_once_are_refused(done):
 def test_what_is_no_search_is_refused_before_anything_is_written(harvests, tmp_path, more, space, message):
     with pytest.raises(TuneError, match=message):
         begin(command(harvests, tmp_path / "out", *more, space=space))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--tokens", "0"], "--tokens must be at least 1, got 0"),
+        (["--tokens", "-5"], "--tokens must be at least 1, got -5"),
+        (["--max-concurrent", "0"], "--max-concurrent must be at least 1, got 0"),
+        (["--cpus-per-trial", "0"], "--cpus-per-trial must be a number above 0, got 0.0"),
+        (["--cpus-per-trial", "nan"], "--cpus-per-trial must be a number above 0, got nan"),
+        (["--cpus-per-trial", "inf"], "--cpus-per-trial must be a number above 0, got inf"),
+        (["--gpus-per-trial", "-1"], "--gpus-per-trial must be a number of at least 0, got -1.0"),
+        (["--time-budget", "0"], "--time-budget must be a number above 0, got 0.0"),
+        (["--reduction-factor", "nan"], "reduction_factor must be above 1, got nan"),
+    ],
+)
+def test_flags_that_make_no_sense_are_one_line(harvests, tmp_path, capsys, more, message):
+    assert cli.main(["lab", "tune", *command(harvests, tmp_path / "out", *more)]) == 1
+    assert capsys.readouterr().err == f"telltale lab tune: {message}\n"
     assert not (tmp_path / "out").exists()
 
 
