@@ -94,7 +94,7 @@ def settings_of(args: argparse.Namespace, first: LoadedSAE | None) -> tuple[Trai
         asked.setdefault("num_latents", first.num_latents)
     target_l0 = None
     if defaults.activation == "batchtopk":
-        target_l0 = asked.pop("l0_target", None)
+        target_l0 = asked.pop("l0_target", None) or None  # 0 is none, as in the other recipes
     fast = has_fast_bfloat16(torch.device(resolve_device(args.device)))
     asked.setdefault("precision", "bf16" if fast else "fp32")
     if args.tokens is not None:

@@ -156,7 +156,7 @@ def settings_of(args: argparse.Namespace) -> SearchSettings:
     fixed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     given = set(fixed)
     # batchtopk stands for any recipe where activation is searched.
-    target_l0 = fixed.pop("l0_target", None) if recipe == "batchtopk" else None
+    target_l0 = (fixed.pop("l0_target", None) or None) if recipe == "batchtopk" else None
     space = parse_space(args.search) if args.search else default_space(recipe, fixed)
     searched = [dimension.name for dimension in space]
     for name in searched:
