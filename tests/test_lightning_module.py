@@ -6,10 +6,11 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+import killed
 import pytest
 import torch
 from full_disk import room_for
-from killed_training import run_killed
+from killed_training import PRELOAD, WRITING, fit_into, run_killed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import buffers_of, changed, settings_for, write_harvest
 
@@ -194,6 +195,44 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(harvest, buffers
     assert float(rows[-1][1]) == pytest.approx(1 - last_fvu(settings, buffers))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/l0")] == [10, 20, 30, 40, 50, 60]
+
+
+def same(one, other):
+    """Whether two checkpoints hold the same, bit by bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def rows_of(folder):
+    """log.csv without the seconds."""
+    rows = [row.split(",") for row in (folder / "log.csv").read_text().splitlines()]
+    return [row[:5] + row[6:] for row in rows]
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "log line"])
+def test_killed_while_it_writes_it_ends_as_if_it_had_not_been(harvest, tmp_path, what):
+    """SIGKILL between any two calls of ours, of torch's saving, of TensorBoard and of the operating system."""
+    ways = {"preload": PRELOAD, "within": WRITING[what]}
+    whole = killed.run_killed(fit_into, harvest, tmp_path / "whole", 30, **ways)
+    assert not whole.was_killed and whole.num_moments > 100
+    source = random.Random(5)
+    for _ in range(4):  # not far into what is left, so that each of them is killed
+        moment = source.randrange(whole.num_moments // 5)
+        assert killed.run_killed(fit_into, harvest, tmp_path / "killed", 30, stop=moment, **ways).was_killed
+    assert not killed.run_killed(fit_into, harvest, tmp_path / "killed", 30, **ways).was_killed
+    for step in (25, 30):
+        one, other = (load_checkpoint(checkpoint_path(tmp_path / name, step)) for name in ("whole", "killed"))
+        for part in ("state_dict", "optimizer_states", "position"):
+            assert same(one[part], other[part]), part
+    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
+    assert not list((tmp_path / "killed").rglob("*.partial"))
+    events = EventAccumulator(str(tmp_path / "killed" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/l0")] == [10, 20, 30]
 
 
 def last_fvu(settings, buffers):

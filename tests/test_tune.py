@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 from browser import needs_browser, open_page
+from killed import run_killed
+from killed_training import PRELOAD, WRITING, trial_of
 from safetensors.torch import load_file, save_file
 from test_evaluate import plotly_script
 from training import F, buffers_of, settings_for, write_harvest
@@ -207,6 +209,24 @@ def test_a_trial_that_broke_off_tells_the_same_again(harvests, tmp_path, damage)
     assert [report.number for report in told] == [1, 2, 3, 4]
     assert reports_of(broken, 1) == reports_of(whole, 1)
     one, other = (train_trial(search, 1, ignore).sae.state_dict() for search in (whole, broken))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "log line", "report line"])
+def test_a_trial_killed_while_it_writes_ends_as_if_it_had_not_been(harvests, tmp_path, what):
+    """SIGKILL between any two calls of ours, of torch's saving and of the operating system."""
+    ways = {"preload": PRELOAD, "within": WRITING[what]}
+    argv = {name: command(harvests, tmp_path / name) for name in ("whole", "killed")}
+    whole = run_killed(trial_of, argv["whole"], 1, **ways)
+    assert not whole.was_killed and whole.num_moments > 30
+    source = random.Random(7)
+    for _ in range(3):
+        moment = source.randrange(whole.num_moments // 4)
+        assert run_killed(trial_of, argv["killed"], 1, stop=moment, **ways).was_killed
+    assert not run_killed(trial_of, argv["killed"], 1, **ways).was_killed
+    searches = [begin(argv[name]) for name in ("whole", "killed")]
+    assert reports_of(searches[1], 1) == reports_of(searches[0], 1) != []
+    one, other = (train_trial(search, 1, ignore).sae.state_dict() for search in searches)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
