@@ -46,7 +46,7 @@ def _train(argv: list[str], stop: int | None) -> None:
 PRELOAD = [*_KEPT_READY, "discovery.tune_trial", "training", "tuning"]
 WRITING = {
     "checkpoint": ("save_checkpoint", "drop_old_checkpoints"),
-    "log line": ("log_metrics", "save", "_cut_log"),
+    "log line": ("log_metrics", "_cut_log"),
     "report line": ("append_line", "write_lines"),
 }
 """Functions that are running while such a thing is written."""

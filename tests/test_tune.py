@@ -219,9 +219,9 @@ def test_a_trial_killed_while_it_writes_ends_as_if_it_had_not_been(harvests, tmp
     argv = {name: command(harvests, tmp_path / name) for name in ("whole", "killed")}
     whole = run_killed(trial_of, argv["whole"], 1, **ways)
     assert not whole.was_killed and whole.num_moments > 30
-    source = random.Random(7)
-    for _ in range(3):
-        moment = source.randrange(whole.num_moments // 4)
+    third, source = whole.num_moments // 3, random.Random(7)
+    # Late in the trial; then soon after it goes on, while what was left behind is being put right.
+    for moment in (third + source.randrange(2 * third), source.randrange(third // 2)):
         assert run_killed(trial_of, argv["killed"], 1, stop=moment, **ways).was_killed
     assert not run_killed(trial_of, argv["killed"], 1, **ways).was_killed
     searches = [begin(argv[name]) for name in ("whole", "killed")]
