@@ -191,7 +191,7 @@ def test_a_file_of_another_dictionary_is_refused_and_let_go_of(path, tmp_path, c
 def test_a_book_that_can_not_be_written_is_let_go_of(path, tmp_path, connections, monkeypatch):
     copy = tmp_path / "book.sqlite"
     copy.write_bytes(path.read_bytes())
-    monkeypatch.setattr(explanation_book, "_TABLE", "CREATE TABLE latents (x)")
+    monkeypatch.setattr(explanation_book, "_SPLITS", "CREATE TABLE latents (x)")
     with pytest.raises(ExplainError, match=r"example file .*book\.sqlite must be writable, got: table latents"):
         ExplanationBook(copy)
     assert all_closed(connections) == 2
