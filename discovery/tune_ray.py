@@ -117,8 +117,6 @@ def _trial(config: dict[str, Any]) -> None:
     """One trial in a process of Ray's."""
     import torch
 
-    from discovery.tune_trial import run_trial  # late: Lightning, which the driver does not need
-
     torch.set_num_threads(config["threads"])
     number, node = config["trial"], ray.get_runtime_context().get_node_id()
 
@@ -127,12 +125,15 @@ def _trial(config: dict[str, Any]) -> None:
 
     gc.collect()  # the process is used again: what is left of the trial before would fill the device
     try:
+        from discovery.tune_trial import run_trial  # late: Lightning, which the driver does not need
+
         search = load_search(Path(config["folder"]))
         # A process of a driver that was killed may still be at its last step.
         with locked(search.trial_folder(number) / "lock", wait=True):
             error = run_trial(search, number, listener, node=node, device=config["device"])
-    except (LabError, OSError) as problem:
-        error = f"on node {node}: {problem}"
+    except Exception as problem:  # whatever it is: Ray would take the process for lost, and begin it again
+        words = str(problem) if isinstance(problem, LabError | OSError) else f"{type(problem).__name__}: {problem}"
+        error = f"on node {node}: {words}"
     if error is not None:
         tune.report({"trial": number, "failed": error})
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,24 @@ def test_a_trial_that_fails_is_named_and_the_others_go_on(two_nodes):
     assert [trial["status"] for trial in trials] == ["completed", "failed", "completed", "completed"]
     error = trials[1]["error"]
     assert "the loss must be finite" in error and "learning_rate 1e+18 may be too high" in error
+
+
+def test_a_trial_that_ends_in_any_other_way_is_named_and_not_begun_again(cluster, harvests, tmp_path, monkeypatch):
+    """What a node finds of the search is damaged, after the command has read it."""
+    check_room = tune_ray._check_room
+
+    def damage(resources):
+        check_room(resources)
+        (tmp_path / "search.json").write_text("{")
+
+    monkeypatch.setattr(tune_ray, "_check_room", damage)
+    more = ["--batch-size", "128", "--address", cluster.address]
+    argv = command(harvests, tmp_path, *more, space=["learning_rate=grid:3e-3,1e-2"])
+    with pytest.raises(TuneError, match="no trial of 2 has completed"):
+        tune.main(argv)
+    for trial in results_of(argv)["trials"]:
+        assert trial["status"] == "failed"
+        assert re.fullmatch(r"on node \w+: JSONDecodeError: Expecting property name.*", trial["error"])
 
 
 def test_a_trial_must_fit_on_a_node(cluster, harvests, tmp_path):
