@@ -27,6 +27,7 @@ from typing import IO, Any, Literal, NamedTuple, cast, get_args
 from discovery.contents import Content, is_chat, problem_of
 from discovery.errors import CorpusError
 from discovery.hf_corpus import is_hf_spec, read_hf
+from discovery.line_files import parse_record
 from sae_runtime.errors import one_line
 
 Split = Literal["train", "held_out", "all"]
@@ -101,13 +102,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a `.jsonl` or `.jsonl.gz` file. CorpusError names the line that is none."""
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise CorpusError(f"{path}, line {number}, must be JSON: {error}") from None
-            if not isinstance(record, dict):
-                raise CorpusError(f"{path}, line {number}, must be a JSON object, got {type(record).__name__}")
-            yield record
+            yield parse_record(path, number, line, CorpusError)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -31,7 +31,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     *whole, _cut_short = path.read_bytes().split(b"\n")
-    return [_record(path, number, line) for number, line in enumerate(whole, start=1)]
+    return [parse_record(path, number, line) for number, line in enumerate(whole, start=1)]
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
@@ -39,11 +39,12 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     write_atomically(path, "".join(map(as_line, records)))
 
 
-def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def parse_record(path: Path, number: int, line: str | bytes, error_class: type[LabError] = LabError) -> dict[str, Any]:
+    """The JSON object of line `number`. `error_class` names file and line if it is none."""
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise LabError(f"{path}, line {number}, must be JSON: {error}") from None
+        raise error_class(f"{path}, line {number}, must be JSON: {error}") from None
     if not isinstance(record, dict):
-        raise LabError(f"{path}, line {number}, must be a JSON object, got {type(record).__name__}")
+        raise error_class(f"{path}, line {number}, must be a JSON object, got {type(record).__name__}")
     return record

@@ -166,7 +166,8 @@ async def test_a_server_without_response_format_is_asked_without(server):
 
 async def test_a_request_that_is_wrong_in_every_form_costs_its_latent_alone(server):
     server.otherwise = error(400, "the prompt is too long")
-    await fails(server, ReplyError, "HTTP 400: the prompt is too long")
+    said = await fails(server, ReplyError, "HTTP 400: the prompt is too long")
+    assert said.count("the prompt is too long") == 1
 
 
 async def test_other_names_of_parameters_are_learnt(server):

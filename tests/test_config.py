@@ -116,7 +116,8 @@ def test_an_unknown_flag_is_refused_by_name():
 
 
 def test_variables_of_the_client_and_other_programs_are_left_alone():
-    load_settings({}, {"TELLTALE_TARGET": "x:1", "TELLTALE_API_KEY": "k", "TELLTALE_TLS_CA": "f", "PATH": "/bin"})
+    others = {"TELLTALE_TARGET": "x:1", "TELLTALE_API_KEY": "k", "TELLTALE_TLS_CA": "f", "PATH": "/bin"}
+    assert load_settings({}, others) == load_settings({}, {})
 
 
 def test_what_kubernetes_injects_for_a_service_called_telltale_is_no_mistake():

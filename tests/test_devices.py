@@ -8,7 +8,7 @@ import torch
 from tiny_files import write_dictionary
 
 from discovery import evaluate, fidelity
-from discovery.fidelity import FidelitySums
+from discovery.fidelity_sums import FidelitySums
 from discovery.reconstruction import ReconstructionSums
 from discovery.splicing import measure_splicing
 from sae_runtime.tap import Tap

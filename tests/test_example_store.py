@@ -123,14 +123,19 @@ def test_damage_anywhere_inside_a_file_is_named_with_its_path(path, tmp_path):
     assert all(str(copy) in message for message in refused)
 
 
-def test_the_commands_name_a_damaged_file(model, tmp_path, capsys):
-    path = tiny_examples.write_example_file(model, tmp_path)
+def damage(path, table):
+    """Overwrite the first page of a table."""
     connection = sqlite3.connect(path)
     (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'examples'").fetchone()
+    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
     connection.close()
     whole = path.read_bytes()
     path.write_bytes(whole[: (root - 1) * page_size] + b"\xff" * page_size + whole[root * page_size :])
+
+
+def test_the_commands_name_a_damaged_file(model, tmp_path, capsys):
+    path = tiny_examples.write_example_file(model, tmp_path)
+    damage(path, "examples")
     words = [str(tmp_path / "dictionary"), "--store", str(path)]
     for command, more in (
         ("pages", ["--map", "none", "--output", str(tmp_path / "pages")]),
@@ -202,12 +207,7 @@ def test_a_damaged_book_is_named(tmp_path):
     example_file.write_example_file(path)
     with ExplanationBook(path):
         pass
-    connection = sqlite3.connect(path)
-    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'explanation_scores'").fetchone()
-    connection.close()
-    whole = path.read_bytes()
-    path.write_bytes(whole[: (root - 1) * page_size] + b"\xff" * page_size + whole[root * page_size :])
+    damage(path, "explanation_scores")
     with ExplanationBook(path) as book:
         with pytest.raises(ExampleError, match=r"example file .*book\.sqlite can't be read"):
             book.scores(0)

@@ -1,6 +1,5 @@
 """examples: one pass finds what sorting everything would, in memory that does not grow, and survives being killed."""
 
-import itertools
 import json
 import math
 import random
@@ -14,6 +13,7 @@ import pytest
 import tiny
 import tiny_examples
 import torch
+from endless import endless_stream
 from killed_examples import run_killed
 from safetensors.torch import load_file, save_file
 from tiny_examples import SETTINGS
@@ -576,23 +576,11 @@ def test_the_model_is_loaded_as_asked_for(folder, model, tmp_path, monkeypatch):
     assert asked == [(("folder",), wanted)]
 
 
-def endless_stream(seen):
-    """Documents for ever: a stream from a hub may have no end."""
-
-    def endless(text):
-        for number in itertools.count():
-            seen.append(number)
-            yield f"Text number {number} of a stream without an end.", text
-
-    return endless
-
-
 def test_a_stream_is_read_no_further_than_is_asked_for(folder, model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: model)
     made = {}
     for name, limits in (("a", ["--max-tokens", "1500"]), ("b", ["--max-tokens", "1500", "--read-tokens", "3000"])):
-        seen = []
-        monkeypatch.setattr("discovery.corpus.read_hf", endless_stream(seen))
+        seen = endless_stream(monkeypatch)
         words = ["--corpus", "hf-stream:no/end", "--output", str(tmp_path / name), *limits, "--json"]
         assert lab.run("examples", [str(folder / "dictionary"), *words]) == 0
         made[name] = json.loads(capsys.readouterr().out)["tokens"], len(seen)

@@ -1,6 +1,5 @@
 """fidelity: the comparison of two forms of a model against obvious computations."""
 
-import itertools
 import json
 
 import numpy as np
@@ -8,10 +7,12 @@ import pytest
 import tiny
 import tiny_files
 import torch
+from endless import endless_stream
 
 from discovery.corpus import Context, CorpusSettings, is_held_out, read_documents
 from discovery.errors import FitError, LabError
-from discovery.fidelity import LIMITS, MIN_FIRINGS, FidelitySums, answer, compare, main, paired_residuals
+from discovery.fidelity import compare, main, paired_residuals
+from discovery.fidelity_sums import LIMITS, MIN_FIRINGS, FidelitySums, answer
 from sae_runtime.checkpoint import load_manifest, save_sae
 from sae_runtime.tap import Tap
 
@@ -149,14 +150,7 @@ def test_named_features_are_in_the_table_and_the_answer(argv, tmp_path, capsys):
 
 def test_a_stream_is_read_no_further_than_is_compared(argv, capsys, monkeypatch):
     """A stream from a hub may have no end."""
-    seen = []
-
-    def endless(text):
-        for number in itertools.count():
-            seen.append(number)
-            yield f"Text number {number} of a stream without an end.", text
-
-    monkeypatch.setattr("discovery.corpus.read_hf", endless)
+    seen = endless_stream(monkeypatch)
     words = [argv[0], "--corpus", "hf-stream:no/end", *argv[3:], "--split", "all", "--max-tokens", "1500", "--json"]
     assert main([*words, "--dtype", "float32", "--against-dtype", "float32"]) == 0
     assert 1300 < json.loads(capsys.readouterr().out)["tokens"] < 1500

@@ -1,13 +1,13 @@
 """harvest: the residuals are the model's own, and a kill loses and doubles nothing."""
 
 import functools
-import itertools
 import json
 import random
 
 import pytest
 import tiny
 import torch
+from endless import endless_stream
 from full_disk import room_for
 from killed import run_killed
 from tiny_files import write_model
@@ -266,14 +266,7 @@ def test_a_place_the_model_has_not_got_leaves_nothing_behind(model, tmp_path):
 def test_a_stream_is_read_no_further_than_is_harvested(model_folder, tmp_path, monkeypatch):
     """A stream from a hub may have no end."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    seen = []
-
-    def endless(text):
-        for number in itertools.count():
-            seen.append(number)
-            yield f"Text number {number} of a stream without an end.", text
-
-    monkeypatch.setattr("discovery.corpus.read_hf", endless)
+    seen = endless_stream(monkeypatch)
     flags = ["--model", str(model_folder), "--device", "cpu", "--split", "all", "--max-tokens", "2000"]
     flags += ["--hook-point", "layers.1.output"]
     assert main(["hf-stream:no/end", "--output", str(tmp_path / "out"), *flags]) == 0
