@@ -70,7 +70,8 @@ def _recording_proxy() -> Iterator[tuple[int, list[str]]]:
                     line = connection.recv(4096).split(b"\r\n")[0].decode(errors="replace")
                 if line == "stop":
                     return
-                requests.append(line)
+                if line:  # a connection that the browser opened ahead and closed unused asks for nothing
+                    requests.append(line)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
