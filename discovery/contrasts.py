@@ -8,7 +8,6 @@ by what the text looks like. Reading the pool once serves all contrasts.
 """
 
 import argparse
-import json
 import random
 import re
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 from discovery.chat_prompts import TOPICS
 from discovery.contrast_sentences import SENTENCES
 from discovery.corpus import read_documents, read_json_lines
+from discovery.line_files import write_lines
 from sae_runtime.language_model import EMBEDDED, load_language_model
 
 PASSAGE_CHARACTERS = 400
@@ -252,10 +252,9 @@ def main(argv: list[str] | None = None) -> int:
         *chat_passages(args.chat, tokenizer),
         *composed_passages(),
     ]
-    args.output.write_text("".join(json.dumps(asdict(passage)) + "\n" for passage in passages), encoding="utf-8")
+    write_lines(args.output, map(asdict, passages))
     if args.replies:
-        replies = benign_replies(args.chat, tokenizer)
-        args.replies.write_text("".join(json.dumps(reply) + "\n" for reply in replies), encoding="utf-8")
+        write_lines(args.replies, benign_replies(args.chat, tokenizer))
     for contrast in CONTRASTS:
         labels = [contrast.label(passage) for passage in passages]
         print(f"{contrast.name:20s} {labels.count(1):5d} positive {labels.count(0):5d} negative")

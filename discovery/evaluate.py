@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from discovery.decoder_geometry import geometry_figures
 from discovery.errors import HarvestError, LabError
-from discovery.provenance import COMPARED, check_model, check_provenance, check_unseen
+from discovery.provenance import check_harvest, check_model, check_unseen
 from discovery.reconstruction import ReconstructionSums, measure_reconstruction
 from discovery.residuals import tapped
 from discovery.shard_stream import read_shard, read_whole_shard
@@ -154,8 +154,7 @@ def parse_sets(texts: list[str]) -> dict[str, list[Path]]:
 def check_harvests(manifest: Manifest, sets: dict[str, list[Path]]) -> None:
     """FitError if a harvest is of another model, quantisation or place than the dictionary."""
     for folder in sorted({path.parent for shards in sets.values() for path in shards}):
-        settings = load_harvest_manifest(folder)["settings"]
-        check_provenance(manifest, {name: settings.get(name) for name in COMPARED}, f"harvest {folder}")
+        check_harvest(manifest, load_harvest_manifest(folder)["settings"], folder)
 
 
 def check_held_out(manifest: Manifest, sets: dict[str, list[Path]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [parse_record(path, number, line) for number, line in enumerate(whole, start=1)]
 
 
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Replace the file. Also cuts off a line that was cut short, to which the next would be added."""
     write_atomically(path, "".join(map(as_line, records)))
 

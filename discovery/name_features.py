@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from discovery.contrast_search import Candidate, SearchResult, auroc, search
 from discovery.contrasts import CONTRASTS, Passage, read_pool
+from discovery.input_arguments import add_dictionary_model_arguments, load_dictionary_model
 from discovery.item_readings import read_item_latents
 from discovery.named_features import (
     HeldOutReadings,
@@ -32,17 +33,20 @@ from discovery.named_features import (
     read_held_out,
     reference_scale,
 )
+from discovery.provenance import check_harvest
 from discovery.quantile_threshold import quantile_threshold, read_replies, reply_statistics
 from discovery.residuals import tapped
 from discovery.search_items import Item, make_item, read_items
+from discovery.shards import load_manifest as load_harvest_manifest
 from discovery.steering_bench import Bench
 from discovery.steering_trial import try_steering
 from monitors.monitor import MonitorSpec, WeightedFeature
 from monitors.rules import Rule
 from monitors.watchlist import FEATURES_FILE, NamedFeature, Watchlist
-from sae_runtime.checkpoint import LoadedSAE, load_sae
-from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
+from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
+from sae_runtime.language_model import LanguageModel
 from sae_runtime.tap import Tap
+from sae_runtime.whole_files import whole_file
 
 MAX_DENSITY = 0.05
 
@@ -138,7 +142,8 @@ def read_contrasts(lab: Lab, args: argparse.Namespace) -> dict[str, ContrastRead
         contrasts[name] = read_item_contrast(lab, items, name)
     if args.cache:
         parts = {name: (c.description, c.scores_IF, c.labels_I, c.groups) for name, c in contrasts.items()}
-        torch.save({"sae_sha256": binding, "contrasts": parts}, args.cache)
+        with whole_file(args.cache) as partial:
+            torch.save({"sae_sha256": binding, "contrasts": parts}, partial)
     return contrasts
 
 
@@ -300,14 +305,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--hard-negative", type=Path, nargs="*", default=[], help="replies to test wrong alarms on")
     parser.add_argument("--cache", type=Path, help="file to keep the contrasts' readings in")
     parser.add_argument("--output", type=Path, help=f"default {FEATURES_FILE} in the dictionary's folder")
-    parser.add_argument("--model", default=EMBEDDED)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: cuda if there is one")
+    add_dictionary_model_arguments(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    lm = load_language_model(args.model, device=args.device, progress=True)
+    manifest = load_manifest(args.dictionary)
+    for folder in () if args.unverified else args.held_out:
+        check_harvest(manifest, load_harvest_manifest(folder)["settings"], folder)
+    lm = load_dictionary_model(args, manifest)
     sae = load_sae(args.dictionary, device=lm.device)
     with tapped(lm, sae.manifest.hook) as tap:
         name_features(Lab(lm, tap, sae), args)

@@ -4,6 +4,7 @@ Of an imported dictionary the model is often unknown, and what it was trained on
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from discovery.errors import FitError, HarvestError
@@ -35,6 +36,11 @@ def check_model(manifest: Manifest, lm: LanguageModel, *, unverified: bool) -> N
         raise FitError(f"d_model of {what} must be the dictionary's {manifest.d_model}, got {lm.d_model}")
     if not unverified:
         check_provenance(manifest, model_facts(lm), what)
+
+
+def check_harvest(manifest: Manifest, settings: Mapping[str, Any], folder: Path) -> None:
+    """FitError if the harvest in `folder`, of these `settings`, is of another model, quantisation or place."""
+    check_provenance(manifest, {name: settings.get(name) for name in COMPARED}, f"harvest {folder}")
 
 
 def check_unseen(manifest: Manifest, contexts_sha256: str | None, what: object) -> None:

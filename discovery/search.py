@@ -15,24 +15,24 @@ import argparse
 import json
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from rich.console import Console, RenderableType
 
 from discovery.contrast_search import RANKINGS, search
 from discovery.errors import SearchError
+from discovery.input_arguments import add_dictionary_model_arguments, load_dictionary_model
 from discovery.item_readings import read_item_latents
 from discovery.latent_names import LatentNames, load_names, open_store
 from discovery.latent_search import read_direction, read_sentence, similar
-from discovery.provenance import check_model
 from discovery.residuals import tapped
 from discovery.search_items import Item, prompt_items, read_items, read_prompts
 from discovery.search_tables import contrast_table, match_table, similar_table, strongest_table, token_table
-from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
-from sae_runtime.language_model import EMBEDDED, LanguageModel, Quantization, load_language_model
+from sae_runtime.checkpoint import LoadedSAE, Manifest, load_manifest, load_sae
 
 _LEAST_TO_HOLD_OUT = 8
 """Groups with each label that it takes to leave half of them out."""
@@ -41,16 +41,9 @@ Found = tuple[dict[str, Any], list[RenderableType]]
 """What a search found, as JSON and as tables."""
 
 
-def load_model(args: argparse.Namespace, sae: LoadedSAE) -> LanguageModel:
-    """The model that reads; FitError if it is not the dictionary's."""
-    lm = load_language_model(args.model, quantization=args.quantization, progress=True)
-    check_model(sae.manifest, lm, unverified=args.unverified)
-    return lm
-
-
 def find_contrast(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -> Found:
     """By labelled items or prompts."""
-    lm = load_model(args, sae)
+    lm = load_dictionary_model(args, sae.manifest)
     items = list(read_items(args.items, lm.tokenizer)) if args.items else prompts_of(args, lm.tokenizer)
     if not items:
         raise SearchError(f"{', '.join(map(str, args.items))} must have items with label 1 or 0, got none")
@@ -114,7 +107,7 @@ def find_similar(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -
 
 def find_in_sentence(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -> Found:
     """By what a sentence activates."""
-    lm = load_model(args, sae)
+    lm = load_dictionary_model(args, sae.manifest)
     with tapped(lm, sae.manifest.hook) as tap:
         sentence = read_sentence(lm, tap, sae.to(lm.device), args.sentence)
     maxima_F = torch.tensor(args.opened.maxima()) if args.opened else None
@@ -169,9 +162,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     other.add_argument("--sentence", metavar="TEXT", help="latents that fire in it")
     other.add_argument("--by-share", action="store_true", help="of a sentence: order by share of each latent's maximum")
     parser.add_argument("--store", type=Path, help="example file; default examples.sqlite in the dictionary's folder")
-    parser.add_argument("--model", default=EMBEDDED)
-    parser.add_argument("--quantization", default="auto", choices=get_args(Quantization), help="of --model")
-    parser.add_argument("--unverified", action="store_true", help="accept another model than the dictionary's")
+    add_dictionary_model_arguments(parser.add_argument_group("the model that reads prompts and sentences"))
     parser.add_argument("--top", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of tables")
     args = parser.parse_args(argv)
@@ -187,7 +178,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def find(args: argparse.Namespace) -> Found:
     """Whatever search was asked for."""
     manifest = load_manifest(args.dictionary)
-    args.opened = open_store(args.store, args.dictionary, manifest)
+    with ExitStack() as stack:
+        store = open_store(args.store, args.dictionary, manifest)
+        args.opened = None if store is None else stack.enter_context(store)
+        return find_in(args, manifest)
+
+
+def find_in(args: argparse.Namespace, manifest: Manifest) -> Found:
+    """The same, with the example file, if there is one, open as `args.opened`."""
     names = load_names(args.dictionary, manifest, args.opened)
     if args.text is not None:
         return find_text(args, names)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tiny_examples
 import torch
 from safetensors.torch import save_file
 
-from discovery import lab, search
+from discovery import input_arguments, lab, name_features, search
 from discovery.errors import FitError, LabError, SearchError
 from discovery.example_store import ExampleStore
 from discovery.latent_names import load_names
@@ -50,7 +51,7 @@ def sae(folder):
 
 @pytest.fixture
 def command(folder, model, monkeypatch, capsys):
-    monkeypatch.setattr(search, "load_language_model", lambda *_args, **_settings: model)
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: model)
 
     def run(*argv, json_line=True):
         code = lab.run("search", [str(folder / "dictionary"), *argv, *(["--json"] if json_line else [])])
@@ -121,7 +122,7 @@ def test_prompt_files_are_lines_or_json_lines(tmp_path):
     ],
 )
 def test_files_that_hold_no_items_are_refused_by_name(folder, model, monkeypatch, tmp_path, text, match):
-    monkeypatch.setattr(search, "load_language_model", lambda *_args, **_settings: model)
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: model)
     path = tmp_path / "items.jsonl"
     path.write_text(text)
     with pytest.raises(LabError, match=rf"items\.jsonl.*{match}"):
@@ -138,7 +139,7 @@ def test_prompt_records_without_a_text_are_named(tmp_path):
 def test_another_model_than_the_dictionarys_is_refused(folder, model, monkeypatch, capsys, asked):
     identity = dataclasses.replace(model.identity, weights_sha256="1" * 64)
     other = dataclasses.replace(model, identity=identity)
-    monkeypatch.setattr(search, "load_language_model", lambda *_args, **_settings: other)
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: other)
     argv = [str(folder / "dictionary"), *asked, "--json"]
     with pytest.raises(FitError, match="model_sha256 of model tiny must be the dictionary's 0000"):
         search.main(argv)
@@ -315,3 +316,22 @@ def test_names_are_features_before_titles(folder, sae):
     with ExampleStore.open(folder / "examples.sqlite") as store:
         names = load_names(folder / "dictionary", sae.manifest, store)
     assert (names.of(NAMED), names.of(9), names.of(10)) == ("lying", "sea voyages", "")
+
+
+# --- naming ---------------------------------------------------------------------------------------------------------
+
+
+def test_naming_refuses_a_harvest_and_a_model_that_are_not_the_dictionarys(folder, model, monkeypatch, tmp_path):
+    harvest = tmp_path / "harvest"
+    shutil.copytree(folder / "harvest", harvest)
+    argv = [str(folder / "dictionary"), "--pool", "none", "--corpus", "none.jsonl", "--held-out", str(harvest)]
+    other = dataclasses.replace(model, identity=dataclasses.replace(model.identity, quantization="nf4"))
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: other)
+    with pytest.raises(FitError, match="quantization of model tiny must be the dictionary's none, got nf4"):
+        name_features.main(argv)
+
+    manifest = json.loads((harvest / "manifest.json").read_text())
+    manifest["settings"]["model_sha256"] = "1" * 64
+    (harvest / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(FitError, match=f"model_sha256 of harvest {harvest} must be the dictionary's 0000"):
+        name_features.main(argv)

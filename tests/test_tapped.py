@@ -68,7 +68,7 @@ def test_commands_take_it_off(model, folder, monkeypatch, command, step, words, 
         return real(*args, **settings)
 
     monkeypatch.chdir(folder)
-    loader = input_arguments if command is examples else command
+    loader = command if command in (evaluate, fidelity) else input_arguments
     monkeypatch.setattr(loader, "load_language_model", lambda *_args, **_settings: model)
     monkeypatch.setattr(command, step, watched)
     if raises or command is name_features:  # which needs more than this to get through
