@@ -46,7 +46,7 @@ WEIGHTS = {
 
 def words_of(text: str) -> list[str]:
     """The words of a text, in order, as they are compared."""
-    return [_folded(match.group()) for match in _WORD.finditer(text)]
+    return [_folded(match.group()) for match in _WORD.finditer(unicodedata.normalize("NFC", text))]
 
 
 def _folded(word: str) -> str:

@@ -16,6 +16,7 @@ from monitors.latent_words import WEIGHTS, Field, example_words, rank, word_weig
         ("The Whale's whales", ["the", "whale", "s", "whale"]),
         ("_Moby_-Dick, or: 1851", ["moby", "dick", "or", "1851"]),
         ("Café CAFE\u0301 für", ["cafe", "cafe", "fur"]),
+        ("nai\u0308ve", ["naive"]),
         ("cities lies ties glass virus goes", ["city", "lie", "tie", "glass", "virus", "goe"]),
         ("ΣΊΣΥΦΟΣ 東京", ["σισυφοσ", "東京"]),
         ('" * NEAR(a b) OR \x00 ^', ["near", "a", "b", "or"]),
