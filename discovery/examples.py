@@ -32,6 +32,7 @@ from discovery.errors import ExampleError, FitError
 from discovery.example_collector import Collector, ExampleSettings
 from discovery.example_store import ExampleStore
 from discovery.example_writer import write_store
+from discovery.hf_corpus import STREAM_PREFIX
 from discovery.input_arguments import (
     CORPUS_HELP,
     add_corpus_arguments,
@@ -269,6 +270,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.harvest and not args.corpus:
         parser.error("one of --harvest and --corpus is needed")
+    streams = [text for text in args.corpus or () if text.startswith(STREAM_PREFIX)]
+    if args.harvest and streams:  # they are read to the end, to know where each document of the harvest is from
+        parser.error(f"with --harvest, --corpus must be files or hf: datasets, got {streams[0]}")
     for name in ("checkpoint_shards", "contexts_per_shard"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")

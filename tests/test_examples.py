@@ -566,6 +566,14 @@ def test_shards_are_one_or_more(option, capsys):
     assert f"{option} must be 1 or more, got 0" in capsys.readouterr().err
 
 
+def test_a_stream_does_not_say_where_a_harvest_is_from(capsys):
+    with pytest.raises(SystemExit):
+        examples.parse_args(
+            ["dictionary", "--harvest", "a", "--corpus", "b.jsonl", "hf-stream:endless", "--output", "b"]
+        )
+    assert "--corpus must be files or hf: datasets, got hf-stream:endless" in capsys.readouterr().err
+
+
 def test_the_model_is_loaded_as_asked_for(folder, model, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(input_arguments, "load_language_model", lambda *a, **s: (asked.append((a, s)), model)[1])
