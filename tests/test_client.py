@@ -240,7 +240,7 @@ async def test_closing_the_iterator_cancels_the_call(client, fake):
             async for event in events:
                 if isinstance(event, Token):
                     break
-        await fake.cancelled.wait()
+        assert await fake.cancelled.wait()
 
 
 async def test_cancelling_a_task_that_waits_for_its_first_message_cancels_the_call(client, fake):

@@ -95,15 +95,19 @@ async def test_everything_published_is_shown_to_the_metrics_on_the_loop():
     delivery = Delivery(lambda published: seen.append((published, threading.current_thread())))
     published = Published()
     await asyncio.to_thread(delivery.publish, published)
-    await eventually(lambda: seen == [(published, threading.main_thread())])
+    await eventually(lambda: seen)
+    assert seen == [(published, threading.main_thread())]
 
 
 def test_a_closed_loop_is_no_error_for_the_engine():
+    seen = []
+
     async def make():
-        return Delivery()
+        return Delivery(seen.append)
 
     delivery = asyncio.run(make())
     delivery.publish(Published())
+    assert delivery._loop.is_closed() and seen == []
 
 
 # --- alerts ---

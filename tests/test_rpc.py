@@ -24,11 +24,15 @@ def bearer(key):
 def test_without_keys_nobody_is_asked():
     rpc.ApiKeys([]).check(None)
     rpc.ApiKeys([]).check(bearer("anything"))
+    with pytest.raises(errors.AccessDenied):
+        rpc.ApiKeys(["a"]).check(None)
 
 
 @pytest.mark.parametrize("header", ["Bearer a", "bearer b", "BEARER  b ", "Bearer ключ"])
 def test_any_of_the_keys_is_accepted(header):
     rpc.ApiKeys(["a", "b", "ключ"]).check((("authorization", header),))
+    with pytest.raises(errors.AccessDenied):
+        rpc.ApiKeys(["another"]).check((("authorization", header),))
 
 
 @pytest.mark.parametrize(

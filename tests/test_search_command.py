@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from discovery import input_arguments, lab, name_features, search
-from discovery.errors import FitError, LabError, SearchError
+from discovery.errors import ExampleError, FitError, LabError, SearchError
 from discovery.example_store import ExampleStore
 from discovery.latent_names import load_names
 from discovery.latent_record import Explanation
@@ -316,6 +316,14 @@ def test_names_are_features_before_titles(folder, sae):
     with ExampleStore.open(folder / "examples.sqlite") as store:
         names = load_names(folder / "dictionary", sae.manifest, store)
     assert (names.of(NAMED), names.of(9), names.of(10)) == ("lying", "sea voyages", "")
+
+
+def test_the_example_file_is_closed_again(folder, monkeypatch):
+    opened, real = [], search.open_store
+    monkeypatch.setattr(search, "open_store", lambda *args: opened.append(real(*args)) or opened[0])
+    assert search.main([str(folder / "dictionary"), "--text", "sea", "--store", str(folder / "examples.sqlite")]) == 0
+    with pytest.raises(ExampleError, match="closed database"):
+        opened[0].maxima()
 
 
 # --- naming ---------------------------------------------------------------------------------------------------------

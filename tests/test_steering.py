@@ -377,7 +377,10 @@ def test_raw_strength_is_not_judged_without_a_yardstick():
 
 @pytest.mark.parametrize("op", [SteeringOp.SCALE, SteeringOp.CAP])
 def test_strength_that_depends_on_the_activation_is_not_judged_beforehand(op):
-    limits(max_relative_norm=2.0).check(SteeringSpec(0, op, 1e6))
+    made = limits(max_relative_norm=2.0)
+    made.check(SteeringSpec(0, op, 1e6))
+    with pytest.raises(SteeringError, match="strength must move"):
+        made.check(SteeringSpec(0, SteeringOp.ADD, 1e6))
 
 
 def test_limits_of_a_dictionary():
