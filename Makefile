@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that share the tests, a file each at a time; 0 runs them in one, as a debugger wants it.
+WORKERS ?= 2
 
 .PHONY: setup serve test lint bench protos dashboard docs clean
 
@@ -20,7 +22,7 @@ serve: setup
 	$(BIN)/telltale serve $(ARGS)
 
 test: setup lint
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
