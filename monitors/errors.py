@@ -3,7 +3,11 @@
     ValueError
     └── MonitorError        a rule, monitor, reading, score or policy that cannot be used
         ├── WatchlistError  a feature file that cannot be used
-        └── CatalogueError  a latent catalogue that cannot be used
+        ├── CatalogueError  a latent catalogue that cannot be used
+        └── JournalError    an alert journal that cannot be used
+            ├── JournalLocked       another process writes there
+            ├── JournalWriteFailed  an alert that could not be kept: the disk is full, or broken
+            └── JournalUnreachable  the database does not answer
 
 Every error carries its `problems`, one per fault, so that a caller can turn each into a field violation of its
 own; `str(error)` is one line per problem.
@@ -66,6 +70,31 @@ class CatalogueError(MonitorError):
     def __str__(self) -> str:
         text = super().__str__()
         return text if self.path is None else f"cannot use latent catalogue {self.path}:\n{text}"
+
+
+class JournalError(MonitorError):
+    """An alert journal that is damaged, is none, or was made by another version, or an entry that can't be in one."""
+
+    def __init__(self, *problems: Problem, where: str | None = None) -> None:
+        """`where` is the journal's path, or its URL without the password."""
+        super().__init__(*problems)
+        self.where = where
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if self.where is None else f"cannot use alert journal {self.where}:\n{text}"
+
+
+class JournalLocked(JournalError):
+    """Another process writes to this journal. Reading is possible all the same."""
+
+
+class JournalWriteFailed(JournalError):
+    """An entry could not be kept. The journal is as it was before."""
+
+
+class JournalUnreachable(JournalError):
+    """The database does not answer, or broke off."""
 
 
 def shown(value: object) -> str:
