@@ -85,6 +85,11 @@ class KeptText(Record):
     stop: tuple[Text, ...] = ()
     """Texts that would have ended the reply."""
 
+    @property
+    def span(self) -> str:
+        """The text that the alert is about."""
+        return self.messages[-1].content[self.span_from_char : self.span_to_char]
+
     @model_validator(mode="after")
     def _lies_within(self) -> "KeptText":
         length = len(self.messages[-1].content)
