@@ -33,6 +33,11 @@ def microseconds(time: datetime) -> int:
     return (time - _EPOCH) // timedelta(microseconds=1)
 
 
+def time_of(time_us: int) -> datetime:
+    """The time so many microseconds after 1970."""
+    return _EPOCH + timedelta(microseconds=time_us)
+
+
 def _in_utc(time: datetime) -> datetime:
     if time.tzinfo is None:
         raise ValueError("must be a time with its offset from UTC")

@@ -16,16 +16,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from monitors.alert_record import AlertRecord
 from monitors.canonical_json import sha256_of
 from monitors.errors import JournalError, Problem, shown
 from monitors.journal_chain import EMPTY, Head, row_of
 from monitors.journal_database import Database, place_of, sync_folder
-from monitors.journal_entry import Acknowledgement, Entry, Review, Verdict, written
+from monitors.journal_entry import Acknowledgement, Entry, Retention, Review, Verdict, written
 from monitors.journal_lock import WriterLock
 from monitors.journal_reader import JournalReader
+from monitors.journal_retention import Keep, delete_through, due
 from monitors.journal_schema import upgrade
 from monitors.journal_tables import OWN, chains, entries, values
 from monitors.text_key import TextKey
@@ -57,13 +58,15 @@ class Journal:
         """For reading: does not wait for writers, nor they for it."""
 
     @classmethod
-    def open(cls, where: str | Path, *, text_key: TextKey | None = None) -> Self:
+    def open(cls, where: str | Path, *, text_key: TextKey | None = None, must_exist: bool = False) -> Self:
         """The journal at a path, made if there is none, or what is written at a PostgreSQL URL.
 
-        With `text_key` no alert's text is kept, only hashes made with that key. Raises JournalLocked if another
+        With `must_exist` a path that nothing is at is refused. With `text_key` no alert's text is kept, only hashes made with that key. Raises JournalLocked if another
         process writes there, JournalError if what is there is damaged, of a newer version, or no journal.
         """
         place = place_of(where)
+        if must_exist and place.path is not None and not place.path.is_file():
+            raise JournalError(Problem("file", "an alert journal", "no such file"), where=str(place))
         lock = None if place.path is None else WriterLock.take(place.path)
         database = None
         try:
@@ -128,6 +131,36 @@ class Journal:
         )
         return self._add([said])[0]
 
+    def retain(self, keep: Keep, *, dry_run: bool = False) -> list[Retention]:
+        """Deletes what is not to be kept, here and in the copies that lie beside it, and keeps an entry that says so.
+
+        Returns these entries; with `dry_run` nothing is done.
+        """
+        with self._turn:
+            with self._database.begin() as connection:
+                found = due(connection, keep, datetime.now(UTC))
+                if dry_run or not found:
+                    return found
+                for retention in found:
+                    delete_through(connection, retention)
+                add(connection, self.id, found)
+            self._database.forget_deleted()
+        self._tell()
+        return found
+
+    def mark_forwarded(self) -> None:
+        """From now on another database is to have every entry: none is deleted before it is there."""
+        self._set_shipped(0, chains.c.shipped_seq.is_(None))
+
+    def note_shipped(self, seq: int) -> None:
+        """Another database has all entries up to `seq`."""
+        self._set_shipped(seq, chains.c.shipped_seq < seq)
+
+    def _set_shipped(self, seq: int, condition: ColumnElement[bool]) -> None:
+        own = update(chains).where(chains.c.journal == self.id, condition)
+        with self._turn, self._database.begin() as connection:
+            connection.execute(own.values(shipped_seq=seq))
+
     def on_append(self, listener: Callable[[], None]) -> None:
         """Calls `listener` after every entry that was kept, on the thread that kept it. It must not take long."""
         self._listeners.append(listener)
@@ -142,9 +175,12 @@ class Journal:
     def _add(self, added: Sequence[Entry]) -> list[Receipt]:
         with self._turn, self._database.begin() as connection:
             receipts = add(connection, self.id, added)
+        self._tell()
+        return receipts
+
+    def _tell(self) -> None:
         for listener in self._listeners:
             listener()
-        return receipts
 
 
 def add(connection: Connection, journal: str, added: Sequence[Entry]) -> list[Receipt]:

@@ -46,7 +46,9 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         """Without the password."""
-        return str(self.path) if self.url is None else self.url.render_as_string(hide_password=True)
+        if self.url is None:
+            return str(self.path)
+        return self.url.difference_update_query(_POSTGRES_OPTIONS).render_as_string(hide_password=True)
 
 
 def place_of(where: str | Path) -> Place:

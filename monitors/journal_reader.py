@@ -10,13 +10,14 @@ Opens for reading alone: it needs no lock, and changes nothing.
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from sqlalchemy import Connection, select
 
-from monitors.alert_record import AlertRecord
+from monitors.alert_record import AlertRecord, time_of
 from monitors.errors import JournalError, Problem
 from monitors.journal_chain import Head, NotedHead, Row, Verification, verified
 from monitors.journal_database import Database, Place, place_of
@@ -48,6 +49,14 @@ class KeptAlert:
     def review(self) -> Review | None:
         """The one that counts."""
         return self.reviews[-1] if self.reviews else None
+
+
+class Unsent(NamedTuple):
+    """Entries that another database is to have and has not yet."""
+
+    num: int
+    since: datetime | None
+    """When the oldest of them happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +149,23 @@ class JournalReader:
         """The head of each journal here."""
         with self._database.begin() as connection:
             return _heads(connection)
+
+    def rows_after(self, journal: str, seq: int, limit: int) -> list[Row]:
+        """Up to `limit` rows behind entry `seq` of a journal, in order."""
+        query = select(*ROW_COLUMNS).where(entries.c.journal == journal, entries.c.seq > seq)
+        with self._database.begin() as connection:
+            return [row(each) for each in connection.execute(query.order_by(entries.c.seq).limit(limit))]
+
+    def unsent(self, journal: str) -> Unsent:
+        """What another database is to have and has not yet, as far as is known here."""
+        with self._database.begin() as connection:
+            own = select(chains.c.head_seq, chains.c.shipped_seq).where(chains.c.journal == journal)
+            head_seq, shipped_seq = connection.execute(own).one()
+            if shipped_seq is None or shipped_seq >= head_seq:
+                return Unsent(0, None)
+            first = select(entries.c.time_us).where(entries.c.journal == journal, entries.c.seq > shipped_seq)
+            time_us = connection.execute(first.order_by(entries.c.seq).limit(1)).scalar()
+        return Unsent(head_seq - shipped_seq, None if time_us is None else time_of(time_us))
 
     def verify(self, noted: NotedHead | None = None) -> list[Verification]:
         """Checks every journal here, reading all of it.

@@ -14,7 +14,7 @@ from sqlalchemy import BigInteger, Column, Index, MetaData, String, Table, Text
 
 from monitors.journal_chain import Columns, Row
 
-REVISIONS: Final = ("0001",)
+REVISIONS: Final = ("0001", "0002")
 """Versions of the schema, oldest first. The last is this code's."""
 
 OWN: Final = "own"
@@ -29,6 +29,7 @@ chains = Table(
     Column("role", String(8), nullable=False),
     Column("head_seq", BigInteger, nullable=False),
     Column("head_hash", String(64), nullable=False),
+    Column("shipped_seq", BigInteger),  # the last that another database has; NULL: none is to have them
 )
 
 entries = Table(

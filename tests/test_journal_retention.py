@@ -1,0 +1,123 @@
+"""Retention: what is left is a chain that holds, what was deleted is gone from the disk, and nobody else can do it."""
+
+import sqlite3
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from alerts import alert, text
+
+from monitors.errors import JournalError
+from monitors.journal import Journal
+from monitors.journal_chain import Fault, NotedHead
+from monitors.journal_retention import Keep
+
+DAY = timedelta(days=1)
+
+
+def days_old(days, **changes):
+    return alert(time=datetime.now(UTC) - days * DAY, **changes)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    with Journal.open(tmp_path / "alerts.sqlite") as journal:
+        yield journal
+
+
+def left(journal):
+    (result,) = journal.reader.verify()
+    assert result.holds, result.finding
+    return [found.record for found in journal.reader.alerts().alerts][::-1]
+
+
+def test_by_age_what_is_older_than_the_first_young_one_goes(journal):
+    records = [days_old(days) for days in (9, 8, 3, 7, 1)]
+    journal.append(records)
+    (done,) = journal.retain(Keep(max_age=5 * DAY))
+    # The fourth is old too, and stays: only beginnings are deleted.
+    assert {record.id for record in left(journal)} == {record.id for record in records[2:]}
+    assert (done.journal, done.through_seq, done.num_deleted) == (journal.id, 2, 2)
+    assert done.reason == "older than 5 days"
+    assert journal.retain(Keep(max_age=5 * DAY)) == []
+
+
+def test_by_number_the_newest_stay(journal):
+    records = [days_old(1) for _ in range(8)]
+    journal.append(records[:6])
+    journal.review(records[0].id, verdict="true", reviewer="ann")
+    journal.append(records[6:])
+    (done,) = journal.retain(Keep(max_alerts=3))
+    assert {record.id for record in left(journal)} == {record.id for record in records[5:]}
+    assert done.through_seq == 5
+    # A verdict still counts when its alert is gone.
+    assert [review.verdict for review in journal.reader.reviews()] == ["true"]
+
+
+@pytest.mark.parametrize("keep", [Keep(max_alerts=0), Keep(max_age=timedelta(microseconds=1))])
+def test_all_can_go_and_the_journal_goes_on(journal, keep):
+    for _ in range(3):
+        journal.append([days_old(1), days_old(1)])
+        assert len(journal.retain(keep)) == 1
+        assert left(journal) == []
+    last = journal.reader.heads()[journal.id]
+    assert last.seq == 9
+    record = days_old(0)
+    assert journal.append([record])[0].seq == 10
+    assert left(journal) == [record]
+
+
+def test_again_and_again(journal):
+    for turn in range(12):
+        journal.append([days_old(1) for _ in range(turn % 4)])
+        journal.retain(Keep(max_alerts=5))
+        assert len(left(journal)) <= 5
+
+
+def test_a_dry_run_says_what_would_go_and_does_nothing(journal):
+    records = [days_old(days) for days in (9, 1)]
+    journal.append(records)
+    (would,) = journal.retain(Keep(max_age=5 * DAY), dry_run=True)
+    assert would.num_deleted == 1
+    assert left(journal) == records
+
+
+def test_what_was_deleted_is_gone_from_the_disk(journal, tmp_path):
+    secret = "a sentence nobody may keep"
+    journal.append([days_old(9, text=text(secret)), days_old(1)])
+    journal.retain(Keep(max_age=5 * DAY))
+    on_disk = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"nobody believed" in on_disk  # what was kept
+    assert secret.encode() not in on_disk
+
+
+def test_a_beginning_that_somebody_else_deletes_is_missed(journal, tmp_path):
+    journal.append([days_old(1) for _ in range(6)])
+    journal.retain(Keep(max_alerts=4))
+    connection = sqlite3.connect(tmp_path / "alerts.sqlite")
+    with connection:
+        connection.execute("DELETE FROM entries WHERE seq = 3")
+    connection.close()
+    (result,) = journal.reader.verify()
+    assert result.finding is not None and (result.finding.fault, result.finding.seq) == (Fault.MISSING, 1)
+
+
+def test_a_head_noted_before_is_still_good_for_what_is_left(journal):
+    receipts = journal.append([days_old(1) for _ in range(6)])
+    journal.retain(Keep(max_alerts=3))
+    for receipt in receipts[2:]:
+        assert journal.reader.verify(NotedHead(receipt.hash, receipt.seq))[0].holds
+    for seq in (1, None):
+        assert not journal.reader.verify(NotedHead(receipts[0].hash, seq))[0].holds
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ({}, "retention: wanted an age, a number of alerts, or both, got neither"),
+        ({"max_alerts": -1}, "max_alerts: wanted 0 or more, got -1"),
+        ({"max_age": timedelta(0)}, "max_age: wanted more than no time, got 0:00:00"),
+    ],
+)
+def test_limits_that_make_no_sense_are_named(limits, says):
+    with pytest.raises(JournalError, match=says):
+        Keep(**limits)
