@@ -61,8 +61,9 @@ class Journal:
     def open(cls, where: str | Path, *, text_key: TextKey | None = None, must_exist: bool = False) -> Self:
         """The journal at a path, made if there is none, or what is written at a PostgreSQL URL.
 
-        With `must_exist` a path that nothing is at is refused. With `text_key` no alert's text is kept, only hashes made with that key. Raises JournalLocked if another
-        process writes there, JournalError if what is there is damaged, of a newer version, or no journal.
+        With `must_exist` a path that nothing is at is refused. With `text_key` no alert's text is kept, only hashes
+        made with that key. Raises JournalLocked if another process writes there, JournalError if what is there is
+        damaged, of a newer version, or no journal.
         """
         place = place_of(where)
         if must_exist and place.path is not None and not place.path.is_file():

@@ -102,6 +102,28 @@ def test_ray_stays_where_searches_are_run():
     assert at_once == {"discovery.tune_ray"}
 
 
+def test_databases_stay_in_the_journal():
+    places = ("monitors.journal", "monitors.forwarder")
+    found = importers("sqlalchemy", "alembic", "psycopg")
+    assert "monitors.journal_tables" in found
+    assert {module for module in found if not module.startswith(places)} == set()
+    # What an alert is, and whether a chain holds, can be known without one.
+    for module in ("monitors.alert_record", "monitors.journal_entry", "monitors.journal_chain", "monitors.text_key"):
+        assert module in MODULES and not needed_at_once(module) & found
+
+
+def needed_at_once(*modules: str) -> set[str]:
+    """These modules and all of ours that importing them imports."""
+    needed: set[str] = set()
+    todo = list(modules)
+    while todo:
+        module = todo.pop()
+        if module not in needed:
+            needed.add(module)
+            todo += [name for name in imports_at_once(MODULES[module]) if name in MODULES]
+    return needed
+
+
 def test_files_of_a_dictionarys_folder_are_named_in_one_place():
     names = {"features.json", "catalogue.sqlite", "examples.sqlite", "sae.json"}
     found = {name: [module for module, path in MODULES.items() if name in assigned(path)] for name in names}
@@ -116,13 +138,9 @@ def assigned(path: Path) -> set[object]:
 
 def test_the_client_and_the_command_line_need_no_torch():
     """At import: `telltale generate` starts in a moment, and on machines without it."""
-    needed, todo = set(), ["service.cli", "service.client"]
-    while todo:
-        module = todo.pop()
-        if module not in needed:
-            needed.add(module)
-            todo += [name for name in imports_at_once(MODULES[module]) if name in MODULES]
-    heavy = {module: imports_at_once(MODULES[module]) & {"torch", "transformers", "numpy"} for module in needed}
+    needed = needed_at_once("service.cli", "service.client")
+    libraries = {"torch", "transformers", "numpy", "sqlalchemy"}
+    heavy = {module: imports_at_once(MODULES[module]) & libraries for module in needed}
     assert {module: names for module, names in heavy.items() if names} == {}
 
 
