@@ -115,11 +115,16 @@ class Database:
             yield connection
 
     def forget_deleted(self) -> None:
-        """Empties a SQLite file's log, in which deleted entries would lie until they are overwritten."""
+        """Empties a SQLite file's log, in which deleted entries would lie until they are overwritten.
+
+        Where somebody is reading an earlier state, the log stays until the next time: nobody waits for readers.
+        """
         if self.is_sqlite:
             with named_faults(str(self.place)), self._engine.connect() as connection:
                 raw: Any = connection.connection.dbapi_connection
+                raw.execute("PRAGMA busy_timeout = 0").fetchall()
                 raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                raw.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_SECONDS:.0f}").fetchall()
 
     def close(self) -> None:
         """Let go of all connections."""

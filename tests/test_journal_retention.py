@@ -90,6 +90,18 @@ def test_what_was_deleted_is_gone_from_the_disk(journal, tmp_path):
     assert secret.encode() not in on_disk
 
 
+def test_a_reader_does_not_hold_retention_up_and_what_it_reads_is_gone_the_next_time(journal, tmp_path):
+    secret = "a sentence nobody may keep"
+    journal.append([days_old(9, text=text(secret)), days_old(1)])
+    lines = journal.reader.lines(journal.id)
+    assert secret in next(lines)
+    assert len(journal.retain(Keep(max_age=5 * DAY))) == 1  # would wait for 10 seconds, and fail
+    assert len(list(lines)) == 1
+    journal.append([days_old(0)])
+    journal.retain(Keep(max_alerts=1))
+    assert secret.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
 def test_a_beginning_that_somebody_else_deletes_is_missed(journal, tmp_path):
     journal.append([days_old(1) for _ in range(6)])
     journal.retain(Keep(max_alerts=4))
