@@ -15,7 +15,7 @@ from monitors.journal import Journal
 from monitors.journal_retention import Keep
 
 THREADS = 3
-MAX_ALERTS = 400
+MAX_ALERTS = 200
 """Retention, which is at work meanwhile, keeps so many of the newest."""
 LONGEST_SECONDS = 0.25
 
@@ -37,7 +37,7 @@ class Writer:
             if rng.random() < 0.1:
                 with suppress(JournalError):  # another thread's retention may have been faster
                     self._journal.review(step[0].id, verdict="true", reviewer="ann")
-            if rng.random() < 0.02:
+            if rng.random() < 0.1:
                 self._journal.retain(Keep(max_alerts=MAX_ALERTS))
 
     def say(self, ids: list[str]) -> None:
