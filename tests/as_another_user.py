@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,12 @@ def as_another_user(call: Callable[..., Any], *args: object) -> Any:
     if os.geteuid() != 0:
         return call(*args)
     read, write = os.pipe()
-    if (child := os.fork()) == 0:
+    with warnings.catch_warnings():
+        # Later Pythons warn of threads that a child has not got. It needs none; and it must be a fork, since what is
+        # imported here that user may not be able to read.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
         try:
             os.setgid(_NOBODY)
             os.setuid(_NOBODY)
