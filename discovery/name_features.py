@@ -40,7 +40,8 @@ from discovery.search_items import Item, make_item, read_items
 from discovery.shards import load_manifest as load_harvest_manifest
 from discovery.steering_bench import Bench
 from discovery.steering_trial import try_steering
-from monitors.monitor import MonitorSpec, WeightedFeature
+from monitors.components import WeightedFeature
+from monitors.monitor import MonitorSpec
 from monitors.rules import Rule
 from monitors.watchlist import FEATURES_FILE, NamedFeature, Watchlist
 from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae

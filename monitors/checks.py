@@ -4,7 +4,7 @@ The dataclasses of this package call them in `__post_init__`, so an invalid obje
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 
 from monitors.errors import MonitorError, Problem, shown
 
@@ -77,3 +77,11 @@ def sha256(field: str, value: object) -> Problem | None:
     if isinstance(value, str) and _SHA256.fullmatch(value):
         return None
     return Problem(field, "a sha256 of 64 lower-case hex digits", shown(value))
+
+
+def distinct(owner: str, field: str, values: Sequence[str | int]) -> Iterator[Problem]:
+    """A problem for each of `owner`'s entries whose `field` an earlier one has."""
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            wanted = f"a value of its own, unlike {owner}.{values.index(value)}.{field}"
+            yield Problem(f"{owner}.{i}.{field}", wanted, shown(value))

@@ -17,37 +17,9 @@ from statistics import fmean
 from typing import Literal, NamedTuple, get_args
 
 from monitors import checks
+from monitors.components import Transform, WeightedFeature
 from monitors.errors import Problem, shown
 from monitors.rules import Rule, RuleState, Severity, Transition
-
-Transform = Literal["linear", "log1p"]
-
-
-@dataclass(frozen=True, slots=True)
-class WeightedFeature:
-    """One latent's part in a score."""
-
-    feature: int
-    """Index of the latent."""
-    weight: float
-    """Sign and strength, not 0: a monitor of zero weights would look quiet for ever."""
-    scale: float
-    """Reading that counts as 1, above 0."""
-
-    def __post_init__(self) -> None:
-        checks.refuse(
-            checks.count("feature", self.feature, at_least=0),
-            checks.finite("weight", self.weight),
-            checks.positive("scale", self.scale),
-        )
-        if self.weight == 0:
-            checks.refuse(Problem("weight", "a number other than 0", shown(self.weight)))
-
-    def contribution(self, reading: float, transform: Transform) -> float:
-        """This latent's summand in the token score."""
-        if transform == "log1p":
-            return self.weight * math.log1p(max(reading, 0.0) / self.scale)
-        return self.weight * reading / self.scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ lists everything wrong, because a file that is half understood makes a monitor t
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from monitors import checks
+from monitors.components import Transform, WeightedFeature
 from monitors.errors import MonitorError, Problem, WatchlistError, shown
-from monitors.monitor import MonitorSpec, Transform, WeightedFeature
+from monitors.monitor import MonitorSpec
 from monitors.rules import Rule
 
 FEATURES_FILE = "features.json"
@@ -81,9 +82,9 @@ class Watchlist:
         cap = Problem("features", f"at most {MAX_DEFAULT_WATCHED} default_watched", str(num_default))
         _refuse(
             checks.sha256("sae_sha256", self.sae_sha256),
-            *_repeated("features", "name", [feature.name for feature in self.features]),
-            *_repeated("features", "index", [feature.index for feature in self.features]),
-            *_repeated("monitors", "name", [monitor.name for monitor in self.monitors]),
+            *checks.distinct("features", "name", [feature.name for feature in self.features]),
+            *checks.distinct("features", "index", [feature.index for feature in self.features]),
+            *checks.distinct("monitors", "name", [monitor.name for monitor in self.monitors]),
             *(
                 _other_hash(f"monitors.{i}.sae_sha256", monitor.sae_sha256, wanted=self.sae_sha256)
                 for i, monitor in enumerate(self.monitors)
@@ -204,13 +205,6 @@ def _refuse(*problems: Problem | None) -> None:
     found = [problem for problem in problems if problem is not None]
     if found:
         raise WatchlistError(*found)
-
-
-def _repeated(owner: str, field: str, values: Sequence[str | int]) -> Iterable[Problem]:
-    for i, value in enumerate(values):
-        if value in values[:i]:
-            wanted = f"a value of its own, unlike {owner}.{values.index(value)}.{field}"
-            yield Problem(f"{owner}.{i}.{field}", wanted, shown(value))
 
 
 def _other_hash(field: str, got: str, *, wanted: str) -> Problem | None:
