@@ -3,8 +3,9 @@
 The dataclasses of this package call them in `__post_init__`, so an invalid object cannot exist, however it was made.
 """
 
+import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from monitors.errors import MonitorError, Problem, shown
 
@@ -85,3 +86,13 @@ def distinct(owner: str, field: str, values: Sequence[str | int]) -> Iterator[Pr
         if value in values[:i]:
             wanted = f"a value of its own, unlike {owner}.{values.index(value)}.{field}"
             yield Problem(f"{owner}.{i}.{field}", wanted, shown(value))
+
+
+def json_object(field: str, value: object) -> Problem | None:
+    """Free facts that can be written and read again."""
+    try:
+        json.dumps(value, allow_nan=False)
+        is_object = isinstance(value, Mapping)
+    except (TypeError, ValueError):
+        is_object = False
+    return None if is_object else Problem(field, "a JSON object without NaN or infinity", shown(value))

@@ -4,10 +4,11 @@
     └── MonitorError        a rule, monitor, reading, score or policy that cannot be used
         ├── WatchlistError  a feature file that cannot be used
         ├── CatalogueError  a latent catalogue that cannot be used
-        └── JournalError    an alert journal that cannot be used
-            ├── JournalLocked       another process writes there
-            ├── JournalWriteFailed  an alert that could not be kept: the disk is full, or broken
-            └── JournalUnreachable  the database does not answer
+        ├── JournalError    an alert journal that cannot be used
+        │   ├── JournalLocked       another process writes there
+        │   ├── JournalWriteFailed  an alert that could not be kept: the disk is full, or broken
+        │   └── JournalUnreachable  the database does not answer
+        └── PackError       a monitor pack that cannot be used
 
 Every error carries its `problems`, one per fault, so that a caller can turn each into a field violation of its
 own; `str(error)` is one line per problem.
@@ -95,6 +96,18 @@ class JournalWriteFailed(JournalError):
 
 class JournalUnreachable(JournalError):
     """The database does not answer, or broke off."""
+
+
+class PackError(MonitorError):
+    """A monitor pack that is malformed, was changed after it was signed, or belongs to another model."""
+
+    def __init__(self, *problems: Problem, path: Path | None = None) -> None:
+        super().__init__(*problems)
+        self.path = path
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if self.path is None else f"cannot use monitor pack {self.path}:\n{text}"
 
 
 def shown(value: object) -> str:

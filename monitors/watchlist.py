@@ -9,22 +9,20 @@ lists everything wrong, because a file that is half understood makes a monitor t
 """
 
 import json
-import os
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ValidationError
 
 from monitors import checks
 from monitors.components import Transform, WeightedFeature
 from monitors.errors import MonitorError, Problem, WatchlistError, shown
 from monitors.monitor import MonitorSpec
 from monitors.rules import Rule
+from monitors.strict_files import STRICT, problems_of, write_whole
 
 FEATURES_FILE = "features.json"
 """Its name in a dictionary's folder."""
@@ -59,7 +57,7 @@ class NamedFeature:
             checks.positive("reference_scale", self.reference_scale),
             checks.flag("validated", self.validated),
             checks.flag("default_watched", self.default_watched),
-            _json_object("evidence", self.evidence),
+            checks.json_object("evidence", self.evidence),
         )
 
     @property
@@ -102,24 +100,14 @@ class Watchlist:
         try:
             return _File.model_validate_json(text).watchlist()
         except ValidationError as error:
-            problems = [problem for detail in error.errors() for problem in _problems(detail)]
-            raise WatchlistError(*problems, path=path) from error
+            raise WatchlistError(*problems_of(error), path=path) from error
         except MonitorError as error:
             raise WatchlistError(*error.problems, path=path) from error
 
     def save(self, path: Path) -> None:
         """Writes a feature file in one step: a reader sees the old file or the new one, never half of one."""
         text = json.dumps(self._as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # In the same folder, because a rename is atomic only within one file system.
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        try:
-            with draft.open("x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole(path, text)
 
     def check_binding(self, sae_sha256: str, num_latents: int) -> None:
         """Raises WatchlistError unless this list was made for that dictionary: same weights, every index in it."""
@@ -166,8 +154,7 @@ class Watchlist:
 
 
 class _Strict(BaseModel):
-    # Holds for the plain dataclasses inside as well, which run their own __post_init__ too.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = STRICT
 
 
 class _MonitorEntry(_Strict):
@@ -209,30 +196,3 @@ def _refuse(*problems: Problem | None) -> None:
 
 def _other_hash(field: str, got: str, *, wanted: str) -> Problem | None:
     return None if got == wanted else Problem(field, f"{wanted!r}, the dictionary's", shown(got))
-
-
-def _json_object(field: str, value: object) -> Problem | None:
-    try:
-        json.dumps(value, allow_nan=False)
-        is_object = isinstance(value, Mapping)
-    except (TypeError, ValueError):
-        is_object = False
-    return None if is_object else Problem(field, "a JSON object without NaN or infinity", shown(value))
-
-
-def _problems(detail: ErrorDetails) -> Iterable[Problem]:
-    """pydantic's account of one fault, in our terms."""
-    field = ".".join(str(part) for part in detail["loc"]) or "file"
-    context = detail.get("ctx", {})
-    match detail["type"]:
-        case "value_error":  # raised by one of our own dataclasses
-            return [problem.within(field) for problem in context["error"].problems]
-        case "json_invalid":
-            return [Problem("file", "JSON", str(context["error"]))]
-        case "missing":
-            return [Problem(field, "a value", "nothing")]
-        case "extra_forbidden" | "unexpected_keyword_argument":
-            return [Problem(field, "no such key", shown(detail["input"]))]
-        case _:
-            wanted = detail["msg"].removeprefix("Input should be ")
-            return [Problem(field, wanted, shown(detail["input"]))]

@@ -175,7 +175,7 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_no_draft(watchlist, tmp_pat
     def fail(_descriptor: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("monitors.watchlist.os.fsync", fail)
+    monkeypatch.setattr("monitors.strict_files.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         replace(watchlist, features=()).save(path)
     assert path.read_bytes() == before
@@ -191,7 +191,7 @@ def test_readers_never_see_half_a_file(watchlist, tmp_path, monkeypatch):
         [draft] = set(tmp_path.iterdir()) - {path}
         seen.extend([Watchlist.load(path), Watchlist.load(draft)])
 
-    monkeypatch.setattr("monitors.watchlist.os.fsync", look)
+    monkeypatch.setattr("monitors.strict_files.os.fsync", look)
     shorter.save(path)
     assert seen == [watchlist, shorter]
 

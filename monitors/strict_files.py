@@ -1,0 +1,112 @@
+"""Files that people edit, read strictly and written whole.
+
+A key too many, a number as a string, a key given twice is refused, and one error lists everything wrong, because a file
+that is half understood makes a monitor that is half on. Files are YAML or JSON; both are checked as JSON.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+from yaml.events import AliasEvent
+
+from monitors.errors import MonitorError, Problem, shown
+
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+"""Holds for the plain dataclasses inside as well, which run their own __post_init__ too."""
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one text of a JSON value: keys sorted, no white space, no NaN. ValueError or TypeError if it is none."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def content_sha256(value: Any) -> str:
+    """Hash of a JSON value, whatever the file that holds it looks like."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def read_yaml(text: bytes) -> Any:
+    """A JSON value from YAML. MonitorError for what is no YAML, gives a key twice, or has values that JSON has not."""
+    try:
+        value = yaml.load(text, _Loader)  # a safe loader, and a stricter one
+        json.dumps(value)  # NaN goes through, so that the check of its field finds it and says where it is
+        return value
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MonitorError(Problem("file", "YAML", " ".join(str(error).split()))) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MonitorError(Problem("file", "YAML of texts, numbers, lists and mappings alone", str(error))) from error
+
+
+def to_yaml(value: Any) -> str:
+    """A JSON value as YAML, keys in their order."""
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
+
+
+def problems_of(error: ValidationError) -> list[Problem]:
+    """Every fault that pydantic found, in our terms."""
+    return [problem for detail in error.errors() for problem in _problems(detail)]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file in one step: a reader sees the old file or the new one, never half of one."""
+    # In the same folder, because a rename is atomic only within one file system.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with draft.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML allows and nobody means: a key twice (the last would win), and anchors, of which a few lines
+    can stand for any amount of text."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise yaml.constructor.ConstructorError(None, None, "anchors and aliases are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _problems(detail: ErrorDetails) -> Iterable[Problem]:
+    """pydantic's account of one fault."""
+    place = ".".join(str(part) for part in detail["loc"])
+    field = place or "file"
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "value_error":  # raised by one of our own dataclasses
+            return [problem.within(place) for problem in context["error"].problems]
+        case "json_invalid":
+            return [Problem("file", "JSON", str(context["error"]))]
+        case "missing":
+            return [Problem(field, "a value", "nothing")]
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return [Problem(field, "no such key", shown(detail["input"]))]
+        case _:
+            wanted = detail["msg"].removeprefix("Input should be ")
+            return [Problem(field, wanted, shown(detail["input"]))]
