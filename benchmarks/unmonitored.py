@@ -23,6 +23,7 @@ def forward(
     *,
     num_top: int = 0,
     all_logits: bool = False,
+    with_probes: bool = False,
 ) -> PassOutput:
     """`ModelRunner.forward` without reading anything."""
     num_tokens = len(rows[0].ids)
@@ -47,6 +48,7 @@ def forward(
         nothing,
         torch.ones(n),
         nothing,
+        torch.zeros(n, len(runner.probe_names) if with_probes else 0),
     )
     return PassOutput(logits, stats, {}, n, 0.0)
 

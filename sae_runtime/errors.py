@@ -4,6 +4,7 @@
     ├── ModelError        a language model that can't be found, verified or fitted into memory
     ├── CheckpointError   a dictionary that can't be read as what it says it is
     ├── SteeringError     a steering spec that can't be carried out
+    ├── ProbeError        a probe that can't be computed on this model
     └── TapError          the tap saw something else than the tokens of the step
 
 Messages name the thing, the value wanted and the value got, in one line.
@@ -24,6 +25,10 @@ class CheckpointError(RuntimeFault):
 
 class SteeringError(RuntimeFault, ValueError):
     """A steering spec that makes no sense for this dictionary or model."""
+
+
+class ProbeError(RuntimeFault):
+    """A linear probe of another width, or with numbers that are none."""
 
 
 class TapError(RuntimeFault):

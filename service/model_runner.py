@@ -1,14 +1,15 @@
-"""Runs forward passes: ids in, logits and readings out. The only module of the service that handles activations.
+"""Runs forward passes: ids in, logits, readings and probes out. No other module of the service handles activations.
 
 Owns the model, the key-value slots, the tap and the dictionary, on one thread. Knows nothing of queues, text or
 clients. A pass is one prompt chunk of one row (`prefill`) or one token of many rows (`decode`).
 
-Shape suffixes: B rows, T tokens per row, N = B * T, D model width, V vocabulary, U latents read in this pass.
+Shape suffixes: B rows, T tokens per row, N = B * T, D model width, V vocabulary, U latents read in this pass, P probes.
 """
 
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from sae_runtime.cache_argument import cache_argument
 from sae_runtime.language_model import LanguageModel
+from sae_runtime.probes import ProbeSet
 from sae_runtime.sae import SAE
 from sae_runtime.steering import Steering, relative_moves
 from sae_runtime.tap import Tap, TapRecord
@@ -48,9 +50,11 @@ class TokenStats(NamedTuple):
     l0_N: Any
     fvu_N: Any
     finite_N: Any
-    """1 where the residual (as read on by the model) and all that was read from it were finite."""
+    """1 where the residual (as read on by the model) and all that was read from it, probes too, were finite."""
     off_scale_N: Any
     """1 at position 0 and wherever else the residual is far longer than usual: readings there mean nothing."""
+    probes_NP: Any
+    """Values of all probes, in the order of `ModelRunner.probe_names`; no columns if they were not asked for."""
 
 
 class SteeredRow(NamedTuple):
@@ -85,7 +89,7 @@ class Fetched(NamedTuple):
 
 
 class ModelRunner:
-    """A model, its slots, its tap and its dictionary."""
+    """A model, its slots, its tap, its dictionary and its probes."""
 
     def __init__(
         self,
@@ -95,14 +99,25 @@ class ModelRunner:
         cache: SlotCache,
         *,
         resid_norm_mean: float | None = None,
+        probes: ProbeSet | None = None,
     ) -> None:
-        """`resid_norm_mean` is the usual ||residual||; without it only position 0 counts as off scale."""
+        """
+        Args:
+            resid_norm_mean: the usual ||residual||; without it only position 0 counts as off scale.
+            probes: those that monitors may ask for; made with `tap` as the shared one.
+        """
         self.language_model = language_model
         self.sae = sae
         self.tap = tap
         self.cache = cache
+        self.probes = probes
         self._device = language_model.device
         self._largest_norm = math.inf if resid_norm_mean is None else OFF_SCALE_NORMS * resid_norm_mean
+
+    @property
+    def probe_names(self) -> tuple[str, ...]:
+        """What the columns of `TokenStats.probes_NP` are."""
+        return () if self.probes is None else self.probes.names
 
     def forward(
         self,
@@ -111,6 +126,7 @@ class ModelRunner:
         *,
         num_top: int = 0,
         all_logits: bool = False,
+        with_probes: bool = False,
     ) -> PassOutput:
         """One pass over rows of equally many tokens.
 
@@ -119,9 +135,10 @@ class ModelRunner:
             latents: U latents to read at every token.
             num_top: how many of the largest latents to report besides.
             all_logits: give logits for every token, not for each row's last alone.
+            with_probes: compute the probes, all of them: it is one small product for each residual they read.
 
         Raises:
-            TapError: the tap did not see every token. Whatever torch raises is passed on; slots may then hold part
+            TapError: a tap did not see every token. Whatever torch raises is passed on; slots may then hold part
             of the pass, which a repetition overwrites.
         """
         num_tokens = len(rows[0].ids)
@@ -137,7 +154,12 @@ class ModelRunner:
                 edited_BTD[b] = steering.apply(resid_BTD[b], rows[b].start)
             return edited_BTD
 
-        with torch.inference_mode(), self.tap.step(ids_BT.numel(), edit if steered_rows else None) as record:
+        probes = self.probes if with_probes else None
+        probing: AbstractContextManager[Sequence[TapRecord | None]] = nullcontext(())
+        if probes is not None:
+            probing = probes.step(ids_BT.numel())
+        tapping = self.tap.step(ids_BT.numel(), edit if steered_rows else None)
+        with torch.inference_mode(), tapping as record, probing as probed:
             logits_BTV = self.language_model.model(
                 input_ids=ids_BT,
                 position_ids=positions_BT,
@@ -148,7 +170,8 @@ class ModelRunner:
             ).logits.to(torch.float32)
         with torch.inference_mode():
             started = time.perf_counter()
-            stats, steered = self._read(record, rows, steered_rows, latents, num_top)
+            probes_NP = None if probes is None else probes.read(probed, record)
+            stats, steered = self._read(record, rows, steered_rows, latents, num_top, probes_NP)
             encode_seconds = time.perf_counter() - started
         return PassOutput(logits_BTV, stats, steered, record.num_tokens, encode_seconds)
 
@@ -171,8 +194,8 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """Run a prompt and a token through slot 0, so that the first request does not pay for first times."""
-        self.forward([RowInput(0, 0, [0] * 8)], [0], num_top=1)
-        self.forward([RowInput(0, 8, [0])], [0], num_top=1)
+        self.forward([RowInput(0, 0, [0] * 8)], [0], num_top=1, with_probes=True)
+        self.forward([RowInput(0, 8, [0])], [0], num_top=1, with_probes=True)
         self.release(0, 9)
 
     def release(self, slot: int, num_used: int) -> None:
@@ -191,6 +214,7 @@ class ModelRunner:
         steered_rows: list[int],
         latents: Sequence[int],
         num_top: int,
+        probes_NP: Tensor | None,
     ) -> tuple[TokenStats, dict[int, SteeredRow]]:
         """Encode all residuals, and steered rows once more as they were left."""
         resid_BTD, edited_BTD = record.resid_BTD, record.edited_BTD
@@ -199,6 +223,9 @@ class ModelRunner:
         seen = self.sae.read_tokens(resid_BTD.flatten(0, 1), latents_U, num_top)
         read_on_ND = (resid_BTD if edited_BTD is None else edited_BTD).flatten(0, 1)
         finite_N = read_on_ND.isfinite().all(-1) & seen.fvu_T.isfinite()
+        if probes_NP is None:
+            probes_NP = read_on_ND.new_empty((len(read_on_ND), 0))
+        finite_N &= probes_NP.isfinite().all(-1)
         is_first_N = torch.tensor(
             [t + row.start == 0 for row in rows for t in range(len(row.ids))], device=self._device
         )
@@ -211,6 +238,7 @@ class ModelRunner:
             seen.fvu_T,
             finite_N,
             is_first_N | (norm_N > self._largest_norm),
+            probes_NP,
         )
         steered = {}
         for b in steered_rows:

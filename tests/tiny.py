@@ -1,5 +1,7 @@
 """Small real parts for tests: a random Llama, a byte tokenizer, a random dictionary, an engine around them."""
 
+from collections.abc import Sequence
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
@@ -9,6 +11,7 @@ from monitors.monitor import MonitorSpec, WeightedFeature
 from monitors.rules import Rule
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel, wrap_model
+from sae_runtime.probes import Probe, ProbeSet
 from sae_runtime.sae import SAE
 from sae_runtime.steering import SteeringLimits
 from sae_runtime.tap import Tap
@@ -87,7 +90,15 @@ def limits(dictionary: SAE, max_relative_norm: float = 20.0) -> SteeringLimits:
     return SteeringLimits.of(dictionary, resid_norm_mean=3.0, max_relative_norm=max_relative_norm)
 
 
-def model_runner(model: LanguageModel, dictionary: SAE, *, num_slots: int = 4) -> ModelRunner:
+def probe(name: str, hook_point: str, *, seed: int = 0, bias: float = 0.0) -> Probe:
+    """A probe along a random direction."""
+    direction = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(seed))
+    return Probe(name, HookPoint.parse(hook_point), direction.tolist(), bias)
+
+
+def model_runner(
+    model: LanguageModel, dictionary: SAE, *, num_slots: int = 4, probes: Sequence[Probe] = ()
+) -> ModelRunner:
     config = model.model.config
     cache = SlotCache(
         num_layers=NUM_LAYERS,
@@ -98,7 +109,9 @@ def model_runner(model: LanguageModel, dictionary: SAE, *, num_slots: int = 4) -
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    return ModelRunner(model, dictionary, Tap(model.model, HOOK_POINT, D_MODEL), cache)
+    tap = Tap(model.model, HOOK_POINT, D_MODEL)
+    probe_set = ProbeSet(model.model, probes, shared=tap, device=model.device) if probes else None
+    return ModelRunner(model, dictionary, tap, cache, probes=probe_set)
 
 
 def engine(
@@ -109,11 +122,12 @@ def engine(
     chunk_tokens: int = 16,
     max_requests: int = 64,
     max_prompt_tokens: int = 10_000,
+    probes: Sequence[Probe] = (),
     **settings: object,
 ) -> Engine:
     """An engine that is not started: tests call `step` themselves, or `start`."""
     return Engine(
-        model_runner(model, dictionary, num_slots=num_slots),
+        model_runner(model, dictionary, num_slots=num_slots, probes=probes),
         Scheduler(num_slots, chunk_tokens),
         Admission(num_slots=num_slots, max_requests=max_requests, max_prompt_tokens=max_prompt_tokens),
         steering_limits=limits(dictionary),
