@@ -1,4 +1,4 @@
-"""Makes the feature file of a dictionary: `features.json`, read by the server.
+"""Makes the feature file of a dictionary, `features.json`, and beside it packs of the monitors asked for.
 
 Without `--choices` it prints the best latents of each contrast with the texts they are largest on, to be looked at.
 With it, the file is written: a choice is a name with its contrast, and optionally the latent and words for the page.
@@ -41,17 +41,19 @@ from discovery.shards import load_manifest as load_harvest_manifest
 from discovery.steering_bench import Bench
 from discovery.steering_trial import try_steering
 from monitors.components import WeightedFeature
-from monitors.monitor import MonitorSpec
-from monitors.rules import Rule
+from monitors.pack import PACK_SUFFIX, MonitorPack
+from monitors.pack_parts import Bindings, PackCalibration, PackComponent
+from monitors.thresholds import Levels, LevelThreshold, Stratum, Thresholds
 from monitors.watchlist import FEATURES_FILE, NamedFeature, Watchlist
-from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
+from sae_runtime.checkpoint import LoadedSAE, Manifest, load_manifest, load_sae
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.tap import Tap
 from sae_runtime.whole_files import whole_file
 
 MAX_DENSITY = 0.05
 
-_WINDOW, _MIN_TOKENS = 16, 8
+_WINDOW, _MIN_TOKENS, _LONGEST = 16, 8, 1024
+_LIMITS = "Its threshold bounds no rate of false alarms at any length of reply."
 _CANDIDATES = 12
 _STEERING_PROMPT = "Tell me about your day."
 _STEERING_MULTIPLES = (2.0, 4.0)
@@ -217,39 +219,57 @@ def feature_of(
     )
 
 
-def monitor_of(feature: NamedFeature, replies: list[Tensor], column: int, sae_sha256: str, sources: str) -> MonitorSpec:
+def monitor_of(
+    feature: NamedFeature, replies: list[Tensor], column: int, manifest: Manifest, sources: str
+) -> MonitorPack:
     """A monitor on one feature, its threshold the plain 99 % quantile over benign replies."""
     statistics = reply_statistics(replies, column, feature.reference_scale, _WINDOW, _MIN_TOKENS)
     found = quantile_threshold(statistics)
     # A latent that is silent on benign replies leaves nothing to set a threshold by.
     threshold = round(max(found.threshold, 0.01), 4)
-    return MonitorSpec(
+    level = LevelThreshold(round(1 - found.quantile, 6), threshold, (_LONGEST,))
+    source = (
+        f"The plain {found.quantile:.0%} quantile of the largest rolling mean over {found.num_replies} benign "
+        f"replies ({sources}; largest {found.max_statistic:.3f}). Not a validated calibration."
+    )
+    return MonitorPack(
         name=feature.name,
+        version=1,
+        kind="feature",
         description=f"Rolling mean of the feature {feature.name}: {feature.description}.",
-        features=(WeightedFeature(feature.index, 1.0, feature.reference_scale),),
-        transform="linear",
-        rule=Rule(
-            threshold=threshold,
-            clear_threshold=round(0.8 * threshold, 4),
-            window=_WINDOW,
-            min_tokens=_MIN_TOKENS,
-            cooldown_tokens=_WINDOW,
-            severity="warning",
-        ),
-        score_prompt=False,
+        limits="Nothing shows that the feature is what its name says. " + _LIMITS,
         validated=False,
-        threshold_source=(
-            f"The plain {found.quantile:.0%} quantile of the largest rolling mean over {found.num_replies} benign "
-            f"replies ({sources}; largest {found.max_statistic:.3f}). Not a validated calibration."
+        validated_reason="Never evaluated, and its threshold is one quantile for replies of all lengths.",
+        bindings=Bindings(
+            model_name=manifest.model_name,
+            model_sha256=manifest.model_sha256,
+            quantization=manifest.quantization,
+            sae_sha256=manifest.sae_sha256,
         ),
-        sae_sha256=sae_sha256,
+        components=(
+            PackComponent(
+                name=feature.name,
+                reads=f"The latent {feature.index}, in units of its reference scale.",
+                features=(WeightedFeature(feature.index, 1.0, feature.reference_scale),),
+                transform="linear",
+            ),
+        ),
+        window=_WINDOW,
+        min_tokens=_MIN_TOKENS,
+        cooldown_tokens=_WINDOW,
+        thresholds=Thresholds((Stratum(_LONGEST, 0.0),), Levels(level, None), round(0.8 * threshold, 4)),
+        calibration=PackCalibration(
+            method="plain_quantile",
+            source=source,
+            figures={"num_replies": found.num_replies, "max_statistic": found.max_statistic},
+        ),
     )
 
 
-def wrong_firings(replies: list[Tensor], monitor: MonitorSpec, column: int, scale: float) -> dict[str, float | int]:
-    """How often a monitor would fire on replies that it ought to leave alone."""
+def wrong_firings(replies: list[Tensor], threshold: float, column: int, scale: float) -> dict[str, float | int]:
+    """How often a monitor of that threshold would fire on replies that it ought to leave alone."""
     statistics = reply_statistics(replies, column, scale, _WINDOW, _MIN_TOKENS)
-    fired = sum(statistic > monitor.rule.threshold for statistic in statistics)
+    fired = sum(statistic > threshold for statistic in statistics)
     return {"replies": len(statistics), "fired": fired, "share": round(fired / max(len(statistics), 1), 4)}
 
 
@@ -274,7 +294,7 @@ def print_candidates(results: dict[str, SearchResult], held_out: HeldOut) -> Non
 
 def build(
     lab: Lab, choices: dict[str, Any], contrasts: dict[str, ContrastReadings], held_out: HeldOut, args: Any
-) -> Watchlist:
+) -> tuple[Watchlist, list[MonitorPack]]:
     """All chosen features, and the monitors asked for."""
     features = []
     for name, choice in tqdm(choices["features"].items(), desc="features", unit="feature"):
@@ -286,12 +306,13 @@ def build(
     hard = read_replies(lab.lm, lab.tap, lab.sae, list(read_items(args.hard_negative, lab.lm.tokenizer)), indices)
     monitors = []
     for column, feature in enumerate(watched):
-        sha256 = lab.sae.manifest.sae_sha256
-        monitors.append(monitor_of(feature, replies, column, sha256, choices["benign_sources"]))
+        monitors.append(monitor_of(feature, replies, column, lab.sae.manifest, choices["benign_sources"]))
         if hard:
-            wrong = wrong_firings(hard, monitors[-1], column, feature.reference_scale)
+            level = monitors[-1].spec().thresholds.levels.warning
+            assert level is not None
+            wrong = wrong_firings(hard, level.offset, column, feature.reference_scale)
             feature.evidence["hard_negative_replies"] = wrong  # type: ignore[index]
-    return Watchlist(lab.sae.manifest.sae_sha256, tuple(features), tuple(monitors))
+    return Watchlist(lab.sae.manifest.sae_sha256, tuple(features)), monitors
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -305,7 +326,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--benign", type=Path, nargs="*", default=[], help="replies to set thresholds by")
     parser.add_argument("--hard-negative", type=Path, nargs="*", default=[], help="replies to test wrong alarms on")
     parser.add_argument("--cache", type=Path, help="file to keep the contrasts' readings in")
-    parser.add_argument("--output", type=Path, help=f"default {FEATURES_FILE} in the dictionary's folder")
+    parser.add_argument(
+        "--output", type=Path, help=f"default {FEATURES_FILE} beside the dictionary; packs go there too"
+    )
     add_dictionary_model_arguments(parser)
     return parser.parse_args(argv)
 
@@ -333,10 +356,13 @@ def name_features(lab: Lab, args: argparse.Namespace) -> None:
     if args.choices is None:
         print_candidates(results, held_out)
         return
-    watchlist = build(lab, choices, contrasts, held_out, args)
+    watchlist, packs = build(lab, choices, contrasts, held_out, args)
     watchlist.check_binding(sae.manifest.sae_sha256, sae.num_latents)
-    watchlist.save(args.output or args.dictionary / FEATURES_FILE)
-    print(json.dumps({"features": len(watchlist.features), "monitors": len(watchlist.monitors)}))
+    output = args.output or args.dictionary / FEATURES_FILE
+    watchlist.save(output)
+    for pack in packs:
+        pack.save(output.with_name(pack.name + PACK_SUFFIX))
+    print(json.dumps({"features": len(watchlist.features), "monitors": len(packs)}))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from discovery.corpus import Context
 from discovery.residuals import read_in_batches
 from discovery.search_items import Item
-from monitors.monitor import max_rolling_mean
+from monitors.reference import max_rolling_mean
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.sae import SAE
 from sae_runtime.tap import Tap

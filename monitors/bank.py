@@ -3,13 +3,15 @@
 The bank decides nothing about generation: it says that a stop or a steering was asked for, the engine does it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from monitors import checks
+from monitors.components import Inputs
 from monitors.errors import Problem, shown
-from monitors.monitor import Monitor, MonitorSpec, MonitorSummary, MonitorUpdate
+from monitors.monitor_spec import MonitorSpec, Role
+from monitors.track import Alert, MonitorSummary, MonitorUpdate, Track
 
 
 class PolicyAction(StrEnum):
@@ -36,14 +38,18 @@ class Policy:
 
 
 class MonitorBank:
-    """The monitors of one request, observed together; none sees another."""
+    """The monitors of one request, observed together; none sees another.
+
+    A monitor scores each of its roles by itself, in a track: means, counts and alerts never run over two of them.
+    """
 
     def __init__(self, specs: Iterable[MonitorSpec], policies: Iterable[Policy] = ()) -> None:
         """Raises MonitorError for a monitor or policy given twice, or a policy of a monitor that is not here."""
-        self._monitors = [Monitor(spec) for spec in specs]
+        self._specs = tuple(specs)
         self._policies: dict[str, Policy] = {}
         self._triggered: list[Policy] = []
-        names = [monitor.spec.name for monitor in self._monitors]
+        self._last_position: int | None = None
+        names = [spec.name for spec in self._specs]
         checks.refuse(
             *(
                 Problem(f"monitors.{i}.name", "a monitor not in the bank yet", shown(name))
@@ -53,11 +59,15 @@ class MonitorBank:
         )
         for i, policy in enumerate(policies):
             self._add_policy(f"policies.{i}.monitor", policy, names)
-
-    @property
-    def features(self) -> tuple[int, ...]:
+        tracks = [Track(spec, role) for spec in self._specs for role in spec.roles]
+        self._tracks = tuple(tracks)
+        self._of_role: dict[Role, list[Track]] = {}
+        for track in tracks:
+            self._of_role.setdefault(track.role, []).append(track)
+        self.latents = tuple(sorted({latent for spec in self._specs for latent in spec.latents}))
         """Latents that `observe` needs the readings of, ascending."""
-        return tuple(sorted({part.feature for monitor in self._monitors for part in monitor.spec.features}))
+        self.probes = tuple(dict.fromkeys(probe for spec in self._specs for probe in spec.probes))
+        """Probes that `observe` needs the values of."""
 
     @property
     def triggered(self) -> tuple[Policy, ...]:
@@ -74,24 +84,42 @@ class MonitorBank:
         """Whether an alert has asked for steering; `triggered` says whose."""
         return any(policy.action == PolicyAction.STEER for policy in self._triggered)
 
-    def observe(
-        self, position: int, readings: Mapping[int, float], is_prompt: bool, is_off_scale: bool = False
-    ) -> list[tuple[str, MonitorUpdate]]:
-        """Shows one token to every monitor; (monitor name, update) in the order the specs were given.
+    def scores(self, role: Role | None) -> bool:
+        """Whether any monitor scores tokens of that role: others need no inputs."""
+        return role in self._of_role
 
-        Raises what `Monitor.observe` raises. Some monitors have then seen the token and others not: the request
-        has to be failed.
+    def observe(self, position: int, inputs: Inputs, role: Role | None) -> list[tuple[str, MonitorUpdate]]:
+        """Shows one token to the monitors that score its role; (monitor name, update) in the order of the specs.
+
+        `role` is None for a token that nobody said (a template's), or that carries a massive activation; position 0
+        always does and is never scored. The first position may be any; each further one must be the next, so that no
+        token can be missed or counted twice.
+
+        Raises MonitorError for a position out of turn and, at tokens that are scored, for a missing or non-finite
+        input. Some monitors have then seen the token and others not: the request has to be failed.
         """
+        self._take_position(position)
+        if position == 0 or role not in self._of_role:
+            return []
         updates = []
-        for monitor in self._monitors:
-            update = monitor.observe(position, readings, is_prompt, is_off_scale)
-            updates.append((monitor.spec.name, update))
-            self._trigger(update)
+        for track in self._of_role[role]:
+            update = track.observe(position, inputs)
+            updates.append((track.spec.name, update))
+            if update.alert is not None:
+                self._trigger(update.alert)
         return updates
 
     def summaries(self) -> list[MonitorSummary]:
-        """One per monitor, in the order the specs were given."""
-        return [monitor.summary() for monitor in self._monitors]
+        """One per monitor and role it scores, in the order the specs were given."""
+        return [track.summary() for track in self._tracks]
+
+    def _take_position(self, position: int) -> None:
+        if self._last_position is None:
+            checks.refuse(checks.count("position", position, at_least=0))
+        elif position != self._last_position + 1:
+            wanted = f"{self._last_position + 1}, the one after the last"
+            checks.refuse(Problem("position", wanted, shown(position)))
+        self._last_position = position
 
     def _add_policy(self, field: str, policy: Policy, names: list[str]) -> None:
         checks.refuse(checks.choice(field, policy.monitor, names))
@@ -99,9 +127,7 @@ class MonitorBank:
             checks.refuse(Problem(field, "one policy per monitor", f"a second one for {policy.monitor!r}"))
         self._policies[policy.monitor] = policy
 
-    def _trigger(self, update: MonitorUpdate) -> None:
-        if update.alert is None or update.alert.state != "firing":
-            return
-        policy = self._policies.get(update.alert.monitor)
+    def _trigger(self, alert: Alert) -> None:
+        policy = self._policies.get(alert.monitor) if alert.state == "firing" else None
         if policy is not None and policy not in self._triggered:
             self._triggered.append(policy)

@@ -6,7 +6,7 @@ evidence.
 
     pack = MonitorPack.load(path)
     pack.misfits(served), pack.mismatches(served)
-    Monitor(pack.spec())
+    MonitorBank([pack.spec()])
 """
 
 import json

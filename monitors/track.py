@@ -61,12 +61,11 @@ class Alert:
 
 
 class MonitorUpdate(NamedTuple):
-    """What one token did."""
+    """What one scored token did."""
 
-    score: float | None
-    """Score from the first scored token on; None at a token that is not scored."""
+    score: float
     components: tuple[float, ...]
-    """Standardised scores of the components, in the order of the spec; empty at a token that is not scored."""
+    """Standardised scores of the components, in the order of the spec."""
     level: Level | None
     """Level of the alert that is open after this token."""
     alert: Alert | None

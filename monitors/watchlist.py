@@ -1,4 +1,4 @@
-"""The feature file: which latents of a dictionary have names, and the monitors made of them.
+"""The feature file: which latents of a dictionary have names. Monitors are packs (`monitors.pack`).
 
 `features.json` lies beside the dictionary and is bound to it by the weights' hash: a latent's index means nothing in
 another one. It is read strictly. A key too many, a number as a string or a name used twice is refused, and one error
@@ -9,7 +9,7 @@ lists everything wrong, because a file that is half understood makes a monitor t
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +18,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from monitors import checks
-from monitors.components import Transform, WeightedFeature
 from monitors.errors import MonitorError, Problem, WatchlistError, shown
-from monitors.monitor import MonitorSpec
-from monitors.rules import Rule
 from monitors.strict_files import STRICT, problems_of, write_whole
 
 FEATURES_FILE = "features.json"
 """Its name in a dictionary's folder."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_DEFAULT_WATCHED = 64
 """Each watched feature is a label value of several metrics; more would make the time series explode."""
 
@@ -68,12 +65,11 @@ class NamedFeature:
 
 @dataclass(frozen=True)
 class Watchlist:
-    """Named features and monitors of one dictionary. Constructing one raises WatchlistError if they contradict."""
+    """Named features of one dictionary. Constructing one raises WatchlistError if they contradict."""
 
     sae_sha256: str
     """Weights hash of the dictionary."""
     features: tuple[NamedFeature, ...]
-    monitors: tuple[MonitorSpec, ...]
 
     def __post_init__(self) -> None:
         num_default = len(self.default_watched)
@@ -82,11 +78,6 @@ class Watchlist:
             checks.sha256("sae_sha256", self.sae_sha256),
             *checks.distinct("features", "name", [feature.name for feature in self.features]),
             *checks.distinct("features", "index", [feature.index for feature in self.features]),
-            *checks.distinct("monitors", "name", [monitor.name for monitor in self.monitors]),
-            *(
-                _other_hash(f"monitors.{i}.sae_sha256", monitor.sae_sha256, wanted=self.sae_sha256)
-                for i, monitor in enumerate(self.monitors)
-            ),
             cap if num_default > MAX_DEFAULT_WATCHED else None,
         )
 
@@ -113,9 +104,6 @@ class Watchlist:
         """Raises WatchlistError unless this list was made for that dictionary: same weights, every index in it."""
         wanted = f"a latent below {num_latents}"
         indices = [(f"features.{i}.index", feature.index) for i, feature in enumerate(self.features)]
-        for i, monitor in enumerate(self.monitors):
-            for j, part in enumerate(monitor.features):
-                indices.append((f"monitors.{i}.features.{j}.feature", part.feature))
         _refuse(
             _other_hash("sae_sha256", self.sae_sha256, wanted=sae_sha256),
             *(Problem(field, wanted, shown(index)) for field, index in indices if index >= num_latents),
@@ -132,60 +120,27 @@ class Watchlist:
         return {feature.index: feature for feature in self.features}
 
     @cached_property
-    def monitors_by_name(self) -> dict[str, MonitorSpec]:
-        """Monitors by name."""
-        return {monitor.name: monitor for monitor in self.monitors}
-
-    @cached_property
     def default_watched(self) -> tuple[NamedFeature, ...]:
         """Features that the server watches in every request, in the order of the file."""
         return tuple(feature for feature in self.features if feature.default_watched)
 
     def _as_json(self) -> dict[str, Any]:
-        monitors = [asdict(monitor) for monitor in self.monitors]
-        for monitor in monitors:
-            del monitor["sae_sha256"]  # the file says it once, for all
         return {
             "format_version": FORMAT_VERSION,
             "sae_sha256": self.sae_sha256,
             "features": [asdict(feature) for feature in self.features],
-            "monitors": monitors,
         }
 
 
-class _Strict(BaseModel):
+class _File(BaseModel):
     model_config = STRICT
 
-
-class _MonitorEntry(_Strict):
-    """A `MonitorSpec` as the file has it: no hash of its own, and every key required."""
-
-    name: str
-    description: str
-    features: tuple[WeightedFeature, ...]
-    transform: Transform
-    rule: Rule
-    score_prompt: bool
-    validated: bool
-    threshold_source: str
-
-
-class _File(_Strict):
-    format_version: Literal[1]
+    format_version: Literal[2]
     sae_sha256: str
     features: tuple[NamedFeature, ...]
-    monitors: tuple[_MonitorEntry, ...]
 
     def watchlist(self) -> Watchlist:
-        return Watchlist(self.sae_sha256, self.features, tuple(self._specs()))
-
-    def _specs(self) -> Iterator[MonitorSpec]:
-        _refuse(checks.sha256("sae_sha256", self.sae_sha256))
-        for i, entry in enumerate(self.monitors):
-            try:
-                yield MonitorSpec(**dict(entry), sae_sha256=self.sae_sha256)
-            except MonitorError as error:
-                _refuse(*(problem.within(f"monitors.{i}") for problem in error.problems))
+        return Watchlist(self.sae_sha256, self.features)
 
 
 def _refuse(*problems: Problem | None) -> None:

@@ -4,22 +4,30 @@ Everything that can be wrong with them is found here, before a port is opened, a
 errors of `sae_runtime`, `monitors` and `service`.
 """
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from monitors.latent_catalogue import CATALOGUE_FILE, LatentCatalogue
+from monitors.pack_parts import Served
 from monitors.watchlist import FEATURES_FILE, Watchlist
 from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
 from sae_runtime.errors import CheckpointError, ModelError
+from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel, load_language_model
+from sae_runtime.probes import Probe, ProbeSet
 from sae_runtime.steering import SteeringLimits
 from sae_runtime.tap import Tap
 from sae_runtime.weights import available_memory_bytes
-from service.catalog import Catalog, ModelFacts, provenance_mismatches
+from service.catalog import Catalog, ModelFacts, provenance_mismatches, what_is_served
 from service.config import EMBEDDED, Settings
 from service.model_runner import ModelRunner
+from service.monitor_packs import ServedMonitor, added_monitors, merged, shipped_monitors
 from service.slot_cache import SlotCache
 
 EMBEDDED_DICTIONARY = "smollm2-135m-instruct-layer16"
@@ -65,17 +73,20 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
     watchlist = _load_watchlist(sae, settings.features_file, folder)
     catalogue = _load_catalogue(sae, settings.catalogue_file, folder)
     manifest = sae.manifest
+    monitors = _load_monitors(settings, what_is_served(facts, manifest))
+    tap = Tap(model.model, manifest.hook, facts.d_model)
     limits = SteeringLimits.of(sae, manifest.resid_norm_mean, settings.max_steering_relative_norm)
     slots, context_length, cache_bytes = _size(settings, model)
     return Parts(
         runner=ModelRunner(
             model,
             sae,
-            Tap(model.model, manifest.hook, facts.d_model),
+            tap,
             _make_cache(model, slots, context_length),
             resid_norm_mean=manifest.resid_norm_mean,
+            probes=make_probes(model, tap, monitors),
         ),
-        catalog=Catalog(facts, manifest, tuple(mismatches), watchlist, limits.direction_norms, catalogue),
+        catalog=Catalog(facts, manifest, tuple(mismatches), watchlist, limits.direction_norms, monitors, catalogue),
         steering_limits=limits,
         slots=slots,
         context_length=context_length,
@@ -91,7 +102,27 @@ def model_facts(model: LanguageModel) -> ModelFacts:
         vocab_size=model.vocab_size,
         context_length=model.context_length,
         eos_token_ids=tuple(sorted(model.eos_token_ids)),
+        chat_template_sha256=_template_sha256(model.tokenizer),
     )
+
+
+def _template_sha256(tokenizer: Any) -> str | None:
+    template = tokenizer.chat_template
+    if template is None:
+        return None
+    # Some tokenizers have several, by name.
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_probes(model: LanguageModel, tap: Tap, monitors: Sequence[ServedMonitor]) -> ProbeSet | None:
+    """The probes of all monitors, with their taps; None if there are none."""
+    probes = [
+        Probe(probe.name, HookPoint.parse(probe.hook_point), probe.direction, probe.bias)
+        for monitor in monitors
+        for probe in monitor.pack.probes()
+    ]
+    return ProbeSet(model.model, probes, shared=tap, device=model.device) if probes else None
 
 
 def _check_fit(sae: LoadedSAE, model: ModelFacts, *, allow_unverified: bool) -> list[str]:
@@ -116,10 +147,19 @@ def _load_watchlist(sae: LoadedSAE, asked_for: Path | None, folder: Path) -> Wat
     path = asked_for or folder / FEATURES_FILE
     sae_sha256 = sae.manifest.sae_sha256
     if asked_for is None and not path.exists():
-        return Watchlist(sae_sha256, (), ())
+        return Watchlist(sae_sha256, ())
     watchlist = Watchlist.load(path)
     watchlist.check_binding(sae_sha256, sae.num_latents)
     return watchlist
+
+
+def _load_monitors(settings: Settings, served: Served) -> tuple[ServedMonitor, ...]:
+    """Shipped packs of the served model, and those of the operator's folder."""
+    unverified = settings.allow_unverified
+    shipped = shipped_monitors(served, allow_unverified=unverified) if settings.shipped_monitors else []
+    folder = settings.monitor_packs
+    added = [] if folder is None else added_monitors(folder, served, allow_unverified=unverified)
+    return merged(shipped, added)
 
 
 def _load_catalogue(sae: LoadedSAE, asked_for: Path | None, folder: Path) -> LatentCatalogue | None:

@@ -5,13 +5,16 @@ Plain lookups over things that do not change while the server runs. No tensors, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from monitors.latent_catalogue import LatentCatalogue
-from monitors.monitor import MonitorSpec
+from monitors.monitor_spec import MonitorSpec
+from monitors.pack_parts import Served
 from monitors.watchlist import NamedFeature, Watchlist
 from sae_runtime.checkpoint import Manifest
 from sae_runtime.language_model import ModelIdentity
 from service.errors import NotFound
+from service.monitor_packs import ServedMonitor
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +27,11 @@ class ModelFacts:
     vocab_size: int
     context_length: int
     eos_token_ids: tuple[int, ...]
+    chat_template_sha256: str | None = None
+    """Of the template's text; None for a model without one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Catalog:
     """Everything a request may refer to by name or index."""
 
@@ -37,6 +42,8 @@ class Catalog:
     watchlist: Watchlist
     direction_norms: Sequence[float]
     """Per latent, the norm of what one unit of activation adds to the residual."""
+    monitors: tuple[ServedMonitor, ...] = ()
+    """By name."""
     latents: LatentCatalogue | None = None
     """What is known of every latent; None if the dictionary has no catalogue."""
     generation: int = 1
@@ -50,7 +57,19 @@ class Catalog:
     @property
     def default_monitors(self) -> tuple[MonitorSpec, ...]:
         """Monitors run by requests that name none: all."""
-        return self.watchlist.monitors
+        return tuple(monitor.spec for monitor in self.monitors)
+
+    @cached_property
+    def monitors_by_name(self) -> dict[str, ServedMonitor]:
+        """Monitors by name."""
+        return {monitor.pack.name: monitor for monitor in self.monitors}
+
+    def monitor_by_name(self, name: str) -> ServedMonitor:
+        """NotFound if no monitor has that name."""
+        try:
+            return self.monitors_by_name[name]
+        except KeyError:
+            raise NotFound(f"monitor {name!r}") from None
 
     def feature_by_name(self, name: str) -> NamedFeature:
         """NotFound if no feature has that name."""
@@ -58,6 +77,22 @@ class Catalog:
             return self.watchlist.by_name[name]
         except KeyError:
             raise NotFound(f"feature {name!r}") from None
+
+
+def what_is_served(model: ModelFacts, manifest: Manifest) -> Served:
+    """What monitor packs are bound to."""
+    identity = model.identity
+    return Served(
+        model_name=identity.name,
+        model_sha256=identity.weights_sha256,
+        quantization=identity.quantization,
+        dtype=identity.dtype,
+        chat_template_sha256=model.chat_template_sha256,
+        sae_sha256=manifest.sae_sha256,
+        d_model=model.d_model,
+        num_layers=model.num_layers,
+        num_latents=manifest.num_latents,
+    )
 
 
 def provenance_mismatches(manifest: Manifest, model: ModelFacts) -> list[str]:

@@ -15,7 +15,7 @@ from importlib import import_module
 
 from monitors.errors import MonitorError
 from sae_runtime.errors import RuntimeFault
-from service import cli_alerts, cli_features, cli_generate, cli_inspect
+from service import cli_alerts, cli_features, cli_generate, cli_inspect, cli_monitors
 from service.config_layers import print_config, read_layers, settings_of
 from service.errors import ConfigError, InvalidRequest, NotFound, ServiceError
 from service.options import add_flags
@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_inspect.add_parsers(commands)
     cli_features.add_parsers(commands)
     cli_alerts.add_parsers(commands)
+    cli_monitors.add_parsers(commands)
     # Its own parsers take over from there; see `main`.
     commands.add_parser("lab", help="the offline half: train dictionaries, find and explain features", add_help=False)
     return parser

@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 from telltale.v1 import generation_pb2, monitor_pb2
 
-from service import rendering
+from service import monitor_view, rendering
 from service.cli_options import add_connection_flags, add_output_flags, add_read_flags, connect, read_options
 from service.cli_terminal import ReplyView, Terminal
-from service.client_catalog import Monitor, ServerInfo
+from service.client_catalog import ServerInfo
 from service.client_events import Alert, ScoreResult
+from service.client_monitors import Monitor
 from service.client_request import Message, Prompt
 from service.client_wire import decode, decode_score
 from service.errors import ConfigError
@@ -88,7 +89,7 @@ async def run_info(args: argparse.Namespace) -> int:
     else:
         terminal.show(_info_grid(decode(ServerInfo, info)))
         for message in monitors.monitors:
-            terminal.show(_monitor_text(decode(Monitor, message)))
+            terminal.show(monitor_view.brief(decode(Monitor, message)))
     return 0
 
 
@@ -140,6 +141,7 @@ def _read(file: str) -> str:
 
 def _show_score(result: ScoreResult, terminal: Terminal) -> None:
     terminal.note(rendering.unverified_warning(result.sae))
+    terminal.note(monitor_view.cautions(result.monitor_definitions))
     view = ReplyView(terminal)
     for token in result.tokens:
         view.show(token)
@@ -149,7 +151,7 @@ def _show_score(result: ScoreResult, terminal: Terminal) -> None:
     terminal.end_line()
     if result.watched:
         terminal.note(rendering.legend(result.watched, view.peaks))
-    for line in rendering.monitor_lines(result.monitors):
+    for line in rendering.monitor_lines(result.monitors, result.monitor_definitions):
         terminal.note(line)
 
 
@@ -178,14 +180,3 @@ def _info_grid(info: ServerInfo) -> Table:
     for name, value in rows.items():
         grid.add_row(Text(name, style="dim"), Text(sanitize(value)))
     return grid
-
-
-def _monitor_text(monitor: Monitor) -> Text:
-    validated = "validated" if monitor.validated else "NOT VALIDATED"
-    text = (
-        f"monitor {monitor.name} ({monitor.severity}, {validated}): {monitor.description}\n"
-        f"  fires above {monitor.threshold:.3g}, clears below {monitor.clear_threshold:.3g}, mean over "
-        f"{monitor.window} tokens, from {monitor.min_tokens} tokens on\n"
-        f"  threshold from: {monitor.threshold_source or 'unknown'}"
-    )
-    return Text(sanitize(text))

@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToJson
 from rich.console import Console, RenderableType
 from rich.segment import Segment, Segments
 
-from service import rendering
+from service import monitor_view, rendering
 from service.client_events import Alert, Event, Finished, Started, Token
 from service.rendering import Peak
 
@@ -78,6 +78,7 @@ class ReplyView:
                 self._started = event
                 self.peaks = [Peak()] * len(event.watched)
                 self._terminal.note(rendering.unverified_warning(event.sae))
+                self._terminal.note(monitor_view.cautions(event.monitors))
             case Token():
                 self.show_token(event)
             case Alert():

@@ -34,11 +34,12 @@ from telltale.v1 import (
 )
 
 from service.client_calls import Calls, RetryPolicy
-from service.client_catalog import Monitor, ServerInfo, WatchedFeature
+from service.client_catalog import ServerInfo, WatchedFeature
 from service.client_channel import open_channel
 from service.client_events import Alert, Event, Reply, ScoreResult, Started, gather
 from service.client_features import Feature, FeatureMatch, FeatureOrder
 from service.client_lookup import MAX_MATCHES, MAX_PAGE, all_pages, list_request, search_request
+from service.client_monitors import Monitor
 from service.client_request import GenerateOptions, Prompt, ScoreOptions, generate_request, score_request
 from service.client_wire import decode, decode_event, decode_score
 from service.errors import InvalidRequest, NotFound, NotReady, RpcFailed
@@ -212,6 +213,19 @@ class TelltaleClient:
         request = monitor_pb2.ListMonitorsRequest()
         response = await self.call(self.monitors.ListMonitors, request, timeout_seconds=timeout_seconds)
         return [decode(Monitor, monitor) for monitor in response.monitors]
+
+    async def get_monitor(self, name: str, *, timeout_seconds: float | None = None) -> Monitor:
+        """One monitor, with the numbers of its calibration and its evidence.
+
+        Raises:
+            NotFound: no monitor has that name.
+        """
+        return decode(Monitor, await self.monitor_message(name, timeout_seconds=timeout_seconds))
+
+    async def monitor_message(self, name: str, *, timeout_seconds: float | None = None) -> Any:
+        """The wire message of `get_monitor`."""
+        request = monitor_pb2.GetMonitorRequest(name=name)
+        return (await self.call(self.monitors.GetMonitor, request, timeout_seconds=timeout_seconds)).monitor
 
     async def watch_alerts(self, monitors: Sequence[str] = ()) -> AsyncGenerator[Alert, None]:
         """The alerts of all requests from now on, of these monitors or of all. Ends only with an exception.

@@ -1,12 +1,9 @@
-"""What a server says about itself, as the client hands it on: model, dictionary, what is watched, monitors, limits.
+"""What a server says about itself, as the client hands it on: model, dictionary, what is watched, limits.
 
 Conventions as in `client_events`. Knows nothing of gRPC.
 """
 
 from dataclasses import dataclass
-from typing import Literal
-
-Severity = Literal["unspecified", "info", "warning", "critical"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,25 +54,6 @@ class WatchedFeature:
     def label(self) -> str:
         """What to call it: its name, or its index."""
         return self.name or str(self.feature)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Monitor:
-    """A monitor as defined on the server."""
-
-    name: str
-    description: str
-    threshold: float
-    clear_threshold: float
-    window: int
-    min_tokens: int
-    cooldown_tokens: int
-    severity: Severity
-    threshold_source: str
-    """Where the threshold comes from, in words."""
-    validated: bool
-    features: tuple[int, ...]
-    scores_prompt: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

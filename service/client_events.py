@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from service.client_catalog import ModelInfo, Monitor, SaeInfo, Severity, WatchedFeature
+from service.client_catalog import ModelInfo, SaeInfo, WatchedFeature
+from service.client_monitors import Monitor, Severity
 
 FinishReason = Literal["unspecified", "eos", "stop_sequence", "length", "context_length", "alert_stop", "shutdown"]
 AlertState = Literal["unspecified", "firing", "cleared"]
@@ -25,11 +26,15 @@ class FeatureReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorScore:
-    """A monitor's rolling mean at one token."""
+    """A monitor's score at one token."""
 
     monitor: str
     value: float
     firing: bool
+    components: tuple[float, ...] = ()
+    """Standardised, in the order of `Monitor.components`."""
+    level: Severity = "unspecified"
+    """Of the alert that is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +63,8 @@ class Token:
     """Fraction of the residual's variance that the dictionary leaves unexplained."""
     l0: int
     """Active latents."""
+    role: str = ""
+    """Whose words it is; empty for a template's, and in prompts that no monitor scores."""
     watched: tuple[WatchedFeature, ...] = field(default=(), repr=False, compare=False)
     """What `readings` are readings of: the request's watched features, shared by all its tokens."""
 
@@ -72,10 +79,22 @@ class Token:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
-    """A feature's part in a score."""
+    """A feature's part in a component's score."""
 
     feature: int
     value: float
+    component: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentPart:
+    """A component's part in a score."""
+
+    component: str
+    score: float
+    """Standardised."""
+    contribution: float
+    """What it gave to the monitor's score; those of all components sum to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +106,7 @@ class Alert:
     monitor: str
     state: AlertState
     severity: Severity
+    """Level reached; of one that cleared, the level it had. A rise to critical is a second alert that is firing."""
     position: int
     """Of the token at which the score crossed."""
     span_start: int
@@ -98,6 +118,12 @@ class Alert:
     """Whether evidence says that this monitor shows what its name says."""
     time_seconds: float
     """Unix time."""
+    components: tuple[ComponentPart, ...] = ()
+    role: str = ""
+    """Whose words were scored."""
+    pack_sha256: str = ""
+    beyond_calibration: bool = False
+    """Whether the reply had grown longer than any that thresholds were set on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +173,7 @@ class SteeringReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorSummary:
-    """A monitor's account of one request."""
+    """A monitor's account of one request; one for each role it scores."""
 
     monitor: str
     max_score: float | None
@@ -155,6 +181,13 @@ class MonitorSummary:
     scored_tokens: int
     fired: bool
     first_fired_position: int | None
+    max_statistic: float | None = None
+    """Largest score less what mere length explains: what levels are set on."""
+    level: Severity = "unspecified"
+    """Highest level reached."""
+    alerts: int = 0
+    role: str = ""
+    beyond_calibration: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,13 @@ def _existing_file(path: Path) -> Path:
     return path
 
 
+def _existing_folder(path: Path) -> Path:
+    path = path.expanduser()
+    if not path.is_dir():
+        raise ValueError("must be an existing folder")
+    return path
+
+
 def _expand_home(name: str) -> str:
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
@@ -55,6 +62,7 @@ def _plain_host(host: str) -> str:
 
 File = Annotated[Path, AfterValidator(_existing_file)]
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]
+ExistingFolder = Annotated[Path, AfterValidator(_existing_folder)]
 Device = Annotated[str, _shaped(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")]
 Sha256 = Annotated[str, _shaped(r"[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -104,12 +112,18 @@ class Settings(BaseModel):
     )
     allow_unverified: bool = Field(
         False,
-        description="Serve although the dictionary was trained on other weights or another quantisation. Requests are "
-        "then told that readings are unverified.",
+        description="Serve although the dictionary, or a monitor pack, was made for other weights or another "
+        "quantisation. Requests are then told that readings are unverified.",
     )
     features_file: File | None = Field(
-        None, description="File of named features and monitors. Unset: `features.json` beside the dictionary."
+        None, description="File of named features. Unset: `features.json` beside the dictionary."
     )
+    monitor_packs: ExistingFolder | None = Field(
+        None,
+        description="Folder of monitor packs (`*.pack.yaml`) to load besides those that ship for the served model; one "
+        "of the same name replaces a shipped one.",
+    )
+    shipped_monitors: bool = Field(True, description="Load the monitor packs that ship for the served model.")
     catalogue_file: File | None = Field(
         None,
         description="Latent catalogue: figures, explanations and examples of every latent. Unset: `catalogue.sqlite` "

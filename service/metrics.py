@@ -42,14 +42,14 @@ class Metrics:
         registry: CollectorRegistry,
         *,
         watched: Sequence[WatchedMetric],
-        monitors: Mapping[str, str],
+        monitors: Mapping[str, Sequence[str]],
         queue_limit: int,
         model: str,
         sae: str,
         quantization: str,
         version: str,
     ) -> None:
-        """`monitors` maps each monitor to its severity: its counters have to be there, at 0, before it first fires."""
+        """`monitors` maps each monitor to its levels: their counters have to be there, at 0, before it first fires."""
         self._engine = _EngineMetrics(registry, queue_limit)
         self._requests = _RequestMetrics(registry, monitors)
         self._features = FeatureMetrics(registry, watched)
@@ -151,7 +151,7 @@ class _EngineMetrics:
 
 
 class _RequestMetrics:
-    def __init__(self, registry: CollectorRegistry, monitors: Mapping[str, str]) -> None:
+    def __init__(self, registry: CollectorRegistry, monitors: Mapping[str, Sequence[str]]) -> None:
         counter = partial(Counter, namespace=NAMESPACE, registry=registry)
         histogram = partial(Histogram, namespace=NAMESPACE, registry=registry)
         self.outcomes = counter("requests", "RPCs by how they ended, each counted once.", ["outcome"])
@@ -175,8 +175,9 @@ class _RequestMetrics:
         # A counter that appears at 1 has no increase: Prometheus would miss the first alert.
         for outcome in Outcome:
             self.outcomes.labels(outcome.value)
-        for monitor, severity in monitors.items():
-            self.alerts.labels(monitor, severity)
+        for monitor, severities in monitors.items():
+            for severity in severities:
+                self.alerts.labels(monitor, severity)
             self.alerted.labels(monitor)
         for op in STEERING_OPS:
             self.steered.labels(op)

@@ -38,6 +38,7 @@ class Passes:
         """`server_watch` are latents that the metrics follow in all requests."""
         self._runner = runner
         self._server_watch = tuple(server_watch)
+        self._probe_places = {name: place for place, name in enumerate(runner.probe_names)}
 
     def read_prompt(self, row: Row, num_tokens: int) -> PassResult:
         """Read the next piece of a row's prompt."""
@@ -49,6 +50,7 @@ class Passes:
             plan.latents,
             num_top=row.request.top_features,
             all_logits=wants_logprobs,
+            with_probes=plan.with_probes,
         )
         extra = []
         if wants_logprobs:
@@ -75,13 +77,15 @@ class Passes:
             assert row.pending is not None
             row.num_written = row.num_read + 1
             inputs.append(RowInput(row.slot, row.num_read, [row.pending.id], row.steering))
-        output = self._runner.forward(inputs, plan.latents, num_top=max(row.request.top_features for row in rows))
+        num_top = max(row.request.top_features for row in rows)
+        output = self._runner.forward(inputs, plan.latents, num_top=num_top, with_probes=plan.with_probes)
         fetched = self._runner.fetch(output, self._draw(rows, output))
         record = self._record(Phase.DECODE, rows, plan, output, fetched, started)
         return PassResult(fetched, plan.columns, record, Draw(*fetched.extra), None)
 
     def _plan(self, rows: list[Row]) -> ReadPlan:
-        return plan_reading([Wants(row.request.watched, row.bank.features) for row in rows], self._server_watch)
+        wants = [Wants(row.request.watched, row.bank.latents, row.bank.probes) for row in rows]
+        return plan_reading(wants, self._server_watch, self._probe_places)
 
     @staticmethod
     def _draw(rows: list[Row], output: PassOutput) -> Draw:

@@ -1,6 +1,6 @@
-"""Which latents a pass reads, and where each row finds its own among them."""
+"""Which latents and probes a pass reads, and where each row finds its own among them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Places = NDArray[np.int64]
+_NO_PROBES: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,9 @@ class Columns:
     monitored: Places
     """In the order of `monitored_latents`."""
     monitored_latents: tuple[int, ...]
+    probed: Places
+    """In the order of `probes`, among all probes."""
+    probes: tuple[str, ...]
 
 
 class ReadPlan(NamedTuple):
@@ -29,6 +33,8 @@ class ReadPlan(NamedTuple):
     """One per row."""
     server_watch: Places
     """Where the server's own watch list is."""
+    with_probes: bool
+    """Whether anybody wants a probe."""
 
 
 class Wants(NamedTuple):
@@ -36,15 +42,22 @@ class Wants(NamedTuple):
 
     watched: tuple[int, ...]
     monitored: tuple[int, ...]
+    probes: tuple[str, ...] = ()
 
 
-def plan_reading(rows: Sequence[Wants], server_watch: tuple[int, ...]) -> ReadPlan:
-    """The plan of a pass over `rows`."""
+def plan_reading(
+    rows: Sequence[Wants], server_watch: tuple[int, ...], probe_places: Mapping[str, int] = _NO_PROBES
+) -> ReadPlan:
+    """The plan of a pass over `rows`. `probe_places` says where each probe is among all."""
     latents = sorted(set(server_watch).union(*(latent for row in rows for latent in (row.watched, row.monitored))))
     place = {latent: i for i, latent in enumerate(latents)}
 
     def places(of: tuple[int, ...]) -> Places:
         return np.array([place[latent] for latent in of], dtype=np.int64)
 
-    columns = [Columns(places(row.watched), places(row.monitored), row.monitored) for row in rows]
-    return ReadPlan(latents, columns, places(server_watch))
+    def columns_of(row: Wants) -> Columns:
+        probed = np.array([probe_places[probe] for probe in row.probes], dtype=np.int64)
+        return Columns(places(row.watched), places(row.monitored), row.monitored, probed, row.probes)
+
+    with_probes = any(row.probes for row in rows)
+    return ReadPlan(latents, [columns_of(row) for row in rows], places(server_watch), with_probes)

@@ -111,7 +111,7 @@ class RequestRecord:
     feature_max_W: list[float]
     """Per server-watched feature, its largest reading in the request (position 0 left out); empty if none read."""
     alerts: list[tuple[str, str]] = field(default_factory=list)
-    """(monitor, severity) of every alert raised."""
+    """(monitor, level) of every alert raised."""
     steering_ops: list[str] = field(default_factory=list)
     """Operation names asked for, lower case: add, scale, set, project_out, cap."""
     request_id: str = ""

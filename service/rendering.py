@@ -14,8 +14,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from service.client_catalog import Monitor, SaeInfo, WatchedFeature
+from service.client_catalog import SaeInfo, WatchedFeature
 from service.client_events import Alert, Finished, MonitorSummary, Timings, Token
+from service.client_monitors import Monitor
 
 RGB = tuple[int, int, int]
 
@@ -167,7 +168,9 @@ def alert_line(alert: Alert) -> Text:
     sign = f"ALERT {alert.severity}" if alert.state == "firing" else "cleared"
     text = (
         f"[{sign}: {sanitize(alert.monitor)} {alert.score:.3g} (threshold {alert.threshold:.3g}) "
-        f"at {alert.position}, from {alert.span_start}{'' if alert.validated else ', not validated'}]"
+        f"at {alert.position}, from {alert.span_start}{_whose(alert.role)}{_parts(alert)}"
+        f"{', beyond calibrated lengths' if alert.beyond_calibration else ''}"
+        f"{'' if alert.validated else ', not validated'}]"
     )
     return Text(text, style="bold red" if alert.state == "firing" else "dim")
 
@@ -216,10 +219,24 @@ def _monitor_line(summary: MonitorSummary, definition: Monitor | None) -> Text:
     else:
         threshold = f" (threshold {definition.threshold:.3g})" if definition else ""
         fired = f"fired first at {summary.first_fired_position}" if summary.fired else "did not fire"
+        fired += ", rose to critical" if summary.level == "critical" else ""
+        fired += ", beyond calibrated lengths" if summary.beyond_calibration else ""
         score = f"max score {summary.max_score:.3g}{threshold} over {tokens}, {fired}"
     unproven = ", not validated" if definition and not definition.validated else ""
-    line = f"{sanitize(summary.monitor)}: {score}{unproven}"
+    line = f"{sanitize(summary.monitor)}{_whose(summary.role)}: {score}{unproven}"
     return Text(line, style="bold red" if summary.fired else "")
+
+
+def _whose(role: str) -> str:
+    """Whose words were scored, unless it is the assistant's, as usual."""
+    return "" if role in ("", "assistant") else f" ({sanitize(role)})"
+
+
+def _parts(alert: Alert) -> str:
+    """The components' scores, where there are several."""
+    if len(alert.components) < 2:
+        return ""
+    return "".join(f", {sanitize(part.component)} {part.score:.3g}" for part in alert.components)
 
 
 def _speed(timings: Timings, num_tokens: int) -> list[str]:

@@ -5,9 +5,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from monitors.bank import Policy
-from monitors.monitor import Alert, MonitorSpec, MonitorSummary
+from monitors.monitor_spec import MonitorSpec, Role
+from monitors.thresholds import Level
+from monitors.track import Alert, MonitorSummary
 from sae_runtime.steering import SteeringReport, SteeringSpec
 
 
@@ -63,17 +66,28 @@ class Request:
     """Read the prompt and end."""
     scored_positions: frozenset[int] | None = None
     """Prompt positions that monitors score as if the assistant had written them; None for none."""
+    prompt_roles: tuple[Role | None, ...] = ()
+    """Whose words each prompt token is, None for a template's; empty if no monitor scores prompts. An assistant's
+    earlier words are None: they were scored when they were written."""
     length_reason: FinishReason = FinishReason.LENGTH
     """What to call reaching `max_tokens`: CONTEXT_LENGTH if the context, not the client, set it."""
 
+    def prompt_role(self, position: int) -> Role | None:
+        """Whose words a prompt token is, for monitors."""
+        if self.scored_positions is not None and position in self.scored_positions:
+            return "assistant"
+        return self.prompt_roles[position] if self.prompt_roles else None
 
-@dataclass(frozen=True, slots=True)
-class Score:
+
+class Score(NamedTuple):
     """A monitor's score at one token."""
 
     monitor: str
     value: float
-    firing: bool
+    components: tuple[float, ...]
+    """Standardised scores of its components."""
+    level: Level | None
+    """Of the alert that is open."""
 
 
 @dataclass(slots=True)
@@ -91,6 +105,8 @@ class TokenEvent:
     scores: list[Score]
     fvu: float
     l0: int
+    role: Role | None
+    """Whose words it is; None in a prompt whose roles nobody asked for, and for a template's tokens."""
     off_scale: bool
     """A massive activation, position 0 always: its readings mean nothing and are not scored."""
 

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from monitors.bank import MonitorBank, PolicyAction
+from monitors.components import Inputs
+from monitors.monitor_spec import Role
 from sae_runtime.sae import SAE
 from sae_runtime.steering import Steering, SteeringLimits
 from service.detokenizer import Detokenizer
@@ -31,6 +33,8 @@ from service.request import (
 )
 from service.sampling import Sampler
 from service.submission import Submission
+
+_NOTHING = Inputs()
 
 
 @dataclass(slots=True)
@@ -201,18 +205,17 @@ class Row:
         """The event of token `n` of a pass (row `b`, its `t`-th), monitors and policies done. Text comes later."""
         stats, position = fetched.stats, self.num_read
         readings_U = stats.readings_NU[n]
-        scored = self.request.scored_positions
-        counts_as_prompt = is_prompt and not (scored is not None and position in scored)
-        read = dict(zip(columns.monitored_latents, readings_U[columns.monitored].tolist(), strict=True))
+        role: Role | None = self.request.prompt_role(position) if is_prompt else "assistant"
         off_scale = bool(stats.off_scale_N[n])
-        updates = self.bank.observe(position, read, counts_as_prompt, off_scale)
+        scored_role = None if off_scale else role
+        updates = self.bank.observe(position, self._inputs(fetched, columns, n, scored_role), scored_role)
         steered = fetched.steered.get(b)
         was_steered = steered is not None and bool(steered.covered_T[t])
         top = zip(stats.top_indices_Nk[n].tolist(), stats.top_values_Nk[n].tolist(), strict=True)
-        now = time.time()
         for _, update in updates:
             if update.alert is not None:
-                self.alerts.append(AlertEvent(self.request.request_id, self.request.label, update.alert, now))
+                alert = AlertEvent(self.request.request_id, self.request.label, update.alert, time.time())
+                self.alerts.append(alert)
         self._apply_policies(position)
         return TokenEvent(
             index=position,
@@ -223,10 +226,21 @@ class Row:
             steered_readings=steered.readings_TU[t][columns.watched].tolist() if steered and was_steered else [],
             top_features=[(int(i), v) for i, v in top if v > 0][: self.request.top_features],
             logprob=None,
-            scores=[Score(name, u.score, u.firing) for name, u in updates if u.score is not None],
+            scores=[Score(name, u.score, u.components, u.level) for name, u in updates],
             fvu=float(stats.fvu_N[n]),
             l0=int(stats.l0_N[n]),
+            role=role,
             off_scale=off_scale,
+        )
+
+    def _inputs(self, fetched: Fetched, columns: Columns, n: int, role: Role | None) -> Inputs:
+        """What the monitors need of token `n`; nothing where none of them scores it."""
+        if not self.bank.scores(role):
+            return _NOTHING
+        readings_U, probes_P = fetched.stats.readings_NU[n], fetched.stats.probes_NP[n]
+        return Inputs(
+            dict(zip(columns.monitored_latents, readings_U[columns.monitored].tolist(), strict=True)),
+            dict(zip(columns.probes, probes_P[columns.probed].tolist(), strict=True)) if columns.probes else {},
         )
 
     def _apply_policies(self, position: int) -> None:
@@ -284,7 +298,7 @@ class Row:
             decode_seconds=timings.decode_seconds,
             time_to_first_token_seconds=timings.time_to_first_token_seconds,
             feature_max_W=[] if self.feature_max_W is None else self.feature_max_W.tolist(),
-            alerts=[(a.alert.monitor, a.alert.severity) for a in self.alerts if a.alert.state == "firing"],
+            alerts=[(a.alert.monitor, a.alert.level) for a in self.alerts if a.alert.state == "firing"],
             steering_ops=[spec.op.value for spec in self.request.steering],
             request_id=self.request.request_id,
         )

@@ -55,7 +55,7 @@ class Server:
         self.metrics = Metrics(
             self.registry,
             watched=[WatchedMetric(f.slug, f.reference_scale) for f in catalog.watchlist.default_watched],
-            monitors={spec.name: spec.rule.severity for spec in catalog.watchlist.monitors},
+            monitors={m.pack.name: [level for level, _ in m.spec.thresholds.levels.named()] for m in catalog.monitors},
             queue_limit=settings.max_queued_requests,
             model=catalog.model.identity.name,
             sae=catalog.manifest.name,
@@ -175,7 +175,7 @@ class Server:
             self.metrics.observe_failure(failure)
         for event in published.alerts:
             if event.alert.state == "firing":
-                self.metrics.observe_alert(event.alert.monitor, event.alert.severity)
+                self.metrics.observe_alert(event.alert.monitor, event.alert.level)
         for record in published.requests:
             self.metrics.observe_request(record)
             _log_request(record)

@@ -13,7 +13,7 @@ from typing import Any
 
 from telltale.v1 import generation_pb2, monitor_pb2
 
-from service import wire_responses
+from service import wire_monitors
 from service.catalog import Catalog
 from service.delivery import Delivery
 from service.engine import Engine
@@ -137,11 +137,15 @@ class MonitorServicer:
         self._catalog, self._delivery = catalog, delivery
 
     async def ListMonitors(self, _message: Any, _context: Any) -> Any:
-        specs = sorted(self._catalog.watchlist.monitors, key=lambda spec: spec.name)
-        return monitor_pb2.ListMonitorsResponse(monitors=[wire_responses.monitor(spec) for spec in specs])
+        monitors = [wire_monitors.monitor(monitor) for monitor in self._catalog.monitors]
+        return monitor_pb2.ListMonitorsResponse(monitors=monitors)
+
+    async def GetMonitor(self, message: Any, _context: Any) -> Any:
+        found = self._catalog.monitor_by_name(message.name)
+        return monitor_pb2.GetMonitorResponse(monitor=wire_monitors.monitor(found, with_evidence=True))
 
     async def WatchAlerts(self, message: Any, context: Any) -> AsyncIterator[Any]:
-        known = self._catalog.watchlist.monitors_by_name
+        known = self._catalog.monitors_by_name
         wanted = ", ".join(sorted(known)) or "none"
         wrong = [
             FieldViolation(f"monitors[{i}]", f"must be one of the server's: {wanted}. Got {name!r}.")
@@ -154,7 +158,7 @@ class MonitorServicer:
             # So that the client knows from when on it will miss nothing.
             await context.send_initial_metadata(())
             async for event in alerts:
-                yield monitor_pb2.WatchAlertsResponse(alert=wire_responses.alert(event))
+                yield monitor_pb2.WatchAlertsResponse(alert=wire_monitors.alert(event))
 
 
 def make_server_info(

@@ -3,14 +3,14 @@
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from telltale.v1 import types_pb2 as pb
 
 from monitors.bank import Policy, PolicyAction
-from monitors.monitor import MonitorSpec
+from monitors.monitor_spec import MonitorSpec, Role
 from sae_runtime.steering import SteeringLimits, SteeringSpec
 from service import prompt as prompts
 from service.catalog import Catalog
@@ -59,15 +59,16 @@ class RequestReader:
         """A ScoreRequest; InvalidRequest with every field that is wrong."""
         return _Reading(self, message, time_remaining).score()
 
-    def tokenize(self, message: Any, *, add_reply: bool) -> Prompt:
+    def tokenize(self, message: Any, *, add_reply: bool, roles: Collection[Role]) -> Prompt:
+        """The prompt, and which of its tokens are words of those `roles`."""
         match message.WhichOneof("prompt"):
             case "text":
                 return prompts.from_text(self._tokenizer, message.text)
             case "chat":
                 messages = [{"role": m.role, "content": m.content} for m in message.chat.messages]
-                return prompts.from_chat(self._tokenizer, messages, add_reply=add_reply)
+                return prompts.from_chat(self._tokenizer, messages, add_reply=add_reply, roles=roles)
             case _:
-                return Prompt(tuple(message.token_ids.ids), frozenset())
+                return prompts.from_ids(message.token_ids.ids)
 
 
 class _Reading:
@@ -84,7 +85,9 @@ class _Reading:
         monitors = self._monitors()
         policies, policy_steering = self._policies(monitors)
         common = self._common(monitors)
-        prompt = self._prompt(add_reply=True)
+        # What the assistant said before was scored when it was written.
+        roles: set[Role] = {role for monitor in monitors for role in monitor.roles} - {"assistant"}
+        prompt = self._prompt(add_reply=True, roles=roles)
         room = reader.limits.context_length - len(prompt.ids)
         asked = sampling.max_tokens if message.sampling.HasField("max_tokens") else None
         self._wrong.require(
@@ -95,9 +98,11 @@ class _Reading:
             self._wrong.require(asked <= room, "sampling.max_tokens", f"be at most {room} after this prompt", asked)
         self._wrong.raise_if_any()
         max_tokens = asked if asked is not None else min(reader.limits.max_new_tokens_default, room)
+        self._check_lengths(max_tokens)
         is_full = asked is None and max_tokens == room
         return Request(
             prompt_ids=prompt.ids,
+            prompt_roles=prompt.roles if roles else (),
             sampling=replace(sampling, max_tokens=max_tokens),
             policies=policies,
             policy_steering=policy_steering,
@@ -107,17 +112,22 @@ class _Reading:
 
     def score(self) -> Request:
         message, reader = self._message, self._reader
-        common = self._common(self._monitors())
-        prompt = self._prompt(add_reply=False)
+        monitors = self._monitors()
+        common = self._common(monitors)
+        roles: set[Role] = {role for monitor in monitors for role in monitor.roles}
+        roles.add("assistant")
+        prompt = self._prompt(add_reply=False, roles=roles)
         limit = reader.limits.context_length
         self._wrong.require(
             len(prompt.ids) <= limit, _prompt_field(message), f"be at most {limit} tokens", f"{len(prompt.ids)} tokens"
         )
         self._wrong.raise_if_any()
         is_chat = message.WhichOneof("prompt") == "chat"
-        positions = prompt.assistant_positions if is_chat else frozenset(range(len(prompt.ids)))
+        positions = prompt.positions_of("assistant") if is_chat else frozenset(range(len(prompt.ids)))
         common["include_prompt"] = True
-        return Request(prompt_ids=prompt.ids, score_only=True, scored_positions=positions, **common)
+        return Request(
+            prompt_ids=prompt.ids, prompt_roles=prompt.roles, score_only=True, scored_positions=positions, **common
+        )
 
     def _common(self, monitors: tuple[MonitorSpec, ...]) -> dict[str, Any]:
         message, watch = self._message, self._message.watch
@@ -144,7 +154,7 @@ class _Reading:
             "deadline": time.monotonic() + remaining,
         }
 
-    def _prompt(self, *, add_reply: bool) -> Prompt:
+    def _prompt(self, *, add_reply: bool, roles: Collection[Role]) -> Prompt:
         message = self._message
         field = message.WhichOneof("prompt")
         if field is None:
@@ -155,7 +165,7 @@ class _Reading:
             self._check_ids(message.token_ids.ids)
         # What follows needs a prompt; what was wrong before is told first.
         self._wrong.raise_if_any()
-        prompt = self._reader.tokenize(message, add_reply=add_reply)
+        prompt = self._reader.tokenize(message, add_reply=add_reply, roles=roles)
         self._wrong.require(len(prompt.ids) > 0, _prompt_field(message), "hold at least one token", "none")
         self._wrong.raise_if_any()
         return prompt
@@ -232,15 +242,28 @@ class _Reading:
             return () if watch.no_defaults else catalog.default_monitors
         specs = {}
         for i, name in enumerate(watch.monitors):
-            spec = catalog.watchlist.monitors_by_name.get(name)
-            if spec is None:
-                known = ", ".join(sorted(catalog.watchlist.monitors_by_name)) or "none"
+            monitor = catalog.monitors_by_name.get(name)
+            if monitor is None:
+                known = ", ".join(catalog.monitors_by_name) or "none"
                 self._wrong.add(f"watch.monitors[{i}]", f"must be one of the server's: {known}. Got {name!r}.")
             elif name in specs:
                 self._wrong.add(f"watch.monitors[{i}]", f"must not be named twice. Got {name!r} again.")
             else:
-                specs[name] = spec
+                specs[name] = monitor.spec
         return tuple(specs.values())
+
+    def _check_lengths(self, max_tokens: int) -> None:
+        """A monitor that is asked for by name must know what is usual at every length the reply may have. One that
+        runs by default says in Started how far its thresholds go."""
+        for i, name in enumerate(self._message.watch.monitors):
+            longest = self._reader.catalog.monitors_by_name[name].spec.thresholds.max_tokens
+            self._wrong.require(
+                max_tokens <= longest,
+                f"watch.monitors[{i}]",
+                f"have thresholds for replies of up to {max_tokens} tokens (sampling.max_tokens)",
+                f"{name!r}, whose thresholds go up to {longest}",
+            )
+        self._wrong.raise_if_any()
 
     def _policies(
         self, monitors: tuple[MonitorSpec, ...]

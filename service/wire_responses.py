@@ -8,17 +8,11 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from telltale.v1 import feature_pb2, generation_pb2, types_pb2
 
-from monitors.monitor import MonitorSpec, MonitorSummary
 from sae_runtime.steering import SteeringReport
+from service import wire_monitors
 from service.catalog import Catalog
 from service.request import AlertEvent, Event, FinishedEvent, FinishReason, Request, StartedEvent, Timings, TokenEvent
 
-_SEVERITIES = {
-    "info": types_pb2.SEVERITY_INFO,
-    "warning": types_pb2.SEVERITY_WARNING,
-    "critical": types_pb2.SEVERITY_CRITICAL,
-}
-_STATES = {"firing": types_pb2.ALERT_STATE_FIRING, "cleared": types_pb2.ALERT_STATE_CLEARED}
 _REASONS = {
     FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,
     FinishReason.STOP_SEQUENCE: generation_pb2.FINISH_REASON_STOP_SEQUENCE,
@@ -52,7 +46,7 @@ class ResponseWriter:
             elif isinstance(event, StartedEvent):
                 responses.append(generation_pb2.GenerateResponse(started=self.started(event, request)))
             elif isinstance(event, AlertEvent):
-                responses.append(generation_pb2.GenerateResponse(alert=alert(event)))
+                responses.append(generation_pb2.GenerateResponse(alert=wire_monitors.alert(event)))
             else:
                 responses.append(generation_pb2.GenerateResponse(finished=finished(event, request)))
         return responses
@@ -63,7 +57,7 @@ class ResponseWriter:
             seed=request.sampling.seed,
             prompt_tokens=len(request.prompt_ids),
             watched=self.watched(request.watched),
-            monitors=[monitor(spec) for spec in request.monitors],
+            monitors=self.monitors(request),
             model=self.model(),
             sae=self.sae(),
             watch_generation=self._catalog.generation,
@@ -82,11 +76,12 @@ class ResponseWriter:
             steered_readings=event.steered_readings,
             top_features=[types_pb2.FeatureReading(feature=f, value=v) for f, v in event.top_features],
             logprob=event.logprob,
-            scores=[types_pb2.MonitorScore(monitor=s.monitor, value=s.value, firing=s.firing) for s in event.scores],
+            scores=[wire_monitors.score(score) for score in event.scores],
             fvu=event.fvu,
             l0=event.l0,
             is_first_position=event.index == 0,
             off_scale=event.off_scale,
+            role=event.role or "",
         )
 
     def score(self, events: Sequence[Event], request: Request) -> Any:
@@ -97,13 +92,13 @@ class ResponseWriter:
             request_id=request.request_id,
             watched=self.watched(request.watched),
             tokens=[self.token(event) for event in events if isinstance(event, TokenEvent)],
-            monitors=[summary(s) for s in end.monitors],
-            alerts=[alert(event) for event in events if isinstance(event, AlertEvent)],
+            monitors=[wire_monitors.summary(s) for s in end.monitors],
+            alerts=[wire_monitors.alert(event) for event in events if isinstance(event, AlertEvent)],
             usage=generation_pb2.Usage(prompt_tokens=len(request.prompt_ids)),
             steering=steering_report(end.steering),
             model=self.model(),
             sae=self.sae(),
-            monitor_definitions=[monitor(spec) for spec in request.monitors],
+            monitor_definitions=self.monitors(request),
         )
 
     # --- the catalog ---
@@ -119,6 +114,10 @@ class ResponseWriter:
             )
             for latent in latents
         ]
+
+    def monitors(self, request: Request) -> list[Any]:
+        """The monitors that run in a request."""
+        return [wire_monitors.monitor(self._catalog.monitors_by_name[m.name], request) for m in request.monitors]
 
     def model(self) -> Any:
         facts = self._catalog.model
@@ -168,41 +167,6 @@ def _has_room(responses: Sequence[Any]) -> bool:
     return len(responses[-1].tokens.tokens) < MAX_TOKENS_PER_CHUNK
 
 
-def monitor(spec: MonitorSpec) -> Any:
-    return types_pb2.Monitor(
-        name=spec.name,
-        description=spec.description,
-        threshold=spec.rule.threshold,
-        clear_threshold=spec.rule.clear_threshold,
-        window=spec.rule.window,
-        min_tokens=spec.rule.min_tokens,
-        cooldown_tokens=spec.rule.cooldown_tokens,
-        severity=_SEVERITIES[spec.rule.severity],
-        threshold_source=spec.threshold_source,
-        validated=spec.validated,
-        features=[part.feature for part in spec.features],
-        scores_prompt=spec.score_prompt,
-    )
-
-
-def alert(event: AlertEvent) -> Any:
-    raised = event.alert
-    return types_pb2.Alert(
-        request_id=event.request_id,
-        label=event.label,
-        monitor=raised.monitor,
-        state=_STATES[raised.state],
-        severity=_SEVERITIES[raised.severity],
-        position=raised.position,
-        span_start=raised.span_start,
-        score=raised.score,
-        threshold=raised.threshold,
-        contributions=[types_pb2.Contribution(feature=f, value=v) for f, v in raised.contributions],
-        validated=raised.validated,
-        time_seconds=event.time_seconds,
-    )
-
-
 def finished(event: FinishedEvent, request: Request) -> Any:
     return generation_pb2.Finished(
         reason=_REASONS[event.reason],
@@ -211,7 +175,7 @@ def finished(event: FinishedEvent, request: Request) -> Any:
         usage=generation_pb2.Usage(prompt_tokens=len(request.prompt_ids), completion_tokens=event.completion_tokens),
         timings=timings(event.timings),
         steering=steering_report(event.steering),
-        monitors=[summary(s) for s in event.monitors],
+        monitors=[wire_monitors.summary(s) for s in event.monitors],
         tapped_tokens=event.tapped_tokens,
     )
 
@@ -223,17 +187,6 @@ def timings(times: Timings) -> Any:
         decode=_duration(times.decode_seconds),
         time_to_first_token=_duration(times.time_to_first_token_seconds),
         total=_duration(times.total_seconds),
-    )
-
-
-def summary(of: MonitorSummary) -> Any:
-    return generation_pb2.MonitorSummary(
-        monitor=of.monitor,
-        max_score=of.max_score,
-        mean_score=of.mean_score,
-        scored_tokens=of.num_scored,
-        fired=of.num_fired > 0,
-        first_fired_position=of.first_fired_position,
     )
 
 

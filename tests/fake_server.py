@@ -37,6 +37,10 @@ MONITOR = types_pb2.Monitor(
     severity=types_pb2.SEVERITY_WARNING,
     threshold_source="1 % of benign replies",
     features=[7],
+    kind=types_pb2.MONITOR_KIND_FEATURE,
+    version=2,
+    pack_sha256="cd" * 32,
+    limits="It reads the instruction.",
 )
 MODEL = types_pb2.ModelInfo(name="tiny", weights_sha256="ab" * 32, quantization="none", num_layers=2, d_model=4)
 SAE = types_pb2.SaeInfo(name="tiny-sae", hook_point="layers.1.output", num_latents=32, mismatches=["other weights"])
@@ -292,6 +296,15 @@ class FakeServer(
     async def ListMonitors(self, request: Any, context: Any) -> Any:
         await self._receive(request, context)
         return monitor_pb2.ListMonitorsResponse(monitors=[MONITOR])
+
+    async def GetMonitor(self, request: Any, context: Any) -> Any:
+        await self._receive(request, context)
+        if request.name != MONITOR.name:
+            return await context.abort(grpc.StatusCode.NOT_FOUND, "No such monitor.")
+        whole = types_pb2.Monitor()
+        whole.CopyFrom(MONITOR)
+        whole.evidence.update({"auroc": 0.9})
+        return monitor_pb2.GetMonitorResponse(monitor=whole)
 
     async def WatchAlerts(self, request: Any, context: Any) -> Any:
         await self._receive(request, context)

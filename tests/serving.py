@@ -11,9 +11,11 @@ from typing import Any
 
 import grpc.aio
 import tiny
+import tiny_packs
 from telltale.v1 import generation_pb2, types_pb2
 
 from monitors.latent_catalogue import LatentCatalogue
+from monitors.pack import MonitorPack
 from monitors.watchlist import NamedFeature, Watchlist
 from sae_runtime.checkpoint import Manifest
 from service.assembly import Parts, model_facts
@@ -22,6 +24,7 @@ from service.client import TelltaleClient
 from service.client_calls import RetryPolicy
 from service.config import Settings
 from service.model_runner import PassOutput
+from service.monitor_packs import ServedMonitor
 from service.server import Server
 
 DEFAULT_WATCHED = (3, 17)
@@ -45,7 +48,6 @@ def named_feature(index: int, name: str, *, default_watched: bool = False) -> Na
 
 
 def watchlist() -> Watchlist:
-    every_latent = tuple(range(tiny.NUM_LATENTS))
     return Watchlist(
         "0" * 64,
         (
@@ -53,13 +55,24 @@ def watchlist() -> Watchlist:
             named_feature(3, "lying", default_watched=True),
             named_feature(40, "calm"),
         ),
-        (
-            tiny.monitor_spec(NEVER, features=DEFAULT_WATCHED, threshold=1e9),
-            tiny.monitor_spec(
-                ALWAYS, features=every_latent, threshold=1e-6, window=1, min_tokens=3, severity="critical"
-            ),
-        ),
     )
+
+
+def monitor_packs() -> list[MonitorPack]:
+    every_latent = tiny_packs.feature_component(*range(tiny.NUM_LATENTS))
+    return [
+        tiny_packs.pack(
+            ALWAYS,
+            [every_latent],
+            thresholds=tiny_packs.thresholds(None, 1e-6),
+            window=1,
+            min_tokens=3,
+            evidence={"auroc": 0.5},
+        ),
+        tiny_packs.pack(
+            NEVER, [tiny_packs.feature_component(*DEFAULT_WATCHED)], thresholds=tiny_packs.thresholds(1e9, 2e9)
+        ),
+    ]
 
 
 def manifest(**changes: object) -> Manifest:
@@ -80,7 +93,8 @@ def manifest(**changes: object) -> Manifest:
 
 def catalog(model: Any, *, mismatches: tuple[str, ...] = (), latents: LatentCatalogue | None = None) -> Catalog:
     norms = tiny.limits(tiny.sae()).direction_norms
-    return Catalog(model_facts(model), manifest(), mismatches, watchlist(), norms, latents)
+    monitors = tuple(map(ServedMonitor, monitor_packs()))
+    return Catalog(model_facts(model), manifest(), mismatches, watchlist(), norms, monitors, latents)
 
 
 def parts(*, slots: int = 4, mismatches: tuple[str, ...] = (), latents: LatentCatalogue | None = None) -> Parts:

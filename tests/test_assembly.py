@@ -1,17 +1,20 @@
 """Model, dictionary and settings to a server's parts: what fits together, what is refused, how slots are sized."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import tiny_catalogue
+import tiny_packs
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import manifest
-from tiny_files import write_dictionary, write_features, write_model
+from tiny_files import write_dictionary, write_features, write_model, write_packs
 
-from monitors.errors import CatalogueError, WatchlistError
+from monitors.errors import CatalogueError, PackError, WatchlistError
+from monitors.pack import MonitorPack
 from sae_runtime.checkpoint import save_sae
 from sae_runtime.errors import CheckpointError, ModelError
 from sae_runtime.sae import SAE
@@ -46,7 +49,8 @@ def test_parts_fit_together(folder):
     assert (parts.slots, parts.context_length) == (3, 64)
     assert parts.catalog.mismatches == ()
     assert parts.catalog.default_latents == (17, 3)
-    assert [spec.name for spec in parts.catalog.default_monitors] == ["never", "always"]
+    assert parts.catalog.default_monitors == ()
+    assert parts.runner.probe_names == ()
     assert (parts.catalog.model.identity.name, parts.catalog.model.vocab_size) == ("model", 259)
     assert str(parts.runner.tap.hook_point) == parts.catalog.manifest.hook_point
     assert len(parts.catalog.direction_norms) == tiny.NUM_LATENTS
@@ -138,6 +142,49 @@ def test_names_of_another_dictionary_are_refused(folder, tmp_path):
     write_features(tmp_path, "b" * 64)
     with pytest.raises(WatchlistError):
         assemble(settings(folder, features_file=tmp_path / "features.json"))
+
+
+# --- monitor packs ---
+
+
+@pytest.fixture
+def packs(folder, tmp_path):
+    """A folder with the test's packs, made for the model and dictionary in `folder`, and their hashes."""
+    made = assemble(settings(folder, slots=1, context_length=16)).catalog
+    write_packs(tmp_path / "packs", made.model.identity.weights_sha256, made.manifest.sae_sha256)
+    return tmp_path / "packs"
+
+
+def test_packs_of_a_folder_become_monitors(folder, packs):
+    catalog = assemble(settings(folder, slots=1, context_length=16, monitor_packs=packs)).catalog
+    assert [spec.name for spec in catalog.default_monitors] == ["always", "never"]
+    assert [monitor.mismatches for monitor in catalog.monitors] == [(), ()]
+    assert catalog.monitor_by_name("never").pack == MonitorPack.load(packs / "never.pack.yaml")
+
+
+def test_probes_of_packs_are_computed_where_they_read(folder, packs, model):
+    bindings = replace(MonitorPack.load(packs / "never.pack.yaml").bindings, sae_sha256=None)
+    components = [tiny_packs.probe_component("p", hook_point="layers.2.output", bias=-0.5)]
+    tiny_packs.pack("probing", components, bindings=bindings).save(packs / "probing.pack.yaml")
+    runner = assemble(settings(folder, slots=1, context_length=16, monitor_packs=packs)).runner
+    assert runner.probe_names == ("probing.p",)
+    seen = runner.forward([RowInput(0, 0, [5, 6, 7])], [0], with_probes=True).stats.probes_NP[:, 0]
+    with torch.inference_mode():
+        hidden = model.model(torch.tensor([[5, 6, 7]]), output_hidden_states=True).hidden_states[3][0]
+    torch.testing.assert_close(seen, hidden[:, 0] - 0.5, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pack_for_another_model_is_refused_or_served_as_unverified(folder, packs):
+    pack = MonitorPack.load(packs / "never.pack.yaml")
+    other = replace(pack, bindings=replace(pack.bindings, model_sha256="e" * 64, quantization="nf4"))
+    other.save(packs / "never.pack.yaml")
+    with pytest.raises(PackError) as refused:
+        assemble(settings(folder, slots=1, context_length=16, monitor_packs=packs))
+    fields = [problem.field for problem in refused.value.problems]
+    assert fields == ["bindings.model_sha256", "bindings.quantization", "allow_unverified"]
+    asked = settings(folder, slots=1, context_length=16, monitor_packs=packs, allow_unverified=True)
+    served = assemble(asked).catalog.monitor_by_name("never")
+    assert [mismatch.split(":")[0] for mismatch in served.mismatches] == fields[:2]
 
 
 # --- the latent catalogue ---

@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
     save_sae(planted.sae(), manifest(activation="relu", k=None), folder / "dictionary")
     features = (feature(planted.CAUSE, "cause"), feature(planted.DETECTOR, "detector"))
     sha256 = load_sae(folder / "dictionary").manifest.sae_sha256
-    Watchlist(sha256, features, ()).save(folder / "dictionary" / "features.json")
+    Watchlist(sha256, features).save(folder / "dictionary" / "features.json")
     (folder / "qu.jsonl").write_text("".join(json.dumps(item) + "\n" for item in planted.texts()))
     return folder
 

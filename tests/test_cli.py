@@ -384,6 +384,21 @@ async def test_info_says_what_can_be_trusted(capsys):
     assert (info["version"], monitors["monitors"][0]["validated"]) == ("1.2.3", False)
 
 
+async def test_monitors_are_listed_and_shown(capsys):
+    assert await run("monitors", "list") == 0
+    listed = capsys.readouterr().out
+    assert "monitor lying (warning, NOT VALIDATED)" in listed
+    assert "limits: It reads the instruction." in listed
+    assert "pack: feature, version 2, sha256 cdcdcdcdcdcd" in listed
+    assert "auroc" not in listed
+    assert await run("monitors", "get", "lying") == 0
+    assert "auroc: 0.9" in capsys.readouterr().out
+    await run("monitors", "get", "lying", "--json")
+    assert json.loads(capsys.readouterr().out)["evidence"] == {"auroc": 0.9}
+    assert await run("monitors", "get", "nobody") == cli.EXIT_USAGE
+    assert capsys.readouterr().err.startswith("telltale: ")
+
+
 async def test_health_is_an_exit_code(fake, capsys):
     assert await run("health") == 0
     await fake.set_ready(False)

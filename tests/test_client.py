@@ -14,7 +14,16 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from telltale.v1 import feature_pb2, generation_pb2, types_pb2
 
-from service import client_catalog, client_events, client_features, client_request, client_wire, errors, rpc
+from service import (
+    client_catalog,
+    client_events,
+    client_features,
+    client_monitors,
+    client_request,
+    client_wire,
+    errors,
+    rpc,
+)
 from service.client import TelltaleClient
 from service.client_calls import RetryPolicy
 from service.client_channel import open_channel
@@ -415,6 +424,10 @@ async def test_server_info_and_monitors_are_typed(client):
     assert (info.sae.verified, info.sae.mismatches) == (False, ("other weights",))
     assert (info.sampling_defaults.temperature, info.sampling_defaults.seed) == (0.0, None)
     assert [(monitor.name, monitor.severity) for monitor in await client.list_monitors()] == [("lying", "warning")]
+    one = await client.get_monitor("lying")
+    assert (one.kind, one.version, one.evidence) == ("feature", 2, {"auroc": 0.9})
+    with pytest.raises(errors.NotFound):
+        await client.get_monitor("nobody")
 
 
 async def test_the_end_of_the_alerts_is_an_error(client):
@@ -441,6 +454,7 @@ PAIRS = [
     (client_events.FeatureReading, types_pb2.FeatureReading),
     (client_events.MonitorScore, types_pb2.MonitorScore),
     (client_events.Contribution, types_pb2.Contribution),
+    (client_events.ComponentPart, types_pb2.ComponentPart),
     (client_events.Alert, types_pb2.Alert),
     (client_events.Started, generation_pb2.Started),
     (client_events.Usage, generation_pb2.Usage),
@@ -450,7 +464,10 @@ PAIRS = [
     (client_events.Finished, generation_pb2.Finished),
     (client_events.ScoreResult, generation_pb2.ScoreResponse),
     (client_catalog.WatchedFeature, types_pb2.WatchedFeature),
-    (client_catalog.Monitor, types_pb2.Monitor),
+    (client_monitors.Monitor, types_pb2.Monitor),
+    (client_monitors.MonitorComponent, types_pb2.MonitorComponent),
+    (client_monitors.MonitorLevel, types_pb2.MonitorLevel),
+    (client_monitors.MonitorStratum, types_pb2.MonitorStratum),
     (client_catalog.ModelInfo, types_pb2.ModelInfo),
     (client_catalog.SaeInfo, types_pb2.SaeInfo),
     (client_catalog.Limits, generation_pb2.Limits),
@@ -483,7 +500,8 @@ def test_every_field_of_the_contract_has_its_attribute(cls, message):
     [
         (client_events.FinishReason, generation_pb2.FinishReason, "FINISH_REASON_"),
         (client_events.AlertState, types_pb2.AlertState, "ALERT_STATE_"),
-        (client_catalog.Severity, types_pb2.Severity, "SEVERITY_"),
+        (client_monitors.Severity, types_pb2.Severity, "SEVERITY_"),
+        (client_monitors.MonitorKind, types_pb2.MonitorKind, "MONITOR_KIND_"),
         (client_request.SteeringOp, types_pb2.SteeringOp, "STEERING_OP_"),
         (client_request.StrengthUnit, types_pb2.StrengthUnit, "STRENGTH_UNIT_"),
         (client_request.PositionScope, types_pb2.PositionScope, "POSITION_SCOPE_"),

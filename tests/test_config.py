@@ -64,6 +64,7 @@ def test_every_option_can_be_set_in_every_layer(config_file, tmp_path):
     some_file.touch()
     values = {option.key: option.default for option in describe()}
     values |= {"model_sha256": "a" * 64, "cache_dir": str(tmp_path), "sae": str(tmp_path)}
+    values |= {"monitor_packs": str(tmp_path)}
     values |= dict.fromkeys(
         ("features_file", "catalogue_file", "tls_certificate", "tls_key", "api_keys_file"), str(some_file)
     )
@@ -150,6 +151,7 @@ def test_what_kubernetes_injects_for_a_service_called_telltale_is_no_mistake():
         ({"model_sha256": "abc"}, "--model-sha256: must be 64 lower-case hexadecimal digits. Got 'abc'."),
         ({"sae": "none"}, "--sae: must be 'embedded' or an existing folder. Got 'none'."),
         ({"features_file": "/no/such"}, "--features-file: must be an existing file. Got '/no/such'."),
+        ({"monitor_packs": "/no/such"}, "--monitor-packs: must be an existing folder. Got '/no/such'."),
         (
             {"host": "http://x"},
             "--host: must be a host name or an IP address, without brackets, port or scheme. Got 'http://x'.",

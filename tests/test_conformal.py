@@ -237,7 +237,7 @@ def test_it_holds_however_often_the_score_is_looked_at():
         token_scores = noise(rng, some_length(rng))
         track = Track(spec, "assistant")
         updates = [track.observe(i, Inputs({}, {"p": s})) for i, s in enumerate(token_scores, 1)]
-        scores = [u.score for u in updates if u.score is not None]
+        scores = [update.score for update in updates]
         every_token += track.summary().level is not None
 
         def profile(t: int) -> float:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 from serving import eventually
 
-from monitors.monitor import Alert
+from monitors.track import Alert
 from service.delivery import MAX_UNREAD_ALERTS, Delivery
 from service.errors import EngineFailed, SlowConsumer
 from service.published import Published
@@ -15,7 +15,10 @@ from service.request import AlertEvent, FinishedEvent, FinishReason, Mailbox, Ti
 
 
 def event(number: int = 0, monitor: str = "m") -> AlertEvent:
-    alert = Alert(monitor, "firing", "info", number, number, 1.0, 0.5, (), False)
+    alert = Alert(
+        monitor=monitor, state="firing", level="warning", position=number, span_start=number, score=1.0, threshold=0.5,
+        components=(),
+    )  # fmt: skip
     return AlertEvent(request_id=str(number), label="", alert=alert, time_seconds=0.0)
 
 

@@ -6,9 +6,15 @@ from dataclasses import replace
 
 import pytest
 import tiny
+import tiny_packs
 import torch
 
 from monitors.bank import Policy, PolicyAction
+from monitors.components import Inputs
+from monitors.pack_tensors import PackTensor
+from monitors.reference import reply_scores, token_scores
+from sae_runtime.hook_point import HookPoint
+from sae_runtime.probes import Probe
 from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
 from service.engine import Engine
 from service.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, SlowConsumer
@@ -285,7 +291,8 @@ def firing_monitor(model, dictionary, req, **rule):
 def test_stop_policy_stops_on_the_token_that_fired(model, dictionary):
     req = request(model, max_tokens=40)
     spec, free = firing_monitor(model, dictionary, req)
-    first = next(i for i, t in enumerate(free.generated) if t.readings[0] > spec.rule.threshold)
+    threshold = spec.thresholds.levels.warning.offset
+    first = next(i for i, t in enumerate(free.generated) if t.readings[0] > threshold)
     stopping = request(model, max_tokens=40, monitors=(spec,), policies=(Policy(spec.name, PolicyAction.STOP),))
     reply = run_one(model, dictionary, stopping)
     assert reply.ids == free.ids[: first + 1]
@@ -298,7 +305,8 @@ def test_stop_policy_stops_on_the_token_that_fired(model, dictionary):
 def test_steer_policy_steers_from_the_next_position_on(model, dictionary):
     req = request(model, max_tokens=40)
     spec, free = firing_monitor(model, dictionary, req)
-    first = next(i for i, t in enumerate(free.generated) if t.readings[0] > spec.rule.threshold)
+    threshold = spec.thresholds.levels.warning.offset
+    first = next(i for i, t in enumerate(free.generated) if t.readings[0] > threshold)
     steering = request(
         model,
         max_tokens=40,
@@ -321,7 +329,7 @@ def test_monitor_scores_equal_the_offline_statistic(model, dictionary):
     rolling = [sum(token_scores[max(0, i - 3) : i + 1]) / min(i + 1, 4) for i in range(20)]
     assert [t.scores[0].value for t in reply.generated] == pytest.approx(rolling, rel=1e-5)
     summary = reply.finished.monitors[0]
-    assert summary.max_score == pytest.approx(max(rolling[1:]), rel=1e-5)
+    assert summary.max_score == summary.max_statistic == pytest.approx(max(rolling[1:]), rel=1e-5)
     assert summary.num_scored == 20
 
 
@@ -343,6 +351,60 @@ def test_score_reads_the_prompt_and_scores_the_given_positions(model, dictionary
     assert reply.finished.completion_tokens == 0
     wanted = offline_readings(model, dictionary, list(req.prompt_ids))[:, list(WATCHED)]
     torch.testing.assert_close(torch.tensor([t.readings for t in reply.tokens]), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_probes_are_scored_as_an_offline_pass_reads_them_alone_and_beside_others():
+    """An ensemble of a latent and of probes before, at and behind the dictionary, steered and not, in a busy batch."""
+    lm, dictionary = tiny.language_model(), tiny.sae()
+    pack = tiny_packs.pack(
+        "mixed",
+        [
+            tiny_packs.probe_component("early", hook_point="layers.0.output", direction="early", scale=2.0),
+            tiny_packs.probe_component("here", hook_point="layers.1.output", direction="here", center=-1.0),
+            tiny_packs.probe_component("late", hook_point="layers.3.input", direction="late"),
+            tiny_packs.feature_component(WATCHED[0], name="latent"),
+        ],
+        rule="mean",
+        tensors={
+            name: PackTensor.of(torch.randn(tiny.D_MODEL, generator=torch.Generator().manual_seed(i)).tolist())
+            for i, name in enumerate(("early", "here", "late"))
+        },
+    )
+    probes = [Probe(p.name, HookPoint.parse(p.hook_point), p.direction, p.bias) for p in pack.probes()]
+    monitors = (pack.spec(),)
+    requests = [request(lm, text, request_id=text, max_tokens=16, monitors=monitors) for text in TEXTS[:3]]
+    alone = [run(tiny.engine(tiny.language_model(), dictionary, probes=probes), r)[0] for r in requests]
+    busy = run(tiny.engine(lm, dictionary, probes=probes), *requests, replace(requests[0], request_id="x", monitors=()))
+    for req, single, together in zip(requests, alone, busy, strict=False):
+        ids, start = list(req.prompt_ids) + single.ids, len(req.prompt_ids)
+        with torch.inference_mode():
+            hidden = lm.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        values = {
+            p.name: hidden[p.hook_point.hidden_state_index][0] @ torch.tensor(p.direction) + p.bias for p in probes
+        }
+        reply = [
+            Inputs({WATCHED[0]: token.readings[0]}, {name: float(of_T[start + i]) for name, of_T in values.items()})
+            for i, token in enumerate(single.generated)
+        ]
+        wanted = reply_scores(monitors[0], token_scores(monitors[0], reply))
+        assert [t.scores[0].value for t in single.generated] == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+        assert together.ids == single.ids
+        for a, b in zip(single.generated, together.generated, strict=True):
+            assert b.scores[0].components == pytest.approx(a.scores[0].components, rel=1e-4, abs=1e-4)
+        assert len(single.generated[0].scores[0].components) == 4
+    assert [t.scores for t in busy[3].generated] == [[]] * 16
+
+
+def test_a_monitor_scores_each_role_by_itself(model, dictionary):
+    spec = tiny.monitor_spec(features=(WATCHED[0],), threshold=1e9, roles=("user", "assistant"))
+    req = request(model, "What was read before.", max_tokens=5, monitors=(spec,), include_prompt=True)
+    roles = tuple("user" if 3 <= i < 9 else None for i in range(len(req.prompt_ids)))
+    reply = run_one(model, dictionary, replace(req, prompt_roles=roles), chunk_tokens=4)
+    assert [t.index for t in reply.tokens if t.is_prompt and t.scores] == [3, 4, 5, 6, 7, 8]
+    assert [t.role for t in reply.tokens] == [*roles, *["assistant"] * 5]
+    assert [(s.role, s.num_scored) for s in reply.finished.monitors] == [("user", 6), ("assistant", 5)]
+    first = reply.generated[0]
+    assert first.scores[0].value == pytest.approx(first.readings[0])
 
 
 # --- faults ---
@@ -636,7 +698,9 @@ def test_shutdown_sends_the_text_that_was_held_back(model, dictionary):
 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 64])
 def test_steering_switched_on_in_the_prompt_begins_with_the_reply(model, dictionary, chunk_tokens):
-    spec = replace(tiny.monitor_spec(features=(WATCHED[0],), threshold=-1.0, window=1, min_tokens=1), score_prompt=True)
+    spec = tiny.monitor_spec(
+        features=(WATCHED[0],), threshold=-1.0, window=1, min_tokens=1, roles=("text", "assistant")
+    )
     req = request(
         model,
         max_tokens=6,
@@ -645,6 +709,7 @@ def test_steering_switched_on_in_the_prompt_begins_with_the_reply(model, diction
         policy_steering={spec.name: (steer(30.0),)},
         include_prompt=True,
     )
+    req = replace(req, prompt_roles=("text",) * len(req.prompt_ids))
     reply = run_one(model, dictionary, req, chunk_tokens=chunk_tokens)
     assert reply.finished.steering.positions_changed == 6
     assert [bool(t.steered_readings) for t in reply.tokens] == [not t.is_prompt for t in reply.tokens]

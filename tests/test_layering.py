@@ -68,6 +68,7 @@ GRPC_PLACES = (
     "client",
     "client_",
     "cli_inspect",
+    "cli_monitors",
     "wire_",
     "feature_servicer",
 )

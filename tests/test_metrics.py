@@ -32,7 +32,7 @@ def make_metrics(registry, watched=WATCHED):
     return Metrics(
         registry,
         watched=watched,
-        monitors={"deception": "critical"},
+        monitors={"deception": ["warning", "critical"]},
         queue_limit=64,
         model="tiny",
         sae="tiny-sae",
@@ -184,6 +184,7 @@ def test_state_sets_every_gauge(registry, metrics):
 def test_alerts_and_steering(registry, metrics):
     # At 0 from the start: the increase of a counter that appears at 1 is nothing.
     assert value(registry, "telltale_alerts_total", monitor="deception", severity="critical") == 0
+    assert value(registry, "telltale_alerts_total", monitor="deception", severity="warning") == 0
     assert value(registry, "telltale_alert_requests_total", monitor="deception") == 0
     assert value(registry, "telltale_steered_requests_total", op="cap") == 0
     metrics.observe_alert("deception", "critical")

@@ -64,7 +64,7 @@ def folder(model, tmp_path_factory):
         evidence=EVIDENCE,
     )
     sha = load_sae(folder / "dictionary").manifest.sae_sha256
-    Watchlist(sha, (feature,), ()).save(folder / "dictionary" / "features.json")
+    Watchlist(sha, (feature,)).save(folder / "dictionary" / "features.json")
     (folder / "log.csv").write_text(LOG)
     found = [{"latent": NAMED, "cosine": 0.5}, {"latent": 20, "cosine": 0.25}]
     (folder / "like.json").write_text(json.dumps({"like": EVIL, "latents": found}))

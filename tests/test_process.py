@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from serving import NEVER, NO_RETRIES
-from tiny_files import write_dictionary, write_features, write_model
+from serving import NO_RETRIES
+from tiny_files import write_dictionary, write_features, write_model, write_packs
 
 from service.client import TelltaleClient
 from service.client_events import Finished, Token
@@ -28,7 +28,9 @@ def folder(tmp_path_factory):
     """A model, a dictionary made for it, and one made for another."""
     folder = tmp_path_factory.mktemp("process")
     sha256 = write_model(folder / "model")
-    write_features(folder / "sae", write_dictionary(folder / "sae", sha256).sae_sha256)
+    made = write_dictionary(folder / "sae", sha256)
+    write_features(folder / "sae", made.sae_sha256)
+    write_packs(folder / "packs", sha256, made.sae_sha256)
     write_dictionary(folder / "strange", "f" * 64)
     (folder / "empty").mkdir()
     return folder
@@ -40,6 +42,7 @@ async def spawn(folder, *flags, sae="sae", grpc_port=0):
     environ |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "protos"))), "OMP_NUM_THREADS": "1"}
     fixed = ["--device", "cpu", "--dtype", "float32", "--threads", "1", "--slots", "2", "--log-format", "json"]
     where = ["--model", folder / "model", "--sae", folder / sae, "--cache-dir", folder / "cache"]
+    where += ["--monitor-packs", folder / "packs"]
     ports = ["--grpc-port", grpc_port, "--http-port", "0"]
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "service.cli", "serve", *map(str, [*fixed, *where, *ports, *flags]),
@@ -82,7 +85,7 @@ async def running(folder, *flags, **options):
 
 def long_stream(client):
     """Far longer than the test: 8000 tokens."""
-    return aclosing(client.generate("The sea", max_tokens=8000, ignore_eos=True, monitors=[NEVER]))
+    return aclosing(client.generate("The sea", max_tokens=8000, ignore_eos=True, no_defaults=True))
 
 
 async def next_token(stream):

@@ -1,4 +1,4 @@
-"""Prompts to token ids, and which of them an assistant wrote, whoever else says the same words."""
+"""Prompts to token ids, and whose words they are, whoever else says the same."""
 
 import pytest
 import tiny
@@ -31,13 +31,13 @@ def chat(*contents, first="user"):
 
 
 def assistant_text(prompt, of=TOKENIZER):
-    return of.decode([token for i, token in enumerate(prompt.ids) if i in prompt.assistant_positions])
+    return of.decode([token for i, token in enumerate(prompt.ids) if prompt.roles[i] == "assistant"])
 
 
 def test_text_is_tokenised_as_the_tokenizer_does_by_itself():
     prompt = from_text(TOKENIZER, "Wörter")
     assert prompt.ids == tuple(TOKENIZER("Wörter").input_ids)
-    assert prompt.assistant_positions == frozenset()
+    assert prompt.roles == ("text",) * len(prompt.ids)
 
 
 def test_the_prompt_of_a_reply_ends_where_the_reply_begins():
@@ -48,42 +48,42 @@ def test_the_prompt_of_a_reply_ends_where_the_reply_begins():
 
 
 def test_a_conversation_to_be_read_ends_with_its_last_message():
-    prompt = from_chat(TOKENIZER, chat("Hi", "Ho"), add_reply=False)
+    prompt = from_chat(TOKENIZER, chat("Hi", "Ho"), add_reply=False, roles=["assistant"])
     assert TOKENIZER.decode(prompt.ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
     first = prompt.ids.index(TOKENIZER("H").input_ids[0], 10)
-    assert prompt.assistant_positions == {first, first + 1}
+    assert prompt.positions_of("assistant") == {first, first + 1}
 
 
 @pytest.mark.parametrize("word", ["It was me.", "assistant", "user", "<|im", "\n.", "i", "ö"])
 def test_users_may_say_the_same_words(word):
     messages = chat(word, word, f"{word}{word}", f"x{word}")
-    prompt = from_chat(TOKENIZER, messages, add_reply=False)
+    prompt = from_chat(TOKENIZER, messages, add_reply=False, roles=["assistant"])
     assert assistant_text(prompt) == f"{word}x{word}"
     whole = [TOKENIZER.decode([token]) for token in prompt.ids]
     spoken = TOKENIZER(f"assistant\n{word}", add_special_tokens=False).input_ids
-    first = min(prompt.assistant_positions)
+    first = min(prompt.positions_of("assistant"))
     assert list(prompt.ids[first - 10 : first + len(spoken) - 10]) == spoken, whole
 
 
 def test_words_of_the_templates_own_are_not_the_assistants():
     of = tokenizer(DEFAULT_SYSTEM + tiny.CHAT_TEMPLATE)
-    prompt = from_chat(of, chat("It was me.", first="assistant"), add_reply=False)
+    prompt = from_chat(of, chat("It was me.", first="assistant"), add_reply=False, roles=["assistant"])
     system = of("<|im_start|>system\nI am an assistant. It was me.<|im_end|>\n", add_special_tokens=False).input_ids
     assert assistant_text(prompt, of) == "It was me."
-    assert min(prompt.assistant_positions) > len(system)
+    assert min(prompt.positions_of("assistant")) > len(system)
 
 
 @pytest.mark.parametrize(("template", "wanted"), [(tiny.CHAT_TEMPLATE, " \n a b\n"), (TRIMMING, "a b")])
 def test_a_template_may_trim(template, wanted):
     of = tokenizer(template)
-    prompt = from_chat(of, chat(" q ", " \n a b\n"), add_reply=False)
+    prompt = from_chat(of, chat(" q ", " \n a b\n"), add_reply=False, roles=["assistant"])
     assert assistant_text(prompt, of) == wanted
 
 
 def test_an_empty_reply_has_no_positions():
-    assert from_chat(TOKENIZER, chat("a", "", "a", "b"), add_reply=False).assistant_positions == {
-        len(from_chat(TOKENIZER, chat("a", "", "a"), add_reply=True).ids)
-    }
+    assert from_chat(TOKENIZER, chat("a", "", "a", "b"), add_reply=False, roles=["assistant"]).positions_of(
+        "assistant"
+    ) == {len(from_chat(TOKENIZER, chat("a", "", "a"), add_reply=True).ids)}
 
 
 @given(
@@ -92,9 +92,25 @@ def test_an_empty_reply_has_no_positions():
 )
 def test_the_assistants_tokens_are_what_it_said(contents, first):
     messages = chat(*contents, first=first)
-    prompt = from_chat(TOKENIZER, messages, add_reply=False)
+    prompt = from_chat(TOKENIZER, messages, add_reply=False, roles=["assistant"])
     said = [m["content"] for m in messages if m["role"] == "assistant" and m["content"].strip()]
     assert assistant_text(prompt) == "".join(said)
+
+
+@given(
+    contents=st.lists(st.text(alphabet="aist\nörn<|: {%", max_size=6), min_size=1, max_size=6),
+    roles=st.sets(st.sampled_from(["system", "user", "assistant"])),
+    add_reply=st.booleans(),
+)
+def test_each_roles_tokens_are_what_it_said(contents, roles, add_reply):
+    turns = ["system", "user", "assistant", "user", "assistant", "user"]
+    messages = [{"role": role, "content": content} for role, content in zip(turns, contents, strict=False)]
+    prompt = from_chat(TOKENIZER, messages, add_reply=add_reply, roles=roles)
+    for role in ("system", "user", "assistant"):
+        said = [m["content"] for m in messages if m["role"] == role and m["content"].strip() and role in roles]
+        assert TOKENIZER.decode([t for t, r in zip(prompt.ids, prompt.roles, strict=True) if r == role]) == "".join(
+            said
+        )
 
 
 def test_positions_are_found_in_time_that_grows_with_the_conversation():
@@ -113,7 +129,7 @@ def test_positions_are_found_in_time_that_grows_with_the_conversation():
             rendered.append(args)
             return TOKENIZER.apply_chat_template(*args, **kwargs)
 
-    from_chat(Counting(), chat(*"ab" * 50), add_reply=False)
+    from_chat(Counting(), chat(*"ab" * 50), add_reply=False, roles=["assistant"])
     assert len(rendered) <= 2
 
 
@@ -122,7 +138,7 @@ def test_a_template_that_rewrites_what_was_said_is_fine_for_a_reply_but_can_t_be
     messages = chat("q", "<think>hm</think>a", "r")
     assert "hm" not in of.decode(from_chat(of, messages, add_reply=True).ids)
     with pytest.raises(InvalidRequest) as refused:
-        from_chat(of, messages, add_reply=False)
+        from_chat(of, messages, add_reply=False, roles=["assistant"])
     assert [v.field for v in refused.value.violations] == ["chat.messages[1].content"]
 
 
@@ -138,5 +154,5 @@ def test_a_template_that_rewrites_what_was_said_is_fine_for_a_reply_but_can_t_be
 )
 def test_what_the_template_refuses_is_an_invalid_request(template, field, words):
     with pytest.raises(InvalidRequest, match=words) as refused:
-        from_chat(tokenizer(template), chat("a", "b", "c"), add_reply=False)
+        from_chat(tokenizer(template), chat("a", "b", "c"), add_reply=False, roles=["assistant"])
     assert [v.field for v in refused.value.violations] == [field]

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.style import Style
 
-from service.client_catalog import Monitor, SaeInfo, WatchedFeature
-from service.client_events import Alert, Finished, MonitorSummary, SteeringReport, Timings, Token, Usage
+from service.client_catalog import SaeInfo, WatchedFeature
+from service.client_events import Alert, ComponentPart, Finished, MonitorSummary, SteeringReport, Timings, Token, Usage
+from service.client_monitors import Monitor
 from service.rendering import (
     PALETTE,
     Peak,
@@ -202,6 +203,18 @@ def test_an_alert_says_what_fired_where_and_whether_it_is_proven():
     )
 
 
+def test_an_alert_of_several_components_says_what_each_reads():
+    parts = (
+        ComponentPart(component="disbelief", score=0.75, contribution=0.75),
+        ComponentPart(component="stance", score=1.5, contribution=0.0),
+    )
+    assert alert_line(alert(components=parts, role="user", beyond_calibration=True)).plain == (
+        "[ALERT warning: lying 0.75 (threshold 0.5) at 9, from 2 (user), disbelief 0.75, stance 1.5, "
+        "beyond calibrated lengths, not validated]"
+    )
+    assert "stance" not in alert_line(alert(components=parts[1:])).plain
+
+
 def finished(**changes: object) -> Finished:
     values: dict = {
         "reason": "eos", "matched_stop": "", "matched_token_id": None, "steering": None, "monitors": (),
@@ -251,6 +264,11 @@ def test_monitors_stand_with_their_threshold():
     assert [line.plain for line in monitor_lines([fired, short], [definition])] == [
         "lying: max score 0.75 (threshold 0.5) over 10 scored tokens, fired first at 9, not validated",
         "other: no score yet after 2 scored tokens, too few",
+    ]
+    worst = replace(fired, level="critical", role="user", beyond_calibration=True)
+    assert [line.plain for line in monitor_lines([worst], [definition])] == [
+        "lying (user): max score 0.75 (threshold 0.5) over 10 scored tokens, fired first at 9, rose to critical, "
+        "beyond calibrated lengths, not validated"
     ]
 
 

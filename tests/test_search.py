@@ -16,7 +16,7 @@ from discovery.named_features import largest_hits, read_held_out, reference_scal
 from discovery.quantile_threshold import quantile_threshold, reply_statistics
 from discovery.search_items import make_item, read_items
 from discovery.shards import load_shard, shard_paths
-from monitors.monitor import max_rolling_mean
+from monitors.reference import max_rolling_mean
 from sae_runtime.tap import Tap
 
 NUM, LATENTS, PLANTED = 120, 400, 137

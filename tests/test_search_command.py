@@ -40,7 +40,7 @@ def folder(model, tmp_path_factory):
         default_watched=False,
         evidence={},
     )
-    Watchlist(sha, (feature,), ()).save(folder / "dictionary" / "features.json")
+    Watchlist(sha, (feature,)).save(folder / "dictionary" / "features.json")
     return folder
 
 

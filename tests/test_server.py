@@ -24,6 +24,7 @@ from serving import (
     generate_message,
     healthz,
     http_get,
+    monitor_packs,
     outcomes,
     parts,
     raw_channel,
@@ -292,7 +293,7 @@ async def test_score_scores_what_the_assistant_said_and_nothing_else(client, mod
     assert [alert.state for alert in result.alerts] == ["firing"]
     assert result.usage.prompt_tokens == len(ids)
     assert result.usage.completion_tokens == 0
-    assert [definition.name for definition in result.monitor_definitions] == [NEVER, ALWAYS]
+    assert [definition.name for definition in result.monitor_definitions] == [ALWAYS, NEVER]
     assert result.tokens[1].logprob is not None
 
 
@@ -322,7 +323,7 @@ async def test_server_info_says_what_is_served(server, client):
     assert (info.limits.max_queued_requests, info.limits.max_steering_relative_norm) == (64, 20.0)
     assert info.planned_memory_bytes == 123
     assert sorted(w.feature for w in info.default_watched) == list(DEFAULT_WATCHED)
-    assert info.default_monitors == (NEVER, ALWAYS)
+    assert info.default_monitors == (ALWAYS, NEVER)
     default = info.sampling_defaults
     assert (default.temperature, default.top_p, default.top_k, default.max_tokens) == (0, 1, 0, 256)
     assert (info.requests_running, info.requests_waiting) == (0, 0)
@@ -376,6 +377,27 @@ async def test_monitors_are_listed_by_name(client):
     assert [monitor.name for monitor in monitors] == [ALWAYS, NEVER]
     assert (monitors[0].min_tokens, monitors[0].window, monitors[0].severity) == (3, 1, "critical")
     assert monitors[1].features == DEFAULT_WATCHED
+    assert (monitors[1].kind, monitors[1].roles, monitors[1].evidence) == ("features", ("assistant",), {})
+    assert [(s.max_tokens, s.warning, s.critical) for s in monitors[1].strata] == [
+        (bound, 1e9, 2e9) for bound in (64, 256, 1024)
+    ]
+
+
+async def test_one_monitor_comes_with_its_evidence(client):
+    monitor = await client.get_monitor(ALWAYS)
+    assert (monitor.name, monitor.evidence) == (ALWAYS, {"auroc": 0.5})
+    assert monitor.pack_sha256 == monitor_packs()[0].content_sha256
+    with pytest.raises(NotFound):
+        await client.get_monitor("nobody")
+
+
+async def test_a_stream_says_what_its_thresholds_were_not_set_on(client):
+    """Two tokens of up to 1,024, not steered: nothing is to be said."""
+    reply = await client.complete("The sea", max_tokens=2, ignore_eos=True)
+    assert [monitor.cautions for monitor in reply.started.monitors] == [(), ()]
+    steer = Steering(direction=3, strength=0.1)
+    steered = await client.complete("The sea", max_tokens=2, ignore_eos=True, steering=[steer], monitors=[NEVER])
+    assert steered.started.monitors[0].cautions == ("thresholds were set on replies that were not steered",)
 
 
 # --- a client that knows nothing but gRPC ---

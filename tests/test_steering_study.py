@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
         default_watched=False,
         evidence={"max_held_out": MAXIMUM},
     )
-    Watchlist(load_sae(folder).manifest.sae_sha256, (feature,), ()).save(folder / "features.json")
+    Watchlist(load_sae(folder).manifest.sae_sha256, (feature,)).save(folder / "features.json")
     return folder
 
 
@@ -261,7 +261,7 @@ def test_unknown_features_and_foreign_dictionaries_are_refused(command, model, m
 def test_a_feature_file_that_is_asked_for_must_be_there_and_the_dictionarys(command, tmp_path):
     path = tmp_path / "none.json"
     assert f"No such file or directory: '{path}'" in command("--features", path, wanted=1)
-    Watchlist("b" * 64, (), ()).save(path)
+    Watchlist("b" * 64, ()).save(path)
     assert "sae_sha256" in command("--features", path, wanted=1)
 
 

@@ -25,7 +25,7 @@ def watchlist(**evidence: object) -> Watchlist:
         default_watched=False,
         evidence=evidence,
     )
-    return Watchlist("0" * 64, (feature,), ())
+    return Watchlist("0" * 64, (feature,))
 
 
 def grid(op: SteeringOp, unit: str) -> Grid:

@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 
 from monitors.errors import MonitorError, WatchlistError
-from monitors.monitor import Monitor, MonitorSpec, WeightedFeature
-from monitors.rules import Rule
 from monitors.watchlist import MAX_DEFAULT_WATCHED, NamedFeature, Watchlist
 
 SHA = "0123456789abcdef" * 4
 OTHER_SHA = "f" * 64
 
 FILE: dict[str, Any] = {
-    "format_version": 1,
+    "format_version": 2,
     "sae_sha256": SHA,
     "features": [
         {
@@ -38,28 +36,6 @@ FILE: dict[str, Any] = {
             "default_watched": False,
             "evidence": {},
         },
-    ],
-    "monitors": [
-        {
-            "name": "lying",
-            "description": "Lying without refusing.",
-            "features": [
-                {"feature": 41, "weight": 1.0, "scale": 2.5},
-                {"feature": 1000, "weight": -0.5, "scale": 1.0},
-            ],
-            "transform": "log1p",
-            "rule": {
-                "threshold": 0.8,
-                "clear_threshold": 0.5,
-                "window": 16,
-                "min_tokens": 8,
-                "cooldown_tokens": 32,
-                "severity": "warning",
-            },
-            "score_prompt": False,
-            "validated": False,
-            "threshold_source": "99th percentile of the maximum over 500 benign replies.",
-        }
     ],
 }
 
@@ -113,44 +89,18 @@ def test_reads_every_field(watchlist):
         default_watched=True,
         evidence=FILE["features"][0]["evidence"],
     )
-    assert watchlist.monitors == (
-        MonitorSpec(
-            name="lying",
-            description="Lying without refusing.",
-            features=(
-                WeightedFeature(feature=41, weight=1.0, scale=2.5),
-                WeightedFeature(feature=1000, weight=-0.5, scale=1.0),
-            ),
-            transform="log1p",
-            rule=Rule(0.8, 0.5, window=16, min_tokens=8, cooldown_tokens=32, severity="warning"),
-            threshold_source="99th percentile of the maximum over 500 benign replies.",
-            sae_sha256=SHA,
-        ),
-    )
     assert watchlist.sae_sha256 == SHA
-
-
-def test_true_flags_are_read_as_such(tmp_path):
-    content = changed("monitors.0.score_prompt", True)
-    content["monitors"][0]["validated"] = True
-    [monitor] = Watchlist.load(write(tmp_path, content)).monitors
-    assert (monitor.score_prompt, monitor.validated) == (True, True)
 
 
 def test_look_ups(watchlist):
     lying, refusing = watchlist.features
     assert watchlist.by_name == {"lying": lying, "refusal": refusing}
     assert watchlist.by_index == {41: lying, 7: refusing}
-    assert watchlist.monitors_by_name == {"lying": watchlist.monitors[0]}
     assert watchlist.default_watched == (lying,)
 
 
 def test_slug_is_index_and_name(watchlist):
     assert [feature.slug for feature in watchlist.features] == ["f41_lying", "f7_refusal"]
-
-
-def test_a_monitor_read_from_a_file_works(watchlist):
-    assert Monitor(watchlist.monitors[0]).observe(1, {41: 0.0, 1000: 0.0}, is_prompt=False).score == 0.0
 
 
 def test_saving_and_loading_changes_nothing(watchlist, tmp_path):
@@ -197,9 +147,9 @@ def test_readers_never_see_half_a_file(watchlist, tmp_path, monkeypatch):
 
 
 def test_an_empty_list_is_a_list(tmp_path):
-    content = {"format_version": 1, "sae_sha256": SHA, "features": [], "monitors": []}
+    content = {"format_version": 2, "sae_sha256": SHA, "features": []}
     watchlist = Watchlist.load(write(tmp_path, content))
-    assert (watchlist.features, watchlist.monitors) == ((), ())
+    assert watchlist.features == ()
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):
@@ -226,8 +176,6 @@ def test_an_index_out_of_the_dictionary_is_refused(watchlist):
         watchlist.check_binding(SHA, num_latents=41)
     assert str(caught.value).splitlines() == [
         "features.0.index: wanted a latent below 41, got 41",
-        "monitors.0.features.0.feature: wanted a latent below 41, got 41",
-        "monitors.0.features.1.feature: wanted a latent below 41, got 1000",
     ]
 
 
@@ -242,7 +190,7 @@ def test_the_good_file_is_good(tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "wanted"),
     [
-        ("format_version", 2, "1"),
+        ("format_version", 1, "2"),
         ("sae_sha256", "abc", "a sha256 of 64 lower-case hex digits"),
         ("features", {}, "a valid array"),
         ("features.0", 3, "an object"),
@@ -262,22 +210,6 @@ def test_the_good_file_is_good(tmp_path):
         ("features.0.evidence", {"auroc": float("nan")}, "a JSON object without NaN or infinity"),
         ("features.1.name", "lying", "a value of its own, unlike features.0.name"),
         ("features.1.index", 41, "a value of its own, unlike features.0.index"),
-        ("monitors.0.name", "1st", "a name matching"),
-        ("monitors.0.description", 1, "a valid string"),
-        ("monitors.0.features.0.feature", -1, "a whole number of at least 0"),
-        ("monitors.0.features.1.feature", 41, "a latent that the monitor does not use yet"),
-        ("monitors.0.features.0.weight", 0.0, "a number other than 0"),
-        ("monitors.0.features.0.scale", 0.0, "a finite number above 0"),
-        ("monitors.0.transform", "square", "'linear' or 'log1p'"),
-        ("monitors.0.rule", None, "an object"),
-        ("monitors.0.rule.threshold", float("inf"), "a finite number"),
-        ("monitors.0.rule.clear_threshold", 0.9, "at most threshold, which is 0.8"),
-        ("monitors.0.rule.window", 0, "a whole number of at least 1"),
-        ("monitors.0.rule.window", 2.5, "a valid integer"),
-        ("monitors.0.rule.severity", "fatal", "'info', 'warning' or 'critical'"),
-        ("monitors.0.score_prompt", 1, "a valid boolean"),
-        ("monitors.0.validated", None, "a valid boolean"),
-        ("monitors.0.threshold_source", " ", "a sentence"),
     ],
 )
 def test_a_bad_value_is_refused_by_path_wanted_and_got(tmp_path, path, value, wanted):
@@ -294,9 +226,6 @@ def test_a_bad_value_is_refused_by_path_wanted_and_got(tmp_path, path, value, wa
 KEYS = [
     *FILE,
     *(f"features.0.{key}" for key in FILE["features"][0]),
-    *(f"monitors.0.{key}" for key in FILE["monitors"][0]),
-    *(f"monitors.0.features.0.{key}" for key in FILE["monitors"][0]["features"][0]),
-    *(f"monitors.0.rule.{key}" for key in FILE["monitors"][0]["rule"]),
 ]
 
 
@@ -306,32 +235,19 @@ def test_every_key_is_required(tmp_path, path):
     assert [str(problem) for problem in error.problems] == [f"{path}: wanted a value, got nothing"]
 
 
-@pytest.mark.parametrize("owner", ["", "features.0.", "monitors.0.", "monitors.0.features.0.", "monitors.0.rule."])
+@pytest.mark.parametrize("owner", ["", "features.0."])
 def test_an_unknown_key_is_refused(tmp_path, owner):
     error = refusal(tmp_path, changed(f"{owner}colour", "red"))
     assert [str(problem) for problem in error.problems] == [f"{owner}colour: wanted no such key, got 'red'"]
 
 
-def test_a_monitor_has_no_hash_of_its_own(tmp_path):
-    error = refusal(tmp_path, changed("monitors.0.sae_sha256", OTHER_SHA))
-    assert [problem.field for problem in error.problems] == ["monitors.0.sae_sha256"]
+def test_a_file_with_monitors_in_it_is_refused(tmp_path):
+    """As files of version 1 had them: they would not run."""
+    error = refusal(tmp_path, FILE | {"format_version": 1, "monitors": []})
+    assert [problem.field for problem in error.problems] == ["format_version", "monitors"]
 
 
-def test_a_monitor_of_nothing_is_refused(tmp_path):
-    error = refusal(tmp_path, changed("monitors.0.features", []))
-    assert [str(problem) for problem in error.problems] == [
-        "monitors.0.features: wanted at least one feature, got none"
-    ]
-
-
-def test_two_monitors_of_one_name_are_refused(tmp_path):
-    error = refusal(tmp_path, changed("monitors", FILE["monitors"] * 2))
-    [problem] = error.problems
-    assert problem.field == "monitors.1.name"
-    assert problem.wanted == "a value of its own, unlike monitors.0.name"
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1, 2", '{"format_version": 1,}'])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2", '{"format_version": 2,}'])
 def test_what_is_not_json_is_refused(tmp_path, text):
     [problem] = refusal(tmp_path, text).problems
     assert (problem.field, problem.wanted) == ("file", "JSON")
@@ -354,11 +270,10 @@ def test_undecodable_bytes_are_refused(tmp_path):
 def test_all_problems_are_listed_one_a_line(tmp_path):
     content = changed("features.0.index", "41")
     content["features"][1].update(reference_scale=0, name="No")
-    content["monitors"][0]["rule"]["window"] = 0
     content["colour"] = "red"
     error = refusal(tmp_path, content)
     fields = [line.split(":")[0] for line in str(error).splitlines()[1:]]
-    paths = ["features.0.index", "features.1.name", "features.1.reference_scale", "monitors.0.rule.window", "colour"]
+    paths = ["features.0.index", "features.1.name", "features.1.reference_scale", "colour"]
     assert fields == paths
 
 
@@ -385,19 +300,17 @@ def many(num_watched: int) -> tuple[NamedFeature, ...]:
 
 def test_the_cap_is_on_default_watched_features_only():
     assert MAX_DEFAULT_WATCHED == 64
-    assert len(Watchlist(SHA, many(64), ()).default_watched) == 64
+    assert len(Watchlist(SHA, many(64)).default_watched) == 64
     with pytest.raises(WatchlistError, match=r"^features: wanted at most 64 default_watched, got 65$"):
-        Watchlist(SHA, many(65), ())
+        Watchlist(SHA, many(65))
 
 
 def test_built_in_python_it_is_checked_as_well(watchlist):
-    feature, monitor = watchlist.features[0], watchlist.monitors[0]
+    feature = watchlist.features[0]
     with pytest.raises(WatchlistError, match=r"^features\.1\.name: .*\nfeatures\.1\.index: "):
         replace(watchlist, features=(feature, feature))
-    with pytest.raises(WatchlistError, match=r"^monitors\.0\.sae_sha256: "):
-        replace(watchlist, monitors=(replace(monitor, sae_sha256=OTHER_SHA),))
     with pytest.raises(WatchlistError, match=r"^sae_sha256: "):
-        Watchlist("", (), ())
+        Watchlist("", ())
     with pytest.raises(MonitorError, match=r"^evidence: wanted a JSON object"):
         replace(feature, evidence={"path": Path()})
     with pytest.raises(MonitorError, match=r"^evidence: wanted a JSON object"):

@@ -3,9 +3,11 @@
 import math
 import re
 import time
+from dataclasses import replace
 
 import pytest
 import tiny
+import tiny_packs
 from google.protobuf import message_factory, text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from telltale.v1 import generation_pb2, types_pb2
 from monitors.bank import Policy, PolicyAction
 from sae_runtime.steering import SteeringOp, SteeringSpec
 from service.errors import InvalidRequest
+from service.monitor_packs import ServedMonitor
 from service.request import FinishReason
 from service.violations import MAX_VIOLATIONS
 from service.wire_requests import RequestLimits, RequestReader
@@ -24,7 +27,9 @@ CATALOG = catalog(MODEL)
 LIMITS = RequestLimits(
     context_length=tiny.NUM_POSITIONS, max_new_tokens_default=16, top_features_cap=8, max_request_seconds=60.0
 )
-READER = RequestReader(CATALOG, MODEL.tokenizer, tiny.limits(tiny.sae()), LIMITS)
+STEERING = tiny.limits(tiny.sae())
+READER = RequestReader(CATALOG, MODEL.tokenizer, STEERING, LIMITS)
+WIDE = RequestReader(CATALOG, MODEL.tokenizer, STEERING, replace(LIMITS, context_length=4096))
 ADD = "op: STEERING_OP_ADD"
 VECTOR = 'vector: "' + "\\000\\000\\200?" * tiny.D_MODEL + '"'  # ones
 NAN_VECTOR = 'vector: "' + "\\000\\000\\300\\177" * tiny.D_MODEL + '"'
@@ -255,10 +260,10 @@ def test_unset_fields_take_the_documented_defaults():
     assert (sampling.repetition_penalty, sampling.top_k, sampling.max_tokens) == (1, 0, 16)
     assert (sampling.stop, sampling.ignore_eos) == ((), False)
     assert request.watched == (17, 3)
-    assert [spec.name for spec in request.monitors] == [NEVER, ALWAYS]
+    assert [spec.name for spec in request.monitors] == [ALWAYS, NEVER]
     assert (request.top_features, request.include_prompt, request.include_logprobs) == (0, False, False)
     assert (request.steering, request.policies, request.policy_steering, request.label) == ((), (), {}, "")
-    assert (request.score_only, request.scored_positions) == (False, None)
+    assert (request.score_only, request.scored_positions, request.prompt_roles) == (False, None, ())
 
 
 def test_zero_is_not_unset():
@@ -283,11 +288,11 @@ def test_every_sampling_field_arrives():
 
 def test_what_is_watched_keeps_its_order():
     request = generate(
-        f"text: 'x' watch {{ features: 9 features: 2 monitors: '{ALWAYS}' monitors: '{NEVER}' top_features: 3 "
+        f"text: 'x' watch {{ features: 9 features: 2 monitors: '{NEVER}' monitors: '{ALWAYS}' top_features: 3 "
         "include_prompt: true include_logprobs: true }"
     )
     assert request.watched == (9, 2)
-    assert [spec.name for spec in request.monitors] == [ALWAYS, NEVER]
+    assert [spec.name for spec in request.monitors] == [NEVER, ALWAYS]
     assert (request.top_features, request.include_prompt, request.include_logprobs) == (3, True, True)
 
 
@@ -350,6 +355,55 @@ def test_a_score_request_reads_everything_and_scores_the_assistant():
     assert min(request.scored_positions) > request.prompt_ids.index(scored[1])
     assert score("text: 'abc'").scored_positions == {0, 1, 2}
     assert score("token_ids { ids: 5 ids: 6 }").scored_positions == {0, 1}
+
+
+def wide(text: str):
+    return WIDE.read_generate(parse(text), time_remaining=None)
+
+
+def reader_with(pack) -> RequestReader:
+    return RequestReader(replace(CATALOG, monitors=(ServedMonitor(pack),)), MODEL.tokenizer, STEERING, LIMITS)
+
+
+def test_a_monitor_asked_for_by_name_must_know_the_length_of_the_reply():
+    """Its thresholds go up to 1,024 tokens, and `WIDE` has room for more."""
+    with pytest.raises(InvalidRequest) as refused:
+        wide(f"text: 'x' sampling {{ max_tokens: 1025 }} watch {{ monitors: '{ALWAYS}' monitors: '{NEVER}' }}")
+    assert [v.field for v in refused.value.violations] == ["watch.monitors[0]", "watch.monitors[1]"]
+    assert refused.value.violations[1].description == (
+        "must have thresholds for replies of up to 1025 tokens (sampling.max_tokens). "
+        "Got 'never', whose thresholds go up to 1024."
+    )
+    assert wide(f"text: 'x' sampling {{ max_tokens: 1024 }} watch {{ monitors: '{NEVER}' }}").monitors
+    assert len(wide("text: 'x' sampling { max_tokens: 1025 }").monitors) == 2  # they run by default, and say so
+
+
+CHAT = (
+    "chat { messages { role: 'system' content: 'be' } messages { role: 'user' content: 'ab' } "
+    "messages { role: 'assistant' content: 'cd' } messages { role: 'user' content: 'ef' } }"
+)
+
+
+def said(request, role: str) -> str:
+    ids = zip(request.prompt_ids, request.prompt_roles, strict=True)
+    return MODEL.tokenizer.decode([token for token, whose in ids if whose == role])
+
+
+def test_roles_are_found_for_the_monitors_that_score_them():
+    """What the assistant said before was scored when it was written; nobody asks for the system's."""
+    reader = reader_with(tiny_packs.pack("both", roles=("user", "assistant")))
+    request = reader.read_generate(parse(CHAT), time_remaining=None)
+    assert (said(request, "user"), said(request, "assistant"), said(request, "system")) == ("abef", "", "")
+    assert request.prompt_role(0) is None
+    assert generate(CHAT).prompt_roles == ()
+    assert reader.read_generate(parse("text: 'abc'"), time_remaining=None).prompt_roles == ("text",) * 3
+
+
+def test_a_score_request_finds_other_roles_beside_the_assistants():
+    reader = reader_with(tiny_packs.pack("both", roles=("system", "assistant")))
+    request = reader.read_score(parse(CHAT, generation_pb2.ScoreRequest), time_remaining=None)
+    assert (said(request, "system"), said(request, "assistant"), said(request, "user")) == ("be", "cd", "")
+    assert [request.prompt_role(i) for i in sorted(request.scored_positions)] == ["assistant"] * 2
 
 
 # --- anything ---

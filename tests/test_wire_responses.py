@@ -4,7 +4,7 @@ import pytest
 import tiny
 from serving import catalog
 
-from monitors.monitor import Alert
+from monitors.track import Alert
 from service.request import (
     AlertEvent,
     FinishedEvent,
@@ -25,12 +25,15 @@ REQUEST = Request(request_id="r", prompt_ids=(5, 6), sampling=SamplingParams(max
 def token(index: int, *, off_scale: bool = False) -> TokenEvent:
     return TokenEvent(
         index=index, id=5, text="x", is_prompt=True, readings=[0.5], steered_readings=[], top_features=[], logprob=None,
-        scores=[], fvu=0.25, l0=2, off_scale=off_scale,
+        scores=[], fvu=0.25, l0=2, role="user", off_scale=off_scale,
     )  # fmt: skip
 
 
 def alert() -> AlertEvent:
-    return AlertEvent("r", "", Alert("m", "firing", "info", 3, 3, 1.0, 0.5, (), False), 0.0)
+    raised = Alert(
+        monitor="m", state="firing", level="warning", position=3, span_start=3, score=1.0, threshold=0.5, components=()
+    )
+    return AlertEvent("r", "", raised, 0.0)
 
 
 def finished() -> FinishedEvent:

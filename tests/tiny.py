@@ -1,14 +1,15 @@
 """Small real parts for tests: a random Llama, a byte tokenizer, a random dictionary, an engine around them."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import tiny_packs
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from monitors.monitor import MonitorSpec, WeightedFeature
-from monitors.rules import Rule
+from monitors.monitor_spec import MonitorSpec
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel, wrap_model
 from sae_runtime.probes import Probe, ProbeSet
@@ -136,15 +137,8 @@ def engine(
 
 
 def monitor_spec(
-    name: str = "watcher", *, features: tuple[int, ...] = (3,), threshold: float = 0.5, **rule: object
+    name: str = "watcher", *, features: tuple[int, ...] = (3,), threshold: float = 0.5, **changes: Any
 ) -> MonitorSpec:
-    settings = {"window": 4, "min_tokens": 2, "cooldown_tokens": 4, "severity": "warning"} | rule
-    return MonitorSpec(
-        name=name,
-        description="A monitor of a test.",
-        features=tuple(WeightedFeature(feature, 1.0, 1.0) for feature in features),
-        transform="linear",
-        rule=Rule(threshold=threshold, clear_threshold=threshold - abs(threshold) * 0.2, **settings),  # type: ignore[arg-type]
-        threshold_source="Chosen by the test.",
-        sae_sha256="0" * 64,
-    )
+    """A monitor of latents that warns above `threshold`."""
+    warning = tiny_packs.thresholds(threshold)
+    return tiny_packs.pack(name, [tiny_packs.feature_component(*features)], thresholds=warning, **changes).spec()

@@ -1,12 +1,13 @@
 """The tiny model and its dictionary on disk, as `telltale serve` takes them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import tiny
-from serving import manifest, watchlist
+from serving import manifest, monitor_packs, watchlist
 
-from monitors.monitor import MonitorSpec
+from monitors.pack import PACK_SUFFIX
 from monitors.watchlist import Watchlist
 from sae_runtime.checkpoint import Manifest, save_sae
 from sae_runtime.language_model import load_language_model
@@ -31,11 +32,13 @@ def write_dictionary(folder: Path, model_sha256: str, **changes: object) -> Mani
 
 
 def write_features(folder: Path, sae_sha256: str) -> None:
-    """Save the test's named features and monitors beside a dictionary."""
-    made = watchlist()
+    """Save the test's named features beside a dictionary."""
+    Watchlist(sae_sha256, watchlist().features).save(folder / "features.json")
 
-    def bound(spec: MonitorSpec) -> MonitorSpec:
-        fields = {name: getattr(spec, name) for name in MonitorSpec.__dataclass_fields__}
-        return MonitorSpec(**(fields | {"sae_sha256": sae_sha256}))
 
-    Watchlist(sae_sha256, made.features, tuple(map(bound, made.monitors))).save(folder / "features.json")
+def write_packs(folder: Path, model_sha256: str, sae_sha256: str) -> None:
+    """Save the test's monitors, as made for these weights and this dictionary."""
+    folder.mkdir(exist_ok=True)
+    for pack in monitor_packs():
+        bindings = replace(pack.bindings, model_sha256=model_sha256, sae_sha256=sae_sha256)
+        replace(pack, bindings=bindings).save(folder / f"{pack.name}{PACK_SUFFIX}")

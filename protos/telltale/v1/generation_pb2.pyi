@@ -117,20 +117,30 @@ class SteeringReport(_message.Message):
     def __init__(self, positions_changed: _Optional[int] = ..., mean_relative_norm: _Optional[float] = ..., max_relative_norm: _Optional[float] = ...) -> None: ...
 
 class MonitorSummary(_message.Message):
-    __slots__ = ("monitor", "max_score", "mean_score", "scored_tokens", "fired", "first_fired_position")
+    __slots__ = ("monitor", "max_score", "mean_score", "scored_tokens", "fired", "first_fired_position", "max_statistic", "level", "alerts", "role", "beyond_calibration")
     MONITOR_FIELD_NUMBER: _ClassVar[int]
     MAX_SCORE_FIELD_NUMBER: _ClassVar[int]
     MEAN_SCORE_FIELD_NUMBER: _ClassVar[int]
     SCORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FIRED_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIRED_POSITION_FIELD_NUMBER: _ClassVar[int]
+    MAX_STATISTIC_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    ALERTS_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    BEYOND_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     monitor: str
     max_score: float
     mean_score: float
     scored_tokens: int
     fired: bool
     first_fired_position: int
-    def __init__(self, monitor: _Optional[str] = ..., max_score: _Optional[float] = ..., mean_score: _Optional[float] = ..., scored_tokens: _Optional[int] = ..., fired: _Optional[bool] = ..., first_fired_position: _Optional[int] = ...) -> None: ...
+    max_statistic: float
+    level: _types_pb2.Severity
+    alerts: int
+    role: str
+    beyond_calibration: bool
+    def __init__(self, monitor: _Optional[str] = ..., max_score: _Optional[float] = ..., mean_score: _Optional[float] = ..., scored_tokens: _Optional[int] = ..., fired: _Optional[bool] = ..., first_fired_position: _Optional[int] = ..., max_statistic: _Optional[float] = ..., level: _Optional[_Union[_types_pb2.Severity, str]] = ..., alerts: _Optional[int] = ..., role: _Optional[str] = ..., beyond_calibration: _Optional[bool] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("reason", "matched_stop", "matched_token_id", "usage", "timings", "steering", "monitors", "tapped_tokens")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from telltale.v1 import types_pb2 as telltale_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19telltale/v1/monitor.proto\x12\x0btelltale.v1\x1a\x17telltale/v1/types.proto\"\x15\n\x13ListMonitorsRequest\">\n\x14ListMonitorsResponse\x12&\n\x08monitors\x18\x01 \x03(\x0b\x32\x14.telltale.v1.Monitor\"&\n\x12WatchAlertsRequest\x12\x10\n\x08monitors\x18\x01 \x03(\t\"8\n\x13WatchAlertsResponse\x12!\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x12.telltale.v1.Alert2\xb9\x01\n\x0eMonitorService\x12S\n\x0cListMonitors\x12 .telltale.v1.ListMonitorsRequest\x1a!.telltale.v1.ListMonitorsResponse\x12R\n\x0bWatchAlerts\x12\x1f.telltale.v1.WatchAlertsRequest\x1a .telltale.v1.WatchAlertsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19telltale/v1/monitor.proto\x12\x0btelltale.v1\x1a\x17telltale/v1/types.proto\"\x15\n\x13ListMonitorsRequest\">\n\x14ListMonitorsResponse\x12&\n\x08monitors\x18\x01 \x03(\x0b\x32\x14.telltale.v1.Monitor\"!\n\x11GetMonitorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x12GetMonitorResponse\x12%\n\x07monitor\x18\x01 \x01(\x0b\x32\x14.telltale.v1.Monitor\"&\n\x12WatchAlertsRequest\x12\x10\n\x08monitors\x18\x01 \x03(\t\"8\n\x13WatchAlertsResponse\x12!\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x12.telltale.v1.Alert2\x88\x02\n\x0eMonitorService\x12S\n\x0cListMonitors\x12 .telltale.v1.ListMonitorsRequest\x1a!.telltale.v1.ListMonitorsResponse\x12M\n\nGetMonitor\x12\x1e.telltale.v1.GetMonitorRequest\x1a\x1f.telltale.v1.GetMonitorResponse\x12R\n\x0bWatchAlerts\x12\x1f.telltale.v1.WatchAlertsRequest\x1a .telltale.v1.WatchAlertsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMONITORSREQUEST']._serialized_end=88
   _globals['_LISTMONITORSRESPONSE']._serialized_start=90
   _globals['_LISTMONITORSRESPONSE']._serialized_end=152
-  _globals['_WATCHALERTSREQUEST']._serialized_start=154
-  _globals['_WATCHALERTSREQUEST']._serialized_end=192
-  _globals['_WATCHALERTSRESPONSE']._serialized_start=194
-  _globals['_WATCHALERTSRESPONSE']._serialized_end=250
-  _globals['_MONITORSERVICE']._serialized_start=253
-  _globals['_MONITORSERVICE']._serialized_end=438
+  _globals['_GETMONITORREQUEST']._serialized_start=154
+  _globals['_GETMONITORREQUEST']._serialized_end=187
+  _globals['_GETMONITORRESPONSE']._serialized_start=189
+  _globals['_GETMONITORRESPONSE']._serialized_end=248
+  _globals['_WATCHALERTSREQUEST']._serialized_start=250
+  _globals['_WATCHALERTSREQUEST']._serialized_end=288
+  _globals['_WATCHALERTSRESPONSE']._serialized_start=290
+  _globals['_WATCHALERTSRESPONSE']._serialized_end=346
+  _globals['_MONITORSERVICE']._serialized_start=349
+  _globals['_MONITORSERVICE']._serialized_end=613
 # @@protoc_insertion_point(module_scope)

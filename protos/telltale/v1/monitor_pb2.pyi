@@ -17,6 +17,18 @@ class ListMonitorsResponse(_message.Message):
     monitors: _containers.RepeatedCompositeFieldContainer[_types_pb2.Monitor]
     def __init__(self, monitors: _Optional[_Iterable[_Union[_types_pb2.Monitor, _Mapping]]] = ...) -> None: ...
 
+class GetMonitorRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetMonitorResponse(_message.Message):
+    __slots__ = ("monitor",)
+    MONITOR_FIELD_NUMBER: _ClassVar[int]
+    monitor: _types_pb2.Monitor
+    def __init__(self, monitor: _Optional[_Union[_types_pb2.Monitor, _Mapping]] = ...) -> None: ...
+
 class WatchAlertsRequest(_message.Message):
     __slots__ = ("monitors",)
     MONITORS_FIELD_NUMBER: _ClassVar[int]

@@ -40,6 +40,11 @@ class MonitorServiceStub:
                 request_serializer=telltale_dot_v1_dot_monitor__pb2.ListMonitorsRequest.SerializeToString,
                 response_deserializer=telltale_dot_v1_dot_monitor__pb2.ListMonitorsResponse.FromString,
                 _registered_method=True)
+        self.GetMonitor = channel.unary_unary(
+                '/telltale.v1.MonitorService/GetMonitor',
+                request_serializer=telltale_dot_v1_dot_monitor__pb2.GetMonitorRequest.SerializeToString,
+                response_deserializer=telltale_dot_v1_dot_monitor__pb2.GetMonitorResponse.FromString,
+                _registered_method=True)
         self.WatchAlerts = channel.unary_stream(
                 '/telltale.v1.MonitorService/WatchAlerts',
                 request_serializer=telltale_dot_v1_dot_monitor__pb2.WatchAlertsRequest.SerializeToString,
@@ -53,6 +58,13 @@ class MonitorServiceServicer:
 
     def ListMonitors(self, request, context):
         """Lists the server's monitors.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMonitor(self, request, context):
+        """One monitor, with the numbers of its calibration and its evidence. NOT_FOUND if there is none of that name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +84,11 @@ def add_MonitorServiceServicer_to_server(servicer, server):
                     servicer.ListMonitors,
                     request_deserializer=telltale_dot_v1_dot_monitor__pb2.ListMonitorsRequest.FromString,
                     response_serializer=telltale_dot_v1_dot_monitor__pb2.ListMonitorsResponse.SerializeToString,
+            ),
+            'GetMonitor': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMonitor,
+                    request_deserializer=telltale_dot_v1_dot_monitor__pb2.GetMonitorRequest.FromString,
+                    response_serializer=telltale_dot_v1_dot_monitor__pb2.GetMonitorResponse.SerializeToString,
             ),
             'WatchAlerts': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchAlerts,
@@ -107,6 +124,33 @@ class MonitorService:
             '/telltale.v1.MonitorService/ListMonitors',
             telltale_dot_v1_dot_monitor__pb2.ListMonitorsRequest.SerializeToString,
             telltale_dot_v1_dot_monitor__pb2.ListMonitorsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMonitor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/telltale.v1.MonitorService/GetMonitor',
+            telltale_dot_v1_dot_monitor__pb2.GetMonitorRequest.SerializeToString,
+            telltale_dot_v1_dot_monitor__pb2.GetMonitorResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,3 +1,4 @@
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -48,6 +49,15 @@ class Severity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SEVERITY_INFO: _ClassVar[Severity]
     SEVERITY_WARNING: _ClassVar[Severity]
     SEVERITY_CRITICAL: _ClassVar[Severity]
+
+class MonitorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MONITOR_KIND_UNSPECIFIED: _ClassVar[MonitorKind]
+    MONITOR_KIND_FEATURE: _ClassVar[MonitorKind]
+    MONITOR_KIND_FEATURES: _ClassVar[MonitorKind]
+    MONITOR_KIND_PROBE: _ClassVar[MonitorKind]
+    MONITOR_KIND_ENSEMBLE: _ClassVar[MonitorKind]
+    MONITOR_KIND_CASCADE: _ClassVar[MonitorKind]
 STEERING_OP_UNSPECIFIED: SteeringOp
 STEERING_OP_ADD: SteeringOp
 STEERING_OP_SCALE: SteeringOp
@@ -72,6 +82,12 @@ SEVERITY_UNSPECIFIED: Severity
 SEVERITY_INFO: Severity
 SEVERITY_WARNING: Severity
 SEVERITY_CRITICAL: Severity
+MONITOR_KIND_UNSPECIFIED: MonitorKind
+MONITOR_KIND_FEATURE: MonitorKind
+MONITOR_KIND_FEATURES: MonitorKind
+MONITOR_KIND_PROBE: MonitorKind
+MONITOR_KIND_ENSEMBLE: MonitorKind
+MONITOR_KIND_CASCADE: MonitorKind
 
 class Message(_message.Message):
     __slots__ = ("role", "content")
@@ -178,17 +194,21 @@ class FeatureReading(_message.Message):
     def __init__(self, feature: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
 
 class MonitorScore(_message.Message):
-    __slots__ = ("monitor", "value", "firing")
+    __slots__ = ("monitor", "value", "firing", "components", "level")
     MONITOR_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     FIRING_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
     monitor: str
     value: float
     firing: bool
-    def __init__(self, monitor: _Optional[str] = ..., value: _Optional[float] = ..., firing: _Optional[bool] = ...) -> None: ...
+    components: _containers.RepeatedScalarFieldContainer[float]
+    level: Severity
+    def __init__(self, monitor: _Optional[str] = ..., value: _Optional[float] = ..., firing: _Optional[bool] = ..., components: _Optional[_Iterable[float]] = ..., level: _Optional[_Union[Severity, str]] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("index", "id", "text", "special", "is_prompt", "readings", "steered_readings", "top_features", "logprob", "scores", "fvu", "l0", "is_first_position", "off_scale")
+    __slots__ = ("index", "id", "text", "special", "is_prompt", "readings", "steered_readings", "top_features", "logprob", "scores", "fvu", "l0", "is_first_position", "off_scale", "role")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -203,6 +223,7 @@ class Token(_message.Message):
     L0_FIELD_NUMBER: _ClassVar[int]
     IS_FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
     OFF_SCALE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
     index: int
     id: int
     text: str
@@ -217,7 +238,8 @@ class Token(_message.Message):
     l0: int
     is_first_position: bool
     off_scale: bool
-    def __init__(self, index: _Optional[int] = ..., id: _Optional[int] = ..., text: _Optional[str] = ..., special: _Optional[bool] = ..., is_prompt: _Optional[bool] = ..., readings: _Optional[_Iterable[float]] = ..., steered_readings: _Optional[_Iterable[float]] = ..., top_features: _Optional[_Iterable[_Union[FeatureReading, _Mapping]]] = ..., logprob: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[MonitorScore, _Mapping]]] = ..., fvu: _Optional[float] = ..., l0: _Optional[int] = ..., is_first_position: _Optional[bool] = ..., off_scale: _Optional[bool] = ...) -> None: ...
+    role: str
+    def __init__(self, index: _Optional[int] = ..., id: _Optional[int] = ..., text: _Optional[str] = ..., special: _Optional[bool] = ..., is_prompt: _Optional[bool] = ..., readings: _Optional[_Iterable[float]] = ..., steered_readings: _Optional[_Iterable[float]] = ..., top_features: _Optional[_Iterable[_Union[FeatureReading, _Mapping]]] = ..., logprob: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[MonitorScore, _Mapping]]] = ..., fvu: _Optional[float] = ..., l0: _Optional[int] = ..., is_first_position: _Optional[bool] = ..., off_scale: _Optional[bool] = ..., role: _Optional[str] = ...) -> None: ...
 
 class TokenChunk(_message.Message):
     __slots__ = ("tokens",)
@@ -226,15 +248,27 @@ class TokenChunk(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("feature", "value")
+    __slots__ = ("feature", "value", "component")
     FEATURE_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
+    COMPONENT_FIELD_NUMBER: _ClassVar[int]
     feature: int
     value: float
-    def __init__(self, feature: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
+    component: str
+    def __init__(self, feature: _Optional[int] = ..., value: _Optional[float] = ..., component: _Optional[str] = ...) -> None: ...
+
+class ComponentPart(_message.Message):
+    __slots__ = ("component", "score", "contribution")
+    COMPONENT_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    component: str
+    score: float
+    contribution: float
+    def __init__(self, component: _Optional[str] = ..., score: _Optional[float] = ..., contribution: _Optional[float] = ...) -> None: ...
 
 class Alert(_message.Message):
-    __slots__ = ("request_id", "label", "monitor", "state", "severity", "position", "span_start", "score", "threshold", "contributions", "validated", "time_seconds")
+    __slots__ = ("request_id", "label", "monitor", "state", "severity", "position", "span_start", "score", "threshold", "contributions", "validated", "time_seconds", "components", "role", "pack_sha256", "beyond_calibration")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     MONITOR_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +281,10 @@ class Alert(_message.Message):
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     VALIDATED_FIELD_NUMBER: _ClassVar[int]
     TIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    PACK_SHA256_FIELD_NUMBER: _ClassVar[int]
+    BEYOND_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     label: str
     monitor: str
@@ -259,7 +297,11 @@ class Alert(_message.Message):
     contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
     validated: bool
     time_seconds: float
-    def __init__(self, request_id: _Optional[str] = ..., label: _Optional[str] = ..., monitor: _Optional[str] = ..., state: _Optional[_Union[AlertState, str]] = ..., severity: _Optional[_Union[Severity, str]] = ..., position: _Optional[int] = ..., span_start: _Optional[int] = ..., score: _Optional[float] = ..., threshold: _Optional[float] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., validated: _Optional[bool] = ..., time_seconds: _Optional[float] = ...) -> None: ...
+    components: _containers.RepeatedCompositeFieldContainer[ComponentPart]
+    role: str
+    pack_sha256: str
+    beyond_calibration: bool
+    def __init__(self, request_id: _Optional[str] = ..., label: _Optional[str] = ..., monitor: _Optional[str] = ..., state: _Optional[_Union[AlertState, str]] = ..., severity: _Optional[_Union[Severity, str]] = ..., position: _Optional[int] = ..., span_start: _Optional[int] = ..., score: _Optional[float] = ..., threshold: _Optional[float] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., validated: _Optional[bool] = ..., time_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentPart, _Mapping]]] = ..., role: _Optional[str] = ..., pack_sha256: _Optional[str] = ..., beyond_calibration: _Optional[bool] = ...) -> None: ...
 
 class WatchedFeature(_message.Message):
     __slots__ = ("feature", "name", "reference_scale", "validated")
@@ -273,8 +315,44 @@ class WatchedFeature(_message.Message):
     validated: bool
     def __init__(self, feature: _Optional[int] = ..., name: _Optional[str] = ..., reference_scale: _Optional[float] = ..., validated: _Optional[bool] = ...) -> None: ...
 
+class MonitorComponent(_message.Message):
+    __slots__ = ("name", "reads", "hook_point", "features", "method")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    READS_FIELD_NUMBER: _ClassVar[int]
+    HOOK_POINT_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    reads: str
+    hook_point: str
+    features: _containers.RepeatedScalarFieldContainer[int]
+    method: str
+    def __init__(self, name: _Optional[str] = ..., reads: _Optional[str] = ..., hook_point: _Optional[str] = ..., features: _Optional[_Iterable[int]] = ..., method: _Optional[str] = ...) -> None: ...
+
+class MonitorLevel(_message.Message):
+    __slots__ = ("severity", "alpha", "absent")
+    SEVERITY_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
+    severity: Severity
+    alpha: float
+    absent: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, severity: _Optional[_Union[Severity, str]] = ..., alpha: _Optional[float] = ..., absent: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class MonitorStratum(_message.Message):
+    __slots__ = ("max_tokens", "warning", "critical", "clear")
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WARNING_FIELD_NUMBER: _ClassVar[int]
+    CRITICAL_FIELD_NUMBER: _ClassVar[int]
+    CLEAR_FIELD_NUMBER: _ClassVar[int]
+    max_tokens: int
+    warning: float
+    critical: float
+    clear: float
+    def __init__(self, max_tokens: _Optional[int] = ..., warning: _Optional[float] = ..., critical: _Optional[float] = ..., clear: _Optional[float] = ...) -> None: ...
+
 class Monitor(_message.Message):
-    __slots__ = ("name", "description", "threshold", "clear_threshold", "window", "min_tokens", "cooldown_tokens", "severity", "threshold_source", "validated", "features", "scores_prompt")
+    __slots__ = ("name", "description", "threshold", "clear_threshold", "window", "min_tokens", "cooldown_tokens", "severity", "threshold_source", "validated", "features", "scores_prompt", "kind", "version", "pack_sha256", "components", "combination", "levels", "strata", "roles", "calibration_method", "limits", "validated_reason", "mismatches", "temperatures", "cautions", "calibration", "evidence")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
@@ -287,6 +365,22 @@ class Monitor(_message.Message):
     VALIDATED_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     SCORES_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PACK_SHA256_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    COMBINATION_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    STRATA_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_METHOD_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    VALIDATED_REASON_FIELD_NUMBER: _ClassVar[int]
+    MISMATCHES_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURES_FIELD_NUMBER: _ClassVar[int]
+    CAUTIONS_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     threshold: float
@@ -299,7 +393,23 @@ class Monitor(_message.Message):
     validated: bool
     features: _containers.RepeatedScalarFieldContainer[int]
     scores_prompt: bool
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., threshold: _Optional[float] = ..., clear_threshold: _Optional[float] = ..., window: _Optional[int] = ..., min_tokens: _Optional[int] = ..., cooldown_tokens: _Optional[int] = ..., severity: _Optional[_Union[Severity, str]] = ..., threshold_source: _Optional[str] = ..., validated: _Optional[bool] = ..., features: _Optional[_Iterable[int]] = ..., scores_prompt: _Optional[bool] = ...) -> None: ...
+    kind: MonitorKind
+    version: int
+    pack_sha256: str
+    components: _containers.RepeatedCompositeFieldContainer[MonitorComponent]
+    combination: str
+    levels: _containers.RepeatedCompositeFieldContainer[MonitorLevel]
+    strata: _containers.RepeatedCompositeFieldContainer[MonitorStratum]
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    calibration_method: str
+    limits: str
+    validated_reason: str
+    mismatches: _containers.RepeatedScalarFieldContainer[str]
+    temperatures: _containers.RepeatedScalarFieldContainer[float]
+    cautions: _containers.RepeatedScalarFieldContainer[str]
+    calibration: _struct_pb2.Struct
+    evidence: _struct_pb2.Struct
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., threshold: _Optional[float] = ..., clear_threshold: _Optional[float] = ..., window: _Optional[int] = ..., min_tokens: _Optional[int] = ..., cooldown_tokens: _Optional[int] = ..., severity: _Optional[_Union[Severity, str]] = ..., threshold_source: _Optional[str] = ..., validated: _Optional[bool] = ..., features: _Optional[_Iterable[int]] = ..., scores_prompt: _Optional[bool] = ..., kind: _Optional[_Union[MonitorKind, str]] = ..., version: _Optional[int] = ..., pack_sha256: _Optional[str] = ..., components: _Optional[_Iterable[_Union[MonitorComponent, _Mapping]]] = ..., combination: _Optional[str] = ..., levels: _Optional[_Iterable[_Union[MonitorLevel, _Mapping]]] = ..., strata: _Optional[_Iterable[_Union[MonitorStratum, _Mapping]]] = ..., roles: _Optional[_Iterable[str]] = ..., calibration_method: _Optional[str] = ..., limits: _Optional[str] = ..., validated_reason: _Optional[str] = ..., mismatches: _Optional[_Iterable[str]] = ..., temperatures: _Optional[_Iterable[float]] = ..., cautions: _Optional[_Iterable[str]] = ..., calibration: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., evidence: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("name", "weights_sha256", "quantization", "dtype", "device", "num_layers", "d_model", "vocab_size", "context_length", "eos_token_ids")
