@@ -117,7 +117,7 @@ class _ComponentRun:
         self.all.append(token_score)
         self.window.append(token_score)
         # Summed anew each time: a running sum would keep the rounding error of every large score that has left it.
-        return self.component.standardised(fmean(self.window))
+        return self.component.standardised(fsum(self.window) / len(self.window))
 
     def feature_means(self) -> tuple[tuple[int, float], ...]:
         if not isinstance(self.component.score, FeatureScore):
