@@ -4,7 +4,6 @@ A key too many, a number as a string, a key given twice is refused, and one erro
 that is half understood makes a monitor that is half on. Files are YAML or JSON; both are checked as JSON.
 """
 
-import hashlib
 import json
 import os
 import secrets
@@ -17,21 +16,16 @@ from pydantic import ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from yaml.events import AliasEvent
 
+from monitors.canonical_json import canonical, sha256_of
 from monitors.errors import MonitorError, Problem, shown
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 """Holds for the plain dataclasses inside as well, which run their own __post_init__ too."""
 
 
-def canonical_json(value: Any) -> bytes:
-    """The one text of a JSON value: keys sorted, no white space, no NaN. ValueError or TypeError if it is none."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
-
-
 def content_sha256(value: Any) -> str:
     """Hash of a JSON value, whatever the file that holds it looks like."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
+    return sha256_of(canonical(value))
 
 
 def read_yaml(text: bytes) -> Any:
