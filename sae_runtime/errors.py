@@ -3,6 +3,7 @@
     RuntimeFault
     ├── ModelError        a language model that can't be found, verified or fitted into memory
     ├── CheckpointError   a dictionary that can't be read as what it says it is
+    ├── ConversationError a conversation that the model's chat template can't render as it is
     ├── SteeringError     a steering spec that can't be carried out
     ├── ProbeError        a probe that can't be computed on this model
     └── TapError          the tap saw something else than the tokens of the step
@@ -21,6 +22,15 @@ class ModelError(RuntimeFault):
 
 class CheckpointError(RuntimeFault):
     """The dictionary is missing, damaged, or does not belong to the served model."""
+
+
+class ConversationError(RuntimeFault, ValueError):
+    """A conversation that the model's chat template refuses, or doesn't render as it is."""
+
+    def __init__(self, field: str, description: str) -> None:
+        """`field` is a path from the conversation on, `chat.messages[1].content`; `description` what it must be."""
+        super().__init__(f"{field} {description}")
+        self.field, self.description = field, description
 
 
 class SteeringError(RuntimeFault, ValueError):
