@@ -100,9 +100,15 @@ def read_documents(paths: Iterable[Path | str]) -> Iterator[Document]:
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a `.jsonl` or `.jsonl.gz` file. CorpusError names the line that is none."""
+    for _number, record in read_numbered_lines(path):
+        yield record
+
+
+def read_numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, its record) of a `.jsonl` or `.jsonl.gz` file, blank lines left out. CorpusError as above."""
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
-            yield parse_record(path, number, line, CorpusError)
+            yield number, parse_record(path, number, line, CorpusError)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -9,6 +9,8 @@
     ├── HarvestError     residuals that cannot be taken, continued or read
     │   └── CorpusError      text or chat that cannot be read or tokenised
     ├── FitError         a dictionary that can't have been trained on the model or residuals it is used with
+    ├── MonitorLabError  a monitor that cannot be fitted, calibrated or evaluated with what is given
+    │   └── LabelledDataError  labelled conversations that cannot be read, or that have nothing to tell apart
     ├── PageError        pages that cannot be made
     ├── SearchError      a search that has nothing to go by
     ├── SteerError       a steering study or causal test that cannot be made of what is given
@@ -37,6 +39,14 @@ class CorpusError(HarvestError, ValueError):
 
 class FitError(LabError):
     """A dictionary that can't have been trained on the model or the residuals it is said to be for."""
+
+
+class MonitorLabError(LabError, ValueError):
+    """A monitor that cannot be fitted, calibrated or evaluated with what is given."""
+
+
+class LabelledDataError(MonitorLabError):
+    """Labelled conversations that cannot be read, or that have nothing to tell apart."""
 
 
 class PageError(LabError):
