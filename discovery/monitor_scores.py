@@ -1,0 +1,105 @@
+"""A monitor over replies that were read: its statistic is what the streaming code itself makes of their tokens.
+
+Shape suffixes: I replies, N scored tokens, P probes, K latents.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from discovery.errors import MonitorLabError
+from discovery.read_replies import ReadingPlan, ReadProbe
+from discovery.reply_readings import ReplyReadings
+from monitors.components import Inputs
+from monitors.monitor_spec import MonitorSpec
+from monitors.pack import MonitorPack
+from monitors.pack_parts import PackCalibration
+from monitors.thresholds import Level, Levels, LevelThreshold, Stratum, Thresholds
+from monitors.track import Track
+from sae_runtime.checkpoint import LoadedSAE
+from sae_runtime.hook_point import HookPoint
+
+_NEVER = 1e300
+"""An offset that no score exceeds."""
+
+
+class ScoredReply(NamedTuple):
+    """A monitor's run over one reply."""
+
+    statistic: float
+    """Largest excess over the length profile; -inf for a reply of fewer than `min_tokens` scored tokens."""
+    final_mean: float
+    """The score that one window over the whole reply gives."""
+    scores: tuple[float, ...]
+    """At each scored token."""
+    components: tuple[tuple[float, ...], ...]
+    """Standardised rolling score of each component at each scored token."""
+    level: Level | None
+    """The highest that it reached."""
+    num_fired: int
+
+    def component_statistic(self, index: int, min_tokens: int) -> float:
+        """The largest score of one component alone, as `statistic` is of all."""
+        return max(self.components[index][min_tokens - 1 :], default=-math.inf)
+
+
+def reading_plan(pack: MonitorPack, sae: LoadedSAE | None) -> ReadingPlan:
+    """What the monitor reads. MonitorLabError if it reads latents and there is no dictionary."""
+    probes = tuple(
+        ReadProbe(HookPoint.parse(probe.hook_point), torch.tensor(probe.direction), probe.bias)
+        for probe in pack.probes()
+    )
+    reads_latents = any(component.features for component in pack.components)
+    if reads_latents and sae is None:
+        raise MonitorLabError(f"monitor {pack.name} reads latents: give --dictionary, got none")
+    return ReadingPlan(probes=probes, sae=sae if reads_latents else None)
+
+
+def scoring_spec(pack: MonitorPack) -> MonitorSpec:
+    """The pack's monitor; of one that has no thresholds yet, a monitor that never fires."""
+    if pack.thresholds is not None:
+        return pack.spec()
+    never = Thresholds((Stratum(1, 0.0),), Levels(LevelThreshold(0.5, _NEVER, (1,)), None), 0.0)
+    stand_in = PackCalibration(method="by_hand", source="None: the monitor never fires.")
+    return replace(pack, validated=False, thresholds=never, calibration=stand_in).spec()
+
+
+def score_replies(pack: MonitorPack, readings: ReplyReadings) -> list[ScoredReply]:
+    """Every reply through the streaming code. `readings.probes_NP` has the pack's probes, in their order."""
+    spec = scoring_spec(pack)
+    names = [probe.name for probe in pack.probes()]
+    tokens = _inputs(spec, names, readings)
+    return [_run(spec, [next(tokens) for _ in range(count)]) for count in readings.counts_I.tolist()]
+
+
+def _inputs(spec: MonitorSpec, probe_names: Sequence[str], readings: ReplyReadings) -> Iterator[Inputs]:
+    """Of every scored token, in order."""
+    num_tokens = int(readings.counts_I.sum())
+    latents: list[int] = list(spec.latents)
+    f_NK = readings.latents_NF[:, latents].toarray() if latents else np.zeros((num_tokens, 0))
+    probes_NP: NDArray[np.float32] = readings.probes_NP
+    for row in range(num_tokens):
+        yield Inputs(
+            dict(zip(latents, f_NK[row].tolist(), strict=True)),
+            dict(zip(probe_names, probes_NP[row, : len(probe_names)].tolist(), strict=True)),
+        )
+
+
+def _run(spec: MonitorSpec, tokens: Sequence[Inputs]) -> ScoredReply:
+    track = Track(spec, "assistant")
+    updates = [track.observe(position, inputs) for position, inputs in enumerate(tokens, start=1)]
+    summary = track.summary()
+    assert summary.mean_score is not None  # a reply has a scored token
+    return ScoredReply(
+        statistic=-math.inf if summary.max_statistic is None else summary.max_statistic,
+        final_mean=summary.mean_score,
+        scores=tuple(update.score for update in updates if update.score is not None),
+        components=tuple(zip(*(update.components for update in updates), strict=True)),
+        level=summary.level,
+        num_fired=summary.num_fired,
+    )

@@ -1,0 +1,89 @@
+"""monitor_scores: what the streaming code makes of replies is what the definitions say."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny_packs
+from scipy.sparse import csr_array
+
+from discovery.errors import MonitorLabError
+from discovery.monitor_scores import reading_plan, score_replies, scoring_spec
+from discovery.reply_readings import ReplyReadings
+from monitors.components import Inputs
+from monitors.reference import reply_scores, reply_statistic, token_scores
+
+
+def readings(counts=(1, 9, 70), probes=2, latents=8, seed=0):
+    rng, num = np.random.default_rng(seed), sum(counts)
+    f_NF = rng.exponential(size=(num, latents)) * (rng.random((num, latents)) < 0.4)
+    empty = np.zeros((num, 0), np.float32)
+    return ReplyReadings(
+        counts_I=np.array(counts),
+        mean_ILD=np.zeros((len(counts), 0, 0), np.float32),
+        token_ND=empty,
+        probes_NP=rng.normal(size=(num, probes)).astype(np.float32),
+        log_prob_N=np.zeros(0, np.float32),
+        entropy_N=np.zeros(0, np.float32),
+        latents_NF=csr_array(f_NF.astype(np.float32)),
+    )
+
+
+PROBES = [
+    tiny_packs.probe_component("one", direction="one", center=0.3, scale=2.0),
+    tiny_packs.probe_component("two", direction="two", hook_point="layers.3.output"),
+]
+PACKS = {
+    "feature": tiny_packs.pack(),
+    "features": tiny_packs.pack(components=[tiny_packs.feature_component(6, 1, transform="log1p")]),
+    "probe": tiny_packs.pack(components=PROBES[:1]),
+    "conjunction": tiny_packs.pack(components=PROBES),
+    "both": tiny_packs.pack(components=[PROBES[1], tiny_packs.feature_component(2)]),
+    "uncalibrated": tiny_packs.pack(components=PROBES, thresholds=None, calibration=None),
+}
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_statistics_are_those_of_the_definitions(name):
+    pack, made = PACKS[name], readings()
+    spec, names = scoring_spec(pack), [probe.name for probe in pack.probes()]
+    scored = score_replies(pack, made)
+    assert scored[0].statistic == -math.inf  # one token, of two that it takes
+    for reply, found in enumerate(scored):
+        rows = made.rows(reply)
+        f_TF = made.latents_NF[rows].toarray()
+        tokens = [
+            Inputs(dict(enumerate(f.tolist())), dict(zip(names, values.tolist(), strict=False)))
+            for f, values in zip(f_TF, made.probes_NP[rows], strict=True)
+        ]
+        by_token = token_scores(spec, tokens)
+        assert found.scores == tuple(reply_scores(spec, by_token))
+        wanted = reply_statistic(spec, by_token)
+        assert found.statistic == (-math.inf if wanted is None else wanted)
+        assert len(found.components) == len(pack.components)
+        for index, component in enumerate(spec.components):
+            means = [np.mean(by_token[index][max(0, t - 3) : t + 1]) for t in range(len(tokens))]
+            values = [component.standardised(mean) for mean in means]
+            np.testing.assert_allclose(found.components[index], values)
+            largest = found.component_statistic(index, spec.min_tokens)
+            assert largest == pytest.approx(max(values[1:], default=-math.inf))
+        np.testing.assert_allclose(
+            found.final_mean,
+            spec.combination.score(
+                [c.standardised(np.mean(row)) for c, row in zip(spec.components, by_token, strict=True)]
+            ),
+        )
+
+
+def test_levels_are_what_the_alarm_says_and_without_thresholds_there_are_none():
+    scored = score_replies(PACKS["probe"], readings())
+    assert [reply.level for reply in scored] == ["warning" if reply.statistic > 0.5 else None for reply in scored]
+    assert {reply.level for reply in score_replies(PACKS["uncalibrated"], readings())} == {None}
+
+
+def test_a_plan_reads_what_the_monitor_does():
+    plan = reading_plan(PACKS["conjunction"], None)
+    assert [str(probe.hook_point) for probe in plan.probes] == ["layers.1.output", "layers.3.output"]
+    assert plan.probes[0].direction_D.tolist() == [1.0] + [0.0] * 31 and plan.probes[0].bias == 0.5
+    with pytest.raises(MonitorLabError, match="reads latents: give --dictionary, got none"):
+        reading_plan(PACKS["both"], None)
