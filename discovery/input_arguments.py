@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import get_args
 
 from tqdm import tqdm
@@ -10,7 +11,7 @@ from discovery.context_store import ContextStore
 from discovery.corpus import DEFAULTS, BosPolicy, Context, CorpusSettings, Split, read_contexts
 from discovery.hf_corpus import STREAM_PREFIX
 from discovery.provenance import check_model
-from sae_runtime.checkpoint import Manifest
+from sae_runtime.checkpoint import LoadedSAE, Manifest, load_sae
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import EMBEDDED, DTypeName, LanguageModel, Quantization, load_language_model
 
@@ -34,6 +35,17 @@ def add_dictionary_model_arguments(group: Group) -> None:
     _add_model(group)
     group.add_argument("--device", default="auto", help=DEVICE_HELP)
     group.add_argument("--unverified", action="store_true", help="accept another model or place than the dictionary's")
+
+
+def add_reading_arguments(group: Group) -> None:
+    """Which model reads labelled conversations, and how."""
+    _add_model(group)
+    group.add_argument("--device", default="auto", help=DEVICE_HELP)
+    group.add_argument("--batch-tokens", type=int, default=4096, help="of a forward pass")
+    group.add_argument("--max-tokens", type=int, default=2048, help="conversations of more tokens are left out")
+    group.add_argument("--cache", type=Path, help="folder to keep readings in; the same ones are never taken twice")
+    group.add_argument("--dictionary", type=Path, help="for latents")
+    group.add_argument("--unverified", action="store_true", help="accept another model than the dictionary's")
 
 
 def _add_model(group: Group) -> None:
@@ -79,6 +91,15 @@ def load_dictionary_model(args: argparse.Namespace, manifest: Manifest) -> Langu
     lm = load_model(args)
     check_model(manifest, lm, unverified=args.unverified)
     return lm
+
+
+def load_optional_dictionary(args: argparse.Namespace, lm: LanguageModel) -> LoadedSAE | None:
+    """That of `--dictionary`, on the model's device; FitError if it is another model's, unless `--unverified`."""
+    if args.dictionary is None:
+        return None
+    sae = load_sae(args.dictionary, device=lm.device)
+    check_model(sae.manifest, lm, unverified=args.unverified)
+    return sae
 
 
 def contexts_of(args: argparse.Namespace, lm: LanguageModel) -> Iterator[Context]:

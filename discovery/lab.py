@@ -47,6 +47,7 @@ COMMANDS = {
     "pages": Command("discovery.pages", "write pages about a dictionary's latents, to open in a browser"),
     "steer": Command("discovery.steering_study", "steer along a feature at a grid of strengths, and measure the texts"),
     "causal": Command("discovery.causal_test", "test whether named features do what their names say"),
+    "monitor": Command("discovery.monitor_lab", "make monitors, and say what they are worth"),
     "contrasts": Command("discovery.contrasts", "build labelled contrasts out of a corpus and chat"),
     "name": Command("discovery.name_features", "measure chosen latents and write a feature file"),
 }

@@ -74,11 +74,11 @@ def sweep_layers(
     seed: int = 0,
 ) -> list[CrossValidated]:
     """One figure per hook point, in their order."""
-    layers = tqdm(range(mean_ILD.shape[1]), desc="layers", unit="layer", mininterval=5)
-    return [
-        cross_validate(mean_ILD[:, layer], labels_I, groups, datasets, method, C=C, num_folds=num_folds, seed=seed)
-        for layer in layers
-    ]
+    with tqdm(range(mean_ILD.shape[1]), desc="layers", unit="layer", mininterval=5) as layers:
+        return [
+            cross_validate(mean_ILD[:, layer], labels_I, groups, datasets, method, C=C, num_folds=num_folds, seed=seed)
+            for layer in layers
+        ]
 
 
 def best_layer(figures: Sequence[CrossValidated]) -> int:

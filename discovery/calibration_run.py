@@ -1,0 +1,154 @@
+"""Thresholds of a frozen monitor from benign replies, and what is known of them.
+
+The thresholds are `monitors.conformal.calibrate`'s. What they come to on replies they were not set on is measured by
+cross-fitting: benign groups are dealt into folds; each fold runs through the streaming code with thresholds set on the
+other folds. Those rates are of somewhat less data than the final thresholds have, and so somewhat harsh on them.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from discovery.benign_replies import BenignRows, alert_rates, shares_by
+from discovery.monitor_scores import ScoredReply, score_replies
+from discovery.reply_readings import ReplyReadings
+from monitors.conformal import BenignReply, Calibration, calibrate, needed_replies, order_statistic
+from monitors.errors import MonitorError
+from monitors.pack import MonitorPack
+from monitors.pack_parts import PackCalibration
+from monitors.thresholds import LEVELS, Level, Thresholds
+
+NUM_FOLDS = 5
+CURVE_ALPHAS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003, 0.002, 0.001)
+
+
+class CalibrationSettings(NamedTuple):
+    """What is asked for."""
+
+    bounds: Sequence[int]
+    alphas: Mapping[Level, float]
+    seed: str = ""
+
+
+def calibrated(
+    pack: MonitorPack,
+    rows: BenignRows,
+    readings: ReplyReadings,
+    settings: CalibrationSettings,
+    hard_negatives: tuple[BenignRows, ReplyReadings] | None = None,
+) -> MonitorPack:
+    """The pack's next version, with thresholds. MonitorError if there are too few replies for any level."""
+    bare = replace(pack, thresholds=None, calibration=None, validated=False)
+    scored = score_replies(bare, readings)
+    calibration = _calibrate(bare, rows, scored, settings)
+    made = with_thresholds(bare, calibration.thresholds, _in_words(rows, settings))
+    figures = {
+        "strata": _strata(calibration, settings),
+        "cross_fitted": _cross_fitted(bare, rows, readings, scored, settings),
+        "left_out": rows.left_out,
+        "hard_negatives": _hard_negatives(made, hard_negatives),
+        "curve": _curve(calibration),
+        "frozen_sha256": pack.frozen_sha256,
+    }
+    assert made.calibration is not None
+    return replace(
+        made,
+        version=pack.version + 1,
+        validated_reason="Calibrated; not evaluated since.",
+        calibration=replace(made.calibration, figures=figures),
+    )
+
+
+def with_thresholds(pack: MonitorPack, thresholds: Thresholds, source: str) -> MonitorPack:
+    """The pack with these thresholds."""
+    calibration = PackCalibration(method="conformal_by_length", source=source)
+    return replace(pack, thresholds=thresholds, calibration=calibration)
+
+
+def _calibrate(
+    pack: MonitorPack, rows: BenignRows, scored: Sequence[ScoredReply], settings: CalibrationSettings
+) -> Calibration:
+    benign = [
+        BenignReply(reply.scores, conversation.full_group)
+        for reply, conversation in zip(scored, rows.conversations, strict=True)
+    ]
+    return calibrate(
+        benign, min_tokens=pack.min_tokens, bounds=settings.bounds, alphas=settings.alphas, seed=settings.seed
+    )
+
+
+def _cross_fitted(
+    pack: MonitorPack,
+    rows: BenignRows,
+    readings: ReplyReadings,
+    scored: Sequence[ScoredReply],
+    settings: CalibrationSettings,
+) -> dict[str, Any]:
+    """Rates on replies that the thresholds were not set on. A fold whose thresholds can't be set is left out."""
+    places = [_fold(conversation.full_group, settings.seed) for conversation in rows.conversations]
+    fresh: list[ScoredReply] = []
+    indices: list[int] = []
+    for fold in range(NUM_FOLDS):
+        inside = [index for index, place in enumerate(places) if place == fold]
+        others = [index for index, place in enumerate(places) if place != fold]
+        some = BenignRows([rows.conversations[i] for i in others], [rows.replies[i] for i in others], {})
+        try:
+            calibration = _calibrate(pack, some, [scored[i] for i in others], settings)
+        except MonitorError:
+            continue
+        if inside:
+            made = with_thresholds(pack, calibration.thresholds, "Other folds.")
+            fresh += score_replies(made, readings.take(inside))
+            indices += inside
+    strata = [next(bound for bound in settings.bounds if len(reply.scores) <= bound) for reply in fresh]
+    return {
+        "num_folds": NUM_FOLDS,
+        "all": shares_by(["all"] * len(fresh), fresh).get("all"),
+        "by_stratum": shares_by(strata, fresh),
+        "by_set": shares_by([rows.conversations[index].dataset for index in indices], fresh),
+        "alerts": alert_rates(fresh),
+    }
+
+
+def _fold(group: str, seed: str) -> int:
+    return hashlib.sha256(f"fold\0{seed}\0{group}".encode("utf-8", "surrogatepass")).digest()[0] % NUM_FOLDS
+
+
+def _hard_negatives(pack: MonitorPack, given: tuple[BenignRows, ReplyReadings] | None) -> dict[str, Any]:
+    """Rates with the final thresholds on replies that had no part in them; by set."""
+    if given is None:
+        return {}
+    rows, readings = given
+    scored = score_replies(pack, readings)
+    return shares_by([conversation.dataset for conversation in rows.conversations], scored)
+
+
+def _strata(calibration: Calibration, settings: CalibrationSettings) -> list[dict[str, Any]]:
+    """What each stratum's numbers rest on, and how many replies each level would have needed there."""
+    return [
+        {
+            "max_tokens": figures.max_tokens,
+            "profile": stratum.offset,
+            "num_shape": figures.num_shape,
+            "num_replies": figures.num_replies,
+            "order_statistics": dict(figures.order_statistics),
+            "needed_replies": {level: needed_replies(settings.alphas[level]) for level in LEVELS},
+        }
+        for figures, stratum in zip(calibration.strata, calibration.thresholds.strata, strict=True)
+    ]
+
+
+def _curve(calibration: Calibration) -> list[dict[str, float]]:
+    """Offsets for a range of shares, all strata together: what a calibration curve is drawn against."""
+    found = [(alpha, order_statistic(calibration.statistics, alpha)) for alpha in CURVE_ALPHAS]
+    return [{"alpha": alpha, "offset": offset} for alpha, offset in found if offset is not None]
+
+
+def _in_words(rows: BenignRows, settings: CalibrationSettings) -> str:
+    counts: dict[str, int] = {}
+    for conversation in rows.conversations:
+        counts[conversation.dataset] = counts.get(conversation.dataset, 0) + 1
+    sets = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    shares = " and ".join(f"{settings.alphas[level]:.1%} for {level}" for level in LEVELS)
+    return f"Conformal order statistics over {len(rows.conversations)} benign replies, {shares}, by length: {sets}."

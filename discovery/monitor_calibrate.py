@@ -1,0 +1,149 @@
+"""Sets a frozen monitor's thresholds by benign replies, and writes the pack's next version.
+
+    telltale lab monitor calibrate deception.pack.yaml --benign controls.jsonl generated.jsonl
+    telltale lab monitor calibrate deception.pack.yaml --benign ... --quantization nf4 --rebind     # for another form
+
+A warning may be reached by 1 % of benign replies, a critical alert by 0.1 %, at any length: see `monitors.conformal`.
+`--hard-negative` files (text about the topic) are measured and have no part in the thresholds. Groups that the monitor
+was fitted on are left out. A model, quantisation or template that the pack is not bound to is refused; `--rebind` binds
+it to what is there: everything in it but the thresholds is then of the old one.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from discovery.benign_replies import BenignRows, read_benign
+from discovery.calibration_run import CalibrationSettings, calibrated
+from discovery.errors import MonitorLabError
+from discovery.input_arguments import add_reading_arguments, load_model
+from discovery.monitor_scores import reading_plan
+from discovery.pack_building import bindings_of, served_by
+from discovery.pack_lookup import dictionary_for
+from discovery.read_replies import read_replies
+from discovery.reply_readings import ReplyReadings
+from monitors.conformal import DEFAULT_ALPHAS, DEFAULT_BOUNDS
+from monitors.pack import MonitorPack
+from monitors.thresholds import LEVELS
+from sae_runtime.checkpoint import LoadedSAE
+from sae_runtime.language_model import LanguageModel
+
+
+def bound_to(pack: MonitorPack, lm: LanguageModel, sae: LoadedSAE | None, *, rebind: bool) -> MonitorPack:
+    """The pack, if it is bound to what was loaded, or bound to it now.
+
+    MonitorLabError names what is served and what the pack wants; what can't run there at all is refused in any case.
+    """
+    served = served_by(lm, sae)
+    if problems := pack.misfits(served):
+        raise MonitorLabError(f"pack {pack.name} can't run on {lm.identity.name}: {'; '.join(map(str, problems))}")
+    if (problems := pack.mismatches(served)) and not rebind:
+        raise MonitorLabError(
+            f"pack {pack.name} must be bound to {lm.identity.name} as it is: {'; '.join(map(str, problems))} "
+            "(--rebind binds it anew)"
+        )
+    if not rebind:
+        return pack
+    reads_latents = pack.bindings.sae_sha256 is not None
+    return replace(pack, bindings=bindings_of(lm, sae if reads_latents else None))
+
+
+def read_rows(
+    lm: LanguageModel, sae: LoadedSAE | None, pack: MonitorPack, paths: Iterable[Path], args: argparse.Namespace
+) -> tuple[BenignRows, ReplyReadings]:
+    """Benign replies, and what the monitor reads in them."""
+    rows = read_benign(
+        lm,
+        paths,
+        min_tokens=pack.min_tokens,
+        max_scored=args.bounds[-1],
+        max_tokens=args.max_tokens,
+        seen_groups=pack.evidence.get("fit", {}).get("seen_groups", []),
+    )
+    plan = reading_plan(pack, sae)
+    return rows, read_replies(lm, rows.replies, plan, cache=args.cache, batch_tokens=args.batch_tokens, label="benign")
+
+
+def temperatures(rows: BenignRows, given: list[float]) -> tuple[float, ...]:
+    """Of the replies: those given, else what `meta.temperature` says."""
+    said = {conversation.meta.get("temperature") for conversation in rows.conversations}
+    return tuple(sorted(given or {float(value) for value in said if isinstance(value, int | float)}))
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Set a frozen monitor's thresholds by benign replies.")
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("--benign", type=Path, nargs="+", required=True, help="replies that ought not to fire anything")
+    parser.add_argument(
+        "--hard-negative", type=Path, nargs="+", default=[], help="measured, and not used for thresholds"
+    )
+    parser.add_argument("--output", type=Path, help="default: the pack itself")
+    parser.add_argument("--bounds", type=_bounds, default=list(DEFAULT_BOUNDS), help="last token of each stratum")
+    for level in LEVELS:
+        parser.add_argument(f"--{level}", type=float, default=DEFAULT_ALPHAS[level], help="share of benign replies")
+    parser.add_argument("--temperature", type=float, action="append", default=[], help="of generated replies; repeat")
+    parser.add_argument("--seed", default="", help="another seed, other halves")
+    parser.add_argument("--rebind", action="store_true", help="bind the pack to the model that is given")
+    parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
+    add_reading_arguments(parser.add_argument_group("model"))
+    return parser.parse_args(argv)
+
+
+def _bounds(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    pack = MonitorPack.load(args.pack)
+    lm = load_model(args)
+    sae = dictionary_for(pack, args, lm)
+    pack = bound_to(pack, lm, sae, rebind=args.rebind)
+    rows, readings = read_rows(lm, sae, pack, args.benign, args)
+    hard = read_rows(lm, sae, pack, args.hard_negative, args) if args.hard_negative else None
+    settings = CalibrationSettings(args.bounds, {level: getattr(args, level) for level in LEVELS}, args.seed)
+    made = calibrated(pack, rows, readings, settings, hard)
+    made = replace(made, bindings=replace(made.bindings, temperatures=temperatures(rows, args.temperature)))
+    output = args.output or args.pack
+    made.save(output)
+    show(made, output, as_json=args.json)
+    return 0
+
+
+def show(pack: MonitorPack, path: Path, *, as_json: bool) -> None:
+    """What came out."""
+    assert pack.calibration is not None and pack.thresholds is not None
+    figures = pack.calibration.figures
+    if as_json:
+        levels = {name: level.offset for name, level in pack.thresholds.levels.named()}
+        print(json.dumps({"pack": str(path), "version": pack.version, "offsets": levels, **figures}))
+        return
+    table = Table(title=f"{pack.name}: replies that reached a level, thresholds set on other replies")
+    for name in ("", "level", "fired", "of", "share", "95 % interval"):
+        table.add_column(name, justify="left" if name in ("", "level") else "right")
+    crossed = figures["cross_fitted"]
+    named = {f"up to {bound} tokens": shares for bound, shares in crossed["by_stratum"].items()}
+    for name, shares in (
+        named | crossed["by_set"] | {f"{n} (hard)": s for n, s in figures["hard_negatives"].items()}
+    ).items():
+        for level, share in shares.items():
+            interval = f"{share['low']:.2%} to {share['high']:.2%}"
+            table.add_row(name, level, str(share["count"]), str(share["num"]), f"{share['share']:.2%}", interval)
+    Console().print(table)
+    for name, level in pack.thresholds.levels.named():
+        absent = f"; absent up to {', '.join(map(str, level.absent))} tokens: too few replies" if level.absent else ""
+        print(f"{name}: offset {level.offset:.4f} at {level.alpha:.2%} of benign replies{absent}")
+    for name in LEVELS:
+        if getattr(pack.thresholds.levels, name) is None:
+            print(f"{name}: absent, too few replies in every stratum")
+    print(f"{path}: version {pack.version}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

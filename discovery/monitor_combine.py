@@ -1,0 +1,66 @@
+"""Makes one frozen monitor of several: an ensemble under a rule, or a cascade in which the second must agree.
+
+    telltale lab monitor combine disbelief.pack.yaml stance.pack.yaml --rule min --output deception.pack.yaml
+    telltale lab monitor combine stance.pack.yaml disbelief.pack.yaml --gate 0 --output deception.pack.yaml
+
+Each component keeps its center and scale: 0 is half-way between the labels it was fitted on, 1 the positives' mean. So
+`--rule min` says: both must be high. Nothing is fitted here; thresholds come from `calibrate`.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import get_args
+
+from discovery.pack_building import combined_pack
+from monitors.combination import EnsembleRule
+from monitors.pack import PACK_SUFFIX, MonitorPack
+
+CLOSED_SCORE = -10.0
+"""Of a cascade whose gate is closed: ten times as far below the middle as the negatives' mean."""
+COMBINED_LIMITS = "Scores what its components agree on, with the limits that each has. Not evaluated yet."
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Make one frozen monitor of several.")
+    parser.add_argument("packs", type=Path, nargs="+", help="frozen monitors; of a cascade, the one listened to first")
+    parser.add_argument("--output", type=Path, required=True, metavar=f"NAME{PACK_SUFFIX}")
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--rule", choices=get_args(EnsembleRule), help="min: all must be high; max: one is enough")
+    how.add_argument("--gate", type=float, metavar="SCORE", help="cascade: what the second's score must exceed")
+    parser.add_argument("--closed-score", type=float, default=CLOSED_SCORE, help="of a cascade whose gate is closed")
+    parser.add_argument("--window", type=int, help="default: that of all packs")
+    parser.add_argument("--min-tokens", type=int, help="default: that of all packs")
+    parser.add_argument("--description", help="what it is meant to show")
+    parser.add_argument("--limits", help="what it does not show")
+    args = parser.parse_args(argv)
+    if not args.output.name.endswith(PACK_SUFFIX):
+        parser.error(f"--output must end with {PACK_SUFFIX}, got {args.output}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    parts = [MonitorPack.load(path) for path in args.packs]
+    how = f"under the rule {args.rule}" if args.rule else f"the first while the second is above {args.gate:g}"
+    pack = combined_pack(
+        args.output.name.removesuffix(PACK_SUFFIX),
+        parts,
+        rule=args.rule,
+        gate_threshold=args.gate,
+        closed_score=None if args.rule else args.closed_score,
+        window=args.window,
+        min_tokens=args.min_tokens,
+        description=args.description or f"{' and '.join(part.name for part in parts)}, {how}.",
+        limits=args.limits or COMBINED_LIMITS,
+    )
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    pack.save(args.output)
+    components = [component.name for component in pack.components]
+    print(json.dumps({"pack": str(args.output), "frozen_sha256": pack.frozen_sha256, "components": components}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Fits a monitor on labelled conversations and freezes it: `NAME.pack.yaml` without thresholds.
+
+    telltale lab monitor fit lies.jsonl pairs.jsonl --output deception.pack.yaml
+    telltale lab monitor fit ... --kind features --dictionary DICTIONARY
+
+    1  groups are split in three: training, development, held out (arms named with --hold-out-arm too)
+    2  probe: the layer (and C) by cross-validation on training groups, then a fit on all of them
+       features: latents that beat the best by luck on training groups, their signs, then weights
+    3  window (and first token that counts), and units of the score, on development groups
+    4  baselines on training groups, beside the pack: NAME.baselines.json
+
+Nothing looks at the held-out groups. Which groups were seen is in the pack, as hashes of their names, so that an
+evaluation leaves them out. The pack's `frozen_sha256` is that of everything that decides the score.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from discovery.feature_choice import DEFAULT_L2, MAX_FEATURES
+from discovery.fit_steps import fit
+from discovery.fitted_baselines import baselines_path, save_baselines
+from discovery.input_arguments import add_reading_arguments, load_model, load_optional_dictionary
+from discovery.layer_sweep import NUM_FOLDS
+from discovery.probe_fit import DEFAULT_C, METHODS
+from discovery.window_choice import WINDOWS
+from monitors.pack import PACK_SUFFIX
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Fit a monitor on labelled conversations, and freeze it.")
+    parser.add_argument("data", type=Path, nargs="+", help="labelled conversations, JSON lines")
+    parser.add_argument("--output", type=Path, required=True, metavar=f"NAME{PACK_SUFFIX}")
+    parser.add_argument("--kind", choices=["probe", "features"], default="probe")
+    parser.add_argument("--description", help="what it is meant to show")
+    parser.add_argument("--limits", help="what it does not show")
+    rows = parser.add_argument_group("rows")
+    rows.add_argument("--positive-class", type=_words, default=[], help="meta.class of label 1, with commas between")
+    rows.add_argument("--negative-class", type=_words, default=[], help="meta.class of label 0, with commas between")
+    rows.add_argument("--hold-out-arm", action="append", default=[], help="meta.arm that nothing is fitted on; repeat")
+    rows.add_argument("--held-out-share", type=float, default=0.3, help="of groups, left for an evaluation")
+    rows.add_argument("--development-share", type=float, default=0.2, help="of groups, for choosing windows")
+    rows.add_argument("--seed", type=int, default=0)
+    how = parser.add_argument_group("fitting")
+    how.add_argument("--method", choices=METHODS, default=METHODS[0], help="of a probe, and of the sweep over layers")
+    how.add_argument(
+        "--examples",
+        choices=["reply", "token"],
+        default="reply",
+        help="fit on mean residuals or on every token",
+    )
+    how.add_argument("--layers", default="all", help="block outputs to sweep: all, or numbers or hook points")
+    how.add_argument("--C", type=_numbers, default=[DEFAULT_C], help="of logistic regression; several are compared")
+    how.add_argument("--folds", type=int, default=NUM_FOLDS)
+    how.add_argument("--windows", type=_counts, default=list(WINDOWS), help="rolling means to choose from")
+    how.add_argument("--min-tokens", type=_counts, default=[8], help="first scored token that counts; or several")
+    how.add_argument("--max-features", type=int, default=MAX_FEATURES)
+    how.add_argument("--max-p-value", type=float, default=0.05, help="of a latent, against the best of all by luck")
+    how.add_argument("--permutations", type=int, default=200)
+    how.add_argument("--l2", type=float, default=DEFAULT_L2, help="of latents' weights")
+    add_reading_arguments(parser.add_argument_group("model"))
+    args = parser.parse_args(argv)
+    if not args.output.name.endswith(PACK_SUFFIX):
+        parser.error(f"--output must end with {PACK_SUFFIX}, got {args.output}")
+    if args.kind == "features" and args.dictionary is None:
+        parser.error("--kind features must come with --dictionary, got none")
+    args.name = args.output.name.removesuffix(PACK_SUFFIX)
+    return args
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _counts(text: str) -> list[int]:
+    counts = [int(word) for word in text.split(",")]
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return counts
+
+
+def _numbers(text: str) -> list[float]:
+    numbers = [float(word) for word in text.split(",")]
+    if min(numbers) <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return numbers
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    lm = load_model(args)
+    pack, baselines = fit(lm, load_optional_dictionary(args, lm), args)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    pack.save(args.output)
+    save_baselines(baselines_path(args.output), baselines)
+    component, record = pack.components[0], pack.evidence["fit"]
+    print(
+        json.dumps(
+            {
+                "pack": str(args.output),
+                "frozen_sha256": pack.frozen_sha256,
+                "reads": component.reads,
+                "features": [asdict(part) for part in component.features],
+                "window": pack.window,
+                "min_tokens": pack.min_tokens,
+                "sweep": record["sweep"],
+                "data": record["data"],
+            }
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""monitor calibrate: thresholds are the conformal ones of the streamed statistic, and hold on fresh replies."""
+
+import json
+from dataclasses import replace
+
+import labelled_files as files
+import monitor_files
+import pytest
+import tiny_files
+
+from discovery import lab
+from discovery.benign_replies import read_benign
+from discovery.group_split import group_digest
+from discovery.monitor_scores import reading_plan, score_replies
+from discovery.read_replies import read_replies
+from monitors.conformal import BenignReply, calibrate
+from monitors.pack import MonitorPack
+from sae_runtime.language_model import load_language_model
+
+BOUNDS, LEVELS = (16, 64), {"warning": 0.05, "critical": 0.02}
+HOW = ["--bounds", "16,64", "--warning", "0.05", "--critical", "0.02", "--json"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_files.write_model(folder)
+    return folder
+
+
+@pytest.fixture
+def pack(model, tmp_path):
+    path = tmp_path / "watcher.pack.yaml"
+    monitor_files.frozen_pack(model).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def benign(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benign")
+    one = files.write(folder / "one.jsonl", files.benign(260, dataset="one"))
+    two = [row | {"meta": {"temperature": 0.7}} for row in files.benign(200, dataset="two", seed=1, prompt="Hello")]
+    return [one, files.write(folder / "two.jsonl", two)]
+
+
+def run(capsys, *argv):
+    code = lab.run("monitor", ["calibrate", *(str(word) for word in argv)])
+    captured = capsys.readouterr()
+    return json.loads(captured.out.splitlines()[-1]) if code == 0 else captured.err.splitlines()[-1]
+
+
+def scored(model, pack, paths):
+    lm = load_language_model(str(model), dtype="float32", device="cpu")
+    rows = read_benign(lm, paths, min_tokens=pack.min_tokens, max_scored=64, max_tokens=2048)
+    return rows, score_replies(pack, read_replies(lm, rows.replies, reading_plan(pack, None)))
+
+
+def test_thresholds_are_the_conformal_ones_and_hold_on_fresh_replies(model, pack, benign, tmp_path, capsys):
+    frozen = MonitorPack.load(pack)
+    figures = run(capsys, pack, "--benign", *benign, *HOW, *monitor_files.options(model))
+    made = MonitorPack.load(pack)
+    assert (made.version, made.validated, made.bindings.temperatures) == (2, False, (0.7,))
+    assert made.frozen_sha256 == frozen.frozen_sha256 == figures["frozen_sha256"]
+    rows, replies = scored(model, frozen, benign)
+    pairs = zip(replies, rows.conversations, strict=True)
+    wanted = calibrate(
+        [BenignReply(reply.scores, row.full_group) for reply, row in pairs], min_tokens=4, bounds=BOUNDS, alphas=LEVELS
+    )
+    assert made.thresholds == wanted.thresholds
+    assert [of["num_replies"] for of in figures["strata"]] == [of.num_replies for of in wanted.strata]
+    assert made.calibration.method == "conformal_by_length" and "one (260), two (200)" in made.calibration.source
+    fresh = files.write(tmp_path / "fresh.jsonl", files.benign(300, dataset="fresh", seed=5))
+    fired = [reply.level is not None for reply in scored(model, made, [fresh])[1]]
+    assert sum(fired) / 300 <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
+
+
+def test_rates_come_from_replies_that_thresholds_were_not_set_on(model, pack, benign, capsys):
+    figures = run(capsys, pack, "--benign", *benign, *HOW, *monitor_files.options(model))
+    crossed = figures["cross_fitted"]
+    assert crossed["all"]["warning"]["num"] == 460 == crossed["alerts"]["num_replies"]
+    assert 0 < crossed["all"]["warning"]["share"] <= 0.09
+    assert crossed["all"]["critical"]["count"] <= crossed["all"]["warning"]["count"]
+    for by in ("by_set", "by_stratum"):
+        assert sum(shares["warning"]["count"] for shares in crossed[by].values()) == crossed["all"]["warning"]["count"]
+    assert set(crossed["by_set"]) == {"one", "two"} and set(crossed["by_stratum"]) <= {"16", "64"}
+    share = crossed["by_set"]["one"]["warning"]
+    assert share["low"] <= share["share"] <= share["high"]
+    assert crossed["alerts"]["num_alerts"] >= crossed["all"]["warning"]["count"]
+    curve = [point["offset"] for point in figures["curve"]]
+    assert curve == sorted(curve) and len(curve) > 5
+
+
+def test_hard_negatives_are_measured_and_decide_nothing(model, pack, benign, tmp_path, capsys):
+    plain = run(
+        capsys, pack, "--benign", *benign, *HOW, "--output", tmp_path / "plain.pack.yaml", *monitor_files.options(model)
+    )
+    hard = files.write(tmp_path / "hard.jsonl", files.benign(30, dataset="about_lies", seed=8))
+    options = ["--hard-negative", hard, "--output", tmp_path / "hard.pack.yaml", *monitor_files.options(model)]
+    measured = run(capsys, pack, "--benign", *benign, *HOW, *options)
+    assert measured["offsets"] == plain["offsets"] and plain["hard_negatives"] == {}
+    assert measured["hard_negatives"]["about_lies"]["warning"]["num"] == 30
+
+
+def test_what_does_not_count_is_counted_by_reason(model, pack, tmp_path, capsys):
+    rows = files.benign(200, dataset="mixed", seed=3)
+    rows[0]["messages"][1]["content"] = "abc"
+    rows[1]["messages"][1]["content"] = "abcd " * 20
+    rows[2]["messages"][1]["content"] = "abc" * 800
+    seen = [row["group"] for row in rows[10:13]]
+    fit = {"fit": {"seen_groups": [group_digest(f"mixed/{group}") for group in seen]}}
+    replace(MonitorPack.load(pack), evidence=fit).save(pack)
+    mixed = files.write(tmp_path / "mixed.jsonl", rows)
+    figures = run(capsys, pack, "--benign", mixed, *HOW, *monitor_files.options(model))
+    assert figures["left_out"] == {"mixed": {"too_short": 1, "cut": 1, "too_long": 1, "seen": 3}}
+    assert figures["cross_fitted"]["all"]["warning"]["num"] == 195
+
+
+def test_a_pack_of_another_model_or_form_is_refused_unless_bound_anew(model, pack, benign, capsys):
+    made = MonitorPack.load(pack)
+    for field, value in (("quantization", "nf4"), ("model_sha256", "1" * 64), ("chat_template_sha256", "2" * 64)):
+        replace(made, bindings=replace(made.bindings, **{field: value})).save(pack)
+        line = run(capsys, pack, "--benign", *benign, *HOW, *monitor_files.options(model))
+        assert f"bindings.{field}: wanted" in line and "(--rebind binds it anew)" in line
+    run(capsys, pack, "--benign", *benign, *HOW, "--rebind", *monitor_files.options(model))
+    assert replace(MonitorPack.load(pack).bindings, temperatures=()) == made.bindings
+
+
+def test_what_is_not_benign_and_too_little_are_named(model, pack, tmp_path, capsys):
+    lies = files.write(tmp_path / "lies.jsonl", files.instructed(10))
+    line = run(capsys, pack, "--benign", lies, *HOW, *monitor_files.options(model))
+    assert "benign replies must have label 0, got 10 with 1, first instructed, id 'instructed-1'" in line
+    few = files.write(tmp_path / "few.jsonl", files.benign(12))
+    line = run(capsys, pack, "--benign", few, *HOW, *monitor_files.options(model))
+    assert "replies: wanted at least 19 in the threshold half of a stratum" in line
+    short = [row | {"score_to_char": 2} for row in files.benign(12)]
+    path = files.write(tmp_path / "short.jsonl", short)
+    line = run(capsys, pack, "--benign", path, *HOW, *monitor_files.options(model))
+    assert "some benign reply must have 4 scored tokens, got none: {'benign': {'too_short': 12}}" in line
+    assert MonitorPack.load(pack).thresholds is None
+
+
+def test_the_table_names_sets_strata_and_levels_that_are_absent(model, pack, benign, capsys):
+    how = ["--bounds", "16,64", "--warning", "0.05"]
+    argv = ["calibrate", str(pack), "--benign", *map(str, benign), *how, *monitor_files.options(model)]
+    assert lab.run("monitor", argv) == 0
+    out = capsys.readouterr().out
+    assert "up to 64 tokens" in out and "two" in out
+    assert "critical: absent, too few replies in every stratum" in out and "warning: offset" in out

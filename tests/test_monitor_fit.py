@@ -1,0 +1,230 @@
+"""monitor fit and combine: a planted direction is found and frozen, nothing held out is looked at, faults are named."""
+
+import json
+from dataclasses import replace
+
+import labelled_files as files
+import numpy as np
+import pytest
+import tiny_files
+
+from discovery import lab
+from discovery.conversations import read_conversations
+from discovery.fitted_baselines import bag_of_words_scores, baselines_path, load_baselines
+from discovery.group_split import group_digest
+from monitors.pack import MonitorPack
+from sae_runtime.language_model import load_language_model
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """Options for the tiny model and its dictionary."""
+    folder = tmp_path_factory.mktemp("served")
+    sha = tiny_files.write_model(folder / "model")
+    tiny_files.write_dictionary(folder / "sae", sha)
+    return ["--model", str(folder / "model"), "--dtype", "float32", "--device", "cpu"], folder / "sae"
+
+
+def run(*argv):
+    return lab.run("monitor", [str(word) for word in argv])
+
+
+@pytest.fixture(scope="module")
+def fitted(served, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fitted")
+    data = files.write(folder / "instructed.jsonl", files.instructed(40))
+    output = folder / "stance.pack.yaml"
+    assert run("fit", data, "--output", output, "--windows", "4,8", *served[0]) == 0
+    return data, output
+
+
+def test_a_planted_difference_is_found_and_frozen(fitted, served):
+    _data, output = fitted
+    pack = MonitorPack.load(output)
+    fit = pack.evidence["fit"]
+    (component,) = pack.components
+    assert (pack.name, pack.kind, pack.validated, pack.thresholds) == ("stance", "probe", False, None)
+    # The first block can't know the prompt at the reply's tokens any better than later ones.
+    assert fit["sweep"]["layers"][component.hook_point]["auroc"] > 0.95
+    assert component.hook_point == fit["sweep"]["chosen"]
+    assert pack.window in (4, 8) and pack.min_tokens == 8
+    assert fit["frozen_sha256"] == pack.frozen_sha256
+    model = load_language_model(served[0][1], dtype="float32", device="cpu")
+    assert pack.bindings.model_sha256 == model.identity.weights_sha256
+    assert pack.bindings.chat_template_sha256 is not None and pack.bindings.sae_sha256 is None
+
+
+def test_groups_that_were_seen_are_known_and_others_are_not(fitted):
+    data, output = fitted
+    fit = MonitorPack.load(output).evidence["fit"]
+    counted = {part: sum(of_set["num_groups"] for of_set in sets) for part, sets in fit["data"].items()}
+    assert sum(counted.values()) == 40 and counted["held_out"] > 5
+    groups = {group_digest(conversation.full_group) for conversation in read_conversations([data])}
+    assert len(set(fit["seen_groups"])) == counted["train"] + counted["development"]
+    assert set(fit["seen_groups"]) < groups
+
+
+def test_what_is_held_out_decides_nothing(fitted, served, tmp_path):
+    data, output = fitted
+    seen = set(MonitorPack.load(output).evidence["fit"]["seen_groups"])
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for row in rows:
+        if group_digest(f"{row['dataset']}/{row['group']}") not in seen:
+            row["label"] = 1 - row["label"]
+            row["messages"][1]["content"] = row["messages"][1]["content"][::-1].replace(" ", "x")
+    changed = tmp_path / "stance.pack.yaml"
+    assert (
+        run(
+            "fit", files.write(tmp_path / "instructed.jsonl", rows), "--output", changed, "--windows", "4,8", *served[0]
+        )
+        == 0
+    )
+    assert MonitorPack.load(changed).frozen_sha256 == MonitorPack.load(output).frozen_sha256
+
+
+def test_baselines_lie_beside_it_and_words_tell_nothing_here(fitted):
+    data, output = fitted
+    pack = MonitorPack.load(output)
+    baselines = load_baselines(baselines_path(output), pack)
+    assert set(baselines.dense) == {"best_layer"} and baselines.output_statistics is not None
+    assert baselines.dense["best_layer"].tensor == pack.tensors["stance"]
+    texts = [conversation.scored_text for conversation in read_conversations([data])]
+    scores = bag_of_words_scores(baselines.bag_of_words, texts)
+    np.testing.assert_allclose(scores[::2], scores[1::2])
+
+
+def test_latents_are_chosen_with_signs_and_weights(served, tmp_path):
+    data = files.write(tmp_path / "instructed.jsonl", files.instructed(60))
+    output = tmp_path / "latents.pack.yaml"
+    options = ["--kind", "features", "--dictionary", served[1], "--permutations", "40", "--layers", "1,3", *served[0]]
+    assert run("fit", data, "--output", output, *options) == 0
+    pack = MonitorPack.load(output)
+    record = pack.evidence["fit"]["component"]
+    assert pack.kind in ("feature", "features") and pack.bindings.sae_sha256
+    assert all(chosen["p_value"] <= 0.05 for chosen in record["chosen"])
+    signs = {chosen["latent"]: chosen["sign"] for chosen in record["chosen"]}
+    assert all(part.weight * signs[part.feature] > 0 for part in pack.components[0].features)
+    assert set(load_baselines(baselines_path(output), pack).dense) == {"same_layer", "best_layer"}
+
+
+def test_every_token_may_be_an_example(fitted, served, tmp_path):
+    output = tmp_path / "tokens.pack.yaml"
+    options = ["--examples", "token", "--method", "difference_of_means", "--layers", "2", *served[0]]
+    assert run("fit", fitted[0], "--output", output, *options) == 0
+    pack = MonitorPack.load(output)
+    assert pack.components[0].probe.method == "difference_of_means"
+    assert pack.components[0].hook_point == "layers.2.output"
+    assert pack.tensors["tokens"].values != MonitorPack.load(fitted[1]).tensors["stance"].values
+
+
+def test_classes_make_labels_and_arms_are_held_out_by_name(served, tmp_path):
+    data = files.write(tmp_path / "on_policy.jsonl", files.on_policy(60))
+    output = tmp_path / "disbelief.pack.yaml"
+    classes = ["--positive-class", "lie", "--negative-class", "told_to_lie_but_true", "--hold-out-arm", "please"]
+    assert run("fit", data, "--output", output, *classes, "--layers", "0,1", *served[0]) == 0
+    fit = MonitorPack.load(output).evidence["fit"]
+    total = sum(of_set["num_positive"] + of_set["num_negative"] for sets in fit["data"].values() for of_set in sets)
+    classes_there = [json.loads(line)["meta"]["class"] for line in data.read_text().splitlines()]
+    assert total == sum(name in ("lie", "told_to_lie_but_true") for name in classes_there)
+    assert fit["held_out_arms"] == ["please"]
+
+
+REFUSED = {
+    "one class": (
+        lambda: files.benign(20),
+        [],
+        "must have conversations with label 1 and with label 0, got none with label 1",
+    ),
+    "range": (lambda: [{**files.benign(1)[0], "score_to_char": 999}], [], "data.jsonl, line 1: 0 <= score_from_char"),
+    "unknown class": (
+        lambda: files.on_policy(20),
+        ["--positive-class", "lies"],
+        "meta.class must have lies in some row",
+    ),
+    "both": (
+        lambda: files.on_policy(20),
+        ["--positive-class", "lie", "--negative-class", "lie"],
+        "got both for lie",
+    ),
+    "layer": (
+        lambda: files.instructed(20),
+        ["--layers", "9"],
+        "must name some of the model's 4 layers, got layers.9.output",
+    ),
+    "layer words": (lambda: files.instructed(20), ["--layers", "middle"], "must be all, block numbers or hook points"),
+    "few groups": (lambda: files.instructed(12), ["--folds", "12"], "needs at least 12 training groups with label 0"),
+    "too long": (lambda: files.instructed(9), ["--max-tokens", "12"], "conversations with a scored token must have"),
+    "luck": (
+        lambda: files.shuffled(40),
+        ["--kind", "features", "--dictionary", "SAE", "--permutations", "40"],
+        "some latent must tell the labels apart with p <= 0.05",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_fitted_is_named_in_one_line(served, tmp_path, capsys, name):
+    rows, options, words = REFUSED[name]
+    data = files.write(tmp_path / "data.jsonl", rows())
+    options = [str(served[1]) if word == "SAE" else word for word in options]
+    output = tmp_path / "x.pack.yaml"
+    assert run("fit", data, "--output", output, *options, *served[0]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("telltale lab monitor:")]
+    assert words in line and not output.exists()
+
+
+# --- combine --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def second(served, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("second")
+    data = files.write(folder / "other.jsonl", files.instructed(40, dataset="other", seed=9))
+    output = folder / "other.pack.yaml"
+    assert run("fit", data, "--output", output, "--layers", "2", "--windows", "8", *served[0]) == 0
+    return output
+
+
+def test_packs_become_one_with_what_each_has_seen(fitted, second, tmp_path):
+    output = tmp_path / "deception.pack.yaml"
+    assert run("combine", fitted[1], second, "--rule", "min", "--window", "8", "--output", output) == 0
+    parts, pack = [MonitorPack.load(fitted[1]), MonitorPack.load(second)], MonitorPack.load(output)
+    assert (pack.kind, pack.rule, pack.window) == ("ensemble", "min", 8)
+    assert list(pack.components) == [part.components[0] for part in parts]
+    fit = pack.evidence["fit"]
+    assert set(fit["seen_groups"]) == {group for part in parts for group in part.evidence["fit"]["seen_groups"]}
+    assert [part["frozen_sha256"] for part in fit["combined"]] == [part.frozen_sha256 for part in parts]
+    # The baselines of a component go with the whole.
+    assert load_baselines(baselines_path(fitted[1]), pack) is not None
+    cascade = tmp_path / "cascade.pack.yaml"
+    assert run("combine", fitted[1], second, "--gate", "0.5", "--window", "8", "--output", cascade) == 0
+    assert (MonitorPack.load(cascade).kind, MonitorPack.load(cascade).gate_threshold) == ("cascade", 0.5)
+
+
+def test_packs_that_do_not_go_together_are_named(fitted, second, tmp_path, capsys):
+    output = tmp_path / "x.pack.yaml"
+    assert run("combine", fitted[1], fitted[1], "--rule", "min", "--output", output) == 1
+    assert "components must have names of their own, got stance more than once" in capsys.readouterr().err
+    assert run("combine", fitted[1], "--rule", "min", "--output", output) == 1
+    assert "at least two packs" in capsys.readouterr().err
+    other = MonitorPack.load(second)
+    for field, value in (("quantization", "nf4"), ("model_sha256", "1" * 64)):
+        changed = replace(other, bindings=replace(other.bindings, **{field: value}))
+        changed.save(tmp_path / "other.pack.yaml")
+        assert run("combine", fitted[1], tmp_path / "other.pack.yaml", "--rule", "min", "--output", output) == 1
+        assert "packs must be bound to the same model" in capsys.readouterr().err
+
+
+def test_a_group_of_commands_has_a_help(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run("--help")
+    out = capsys.readouterr().out
+    assert exit_info.value.code == 0 and all(
+        f"\n  {name} " in out for name in ("fit", "combine", "calibrate", "evaluate")
+    )
+    with pytest.raises(SystemExit):
+        run("fit", "--help")
+    assert capsys.readouterr().out.startswith("usage: telltale lab monitor fit ")
+    with pytest.raises(SystemExit) as exit_info:
+        run("fits")
+    assert exit_info.value.code == 2
