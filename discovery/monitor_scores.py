@@ -73,7 +73,7 @@ def score_replies(pack: MonitorPack, readings: ReplyReadings) -> list[ScoredRepl
     """Every reply through the streaming code. `readings.probes_NP` has the pack's probes, in their order."""
     spec = scoring_spec(pack)
     names = [probe.name for probe in pack.probes()]
-    tokens = _inputs(spec, names, readings)
+    tokens = zip(_inputs(spec, names, readings), readings.off_scale_N.tolist(), strict=True)
     return [_run(spec, [next(tokens) for _ in range(count)]) for count in readings.counts_I.tolist()]
 
 
@@ -90,16 +90,17 @@ def _inputs(spec: MonitorSpec, probe_names: Sequence[str], readings: ReplyReadin
         )
 
 
-def _run(spec: MonitorSpec, tokens: Sequence[Inputs]) -> ScoredReply:
+def _run(spec: MonitorSpec, tokens: Sequence[tuple[Inputs, bool]]) -> ScoredReply:
+    """A reply of inputs and whether they are off scale: such a token is not scored."""
     track = Track(spec, "assistant")
-    updates = [track.observe(position, inputs) for position, inputs in enumerate(tokens, start=1)]
+    counted = [inputs for inputs, is_off_scale in tokens if not is_off_scale]
+    updates = [track.observe(position, inputs) for position, inputs in enumerate(counted, start=1)]
     summary = track.summary()
-    assert summary.mean_score is not None  # a reply has a scored token
     return ScoredReply(
         statistic=-math.inf if summary.max_statistic is None else summary.max_statistic,
-        final_mean=summary.mean_score,
+        final_mean=-math.inf if summary.mean_score is None else summary.mean_score,
         scores=tuple(update.score for update in updates if update.score is not None),
-        components=tuple(zip(*(update.components for update in updates), strict=True)),
+        components=tuple(zip(*(update.components for update in updates), strict=True)) or ((),) * len(spec.components),
         level=summary.level,
         num_fired=summary.num_fired,
     )

@@ -37,7 +37,10 @@ from sae_runtime.language_model import LanguageModel
 CHUNK = 256
 """Replies per cached file."""
 
-_FORMAT = 1
+OFF_SCALE_NORMS = 5.0
+"""As in the server: massive activations are about 100 times the mean norm, all other tokens at most twice it."""
+
+_FORMAT = 2
 
 
 class ReadProbe(NamedTuple):
@@ -83,6 +86,7 @@ class ReadingPlan:
             "probes": probes,
             "sae": None if self.sae is None else self.sae.manifest.sae_sha256,
             "predictions": self.predictions,
+            "resid_norm_mean": None if self.sae is None else self.sae.manifest.resid_norm_mean,
         }
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
@@ -156,6 +160,7 @@ class _One(NamedTuple):
     probes_SP: Tensor
     log_prob_S: Tensor
     entropy_S: Tensor
+    off_scale_S: Tensor
     latents_SF: csr_array
 
 
@@ -178,6 +183,7 @@ def _read_chunk(lm: LanguageModel, replies: Sequence[Reply], plan: ReadingPlan, 
         probes_NP=joined("probes_SP"),
         log_prob_N=joined("log_prob_S"),
         entropy_N=joined("entropy_S"),
+        off_scale_N=joined("off_scale_S"),
         latents_NF=csr_array(vstack([one.latents_SF for one in ones], format="csr")),
     )
 
@@ -228,8 +234,17 @@ def _reduce(lm: LanguageModel, reply: Reply, row: int, done: _Pass, plan: Readin
         probes_SP=torch.stack(values, 1).cpu() if values else empty_S0,
         log_prob_S=log_prob_S.cpu(),
         entropy_S=entropy_S.cpu(),
+        off_scale_S=_off_scale(resid, num, plan),
         latents_SF=csr_array(latents_SF.cpu().numpy()),
     )
+
+
+def _off_scale(resid: dict[HookPoint, Tensor], num: int, plan: ReadingPlan) -> Tensor:
+    """[S] massive activations, as far as the dictionary says what is usual."""
+    usual = None if plan.sae is None else plan.sae.manifest.resid_norm_mean
+    if plan.sae is None or usual is None:
+        return torch.zeros(num, dtype=torch.bool)
+    return (resid[plan.sae.manifest.hook].norm(dim=-1) > OFF_SCALE_NORMS * usual).cpu()
 
 
 def _predictions(lm: LanguageModel, reply: Reply, final_TD: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,8 @@ class ReplyReadings:
     """Of the token itself, natural, as the model predicted it; empty if not asked for."""
     entropy_N: Floats
     """Of that prediction, in nats; empty if not asked for."""
+    off_scale_N: NDArray[np.bool_]
+    """Massive activations by the norm at the dictionary's place, which no monitor scores; all False without one."""
     latents_NF: Any
     """Sparse fp32 rows (csr_array), a latent's activation at every scored token; [0, 0] without a dictionary."""
 
@@ -84,6 +86,7 @@ class ReplyReadings:
             probes_NP=rows(self.probes_NP),
             log_prob_N=rows(self.log_prob_N),
             entropy_N=rows(self.entropy_N),
+            off_scale_N=rows(self.off_scale_N),
             latents_NF=rows(self.latents_NF),
         )
 
@@ -94,14 +97,13 @@ def concatenated(parts: Sequence[ReplyReadings]) -> ReplyReadings:
     def joined(name: str) -> Any:
         return np.concatenate([getattr(part, name) for part in parts])
 
-    dense = ("counts_I", "mean_ILD", "token_ND", "probes_NP", "log_prob_N", "entropy_N")
     latents_NF = csr_array(vstack([part.latents_NF for part in parts], format="csr"))
-    return ReplyReadings(**{name: joined(name) for name in dense}, latents_NF=latents_NF)
+    return ReplyReadings(**{name: joined(name) for name in _DENSE}, latents_NF=latents_NF)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
-_DENSE = ("counts_I", "mean_ILD", "token_ND", "probes_NP", "log_prob_N", "entropy_N")
+_DENSE = ("counts_I", "mean_ILD", "token_ND", "probes_NP", "log_prob_N", "entropy_N", "off_scale_N")
 
 
 def save_readings(path: Path, readings: ReplyReadings) -> None:

@@ -29,6 +29,7 @@ def readings(num=80, tokens=5, seed=0, planted=True):
         probes_NP=empty,
         log_prob_N=np.zeros(0, np.float32),
         entropy_N=np.zeros(0, np.float32),
+        off_scale_N=np.zeros(num * tokens, bool),
         latents_NF=csr_array(f_NF.astype(np.float32)),
     )
     return made, labels, [f"g{n // 2}" for n in range(num)]

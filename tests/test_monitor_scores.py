@@ -1,6 +1,7 @@
 """monitor_scores: what the streaming code makes of replies is what the definitions say."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ def readings(counts=(1, 9, 70), probes=2, latents=8, seed=0):
         probes_NP=rng.normal(size=(num, probes)).astype(np.float32),
         log_prob_N=np.zeros(0, np.float32),
         entropy_N=np.zeros(0, np.float32),
+        off_scale_N=np.zeros(num, bool),
         latents_NF=csr_array(f_NF.astype(np.float32)),
     )
 
@@ -79,6 +81,25 @@ def test_levels_are_what_the_alarm_says_and_without_thresholds_there_are_none():
     scored = score_replies(PACKS["probe"], readings())
     assert [reply.level for reply in scored] == ["warning" if reply.statistic > 0.5 else None for reply in scored]
     assert {reply.level for reply in score_replies(PACKS["uncalibrated"], readings())} == {None}
+
+
+def test_tokens_off_scale_are_not_scored():
+    made = readings((6, 9))
+    made.off_scale_N[[2, 7]] = True
+    kept = np.flatnonzero(~made.off_scale_N)
+    clean = readings((6, 9)).take([0, 1])
+    shorter = replace(
+        clean,
+        counts_I=np.array([5, 8]),
+        probes_NP=clean.probes_NP[kept],
+        latents_NF=clean.latents_NF[kept],
+        token_ND=clean.token_ND[kept],
+        off_scale_N=np.zeros(13, bool),
+    )
+    for pack in PACKS.values():
+        assert score_replies(pack, made) == score_replies(pack, shorter)
+    everything = replace(clean, off_scale_N=np.ones(15, bool))
+    assert [reply.statistic for reply in score_replies(PACKS["conjunction"], everything)] == [-math.inf] * 2
 
 
 def test_a_plan_reads_what_the_monitor_does():

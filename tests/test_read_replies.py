@@ -90,6 +90,7 @@ def test_readings_are_those_of_each_reply_alone(model, loaded, batch_tokens):
     for index, reply in enumerate(made):
         resid, log_probs, latents = reference(model, reply, loaded)
         rows = readings.rows(index)
+        assert not readings.off_scale_N[rows].any()
         for layer in range(tiny.NUM_LAYERS):
             close(torch.from_numpy(readings.mean_ILD[index, layer]), resid[layer].mean(0))
         close(torch.from_numpy(readings.token_ND[rows]), resid[2])
@@ -107,6 +108,16 @@ def test_readings_are_those_of_each_reply_alone(model, loaded, batch_tokens):
         close(mean, latents.mean(0))
         mean = readings.mean_over_tokens(readings.probes_NP)[index]
         np.testing.assert_allclose(mean, readings.probes_NP[rows].mean(0), rtol=1e-5)
+
+
+def test_massive_activations_are_those_of_the_dictionarys_norm(model, loaded):
+    made = replies()
+    norms = np.concatenate([reference(model, reply, loaded)[0][1].norm(dim=-1).numpy() for reply in made])
+    usual = float(np.sort(norms)[-3]) / 5
+    loaded.manifest = loaded.manifest.model_copy(update={"resid_norm_mean": usual * 0.999})
+    readings = read_replies(model, made, ReadingPlan(sae=loaded))
+    loaded.manifest = loaded.manifest.model_copy(update={"resid_norm_mean": None})
+    assert readings.off_scale_N.tolist() == (norms > 5 * usual * 0.999).tolist() and readings.off_scale_N.sum() == 3
 
 
 def test_what_is_not_asked_for_is_not_there(model):

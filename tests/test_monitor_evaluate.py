@@ -1,0 +1,281 @@
+"""monitor evaluate: figures are of the streamed statistic, leaks show in baselines, luck is luck, the page opens."""
+
+import json
+import re
+from dataclasses import replace
+
+import labelled_files as files
+import monitor_files
+import numpy as np
+import pytest
+import tiny_files
+import tiny_packs
+from browser import needs_browser, open_page
+from sklearn.metrics import roc_auc_score
+
+from discovery import lab
+from discovery.conversations import read_conversations
+from discovery.fitted_baselines import baselines_path
+from discovery.group_split import group_digest
+from discovery.monitor_scores import reading_plan, score_replies
+from discovery.read_replies import read_replies
+from discovery.scored_tokens import encode_all
+from monitors.pack import MonitorPack
+from sae_runtime.language_model import load_language_model
+
+EVIL = "<script>document.title='owned'</script>"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    sha = tiny_files.write_model(folder / "model")
+    tiny_files.write_dictionary(folder / "sae", sha)
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def stance(model, tmp_path_factory):
+    """A monitor fitted on what the prompt says to be."""
+    folder = tmp_path_factory.mktemp("stance")
+    data = files.write(folder / "instructed.jsonl", files.instructed(40))
+    output = folder / "stance.pack.yaml"
+    argv = ["fit", str(data), "--output", str(output), "--windows", "8", "--min-tokens", "4", "--layers", "1,2"]
+    assert lab.run("monitor", [*argv, *monitor_files.options(model)]) == 0
+    return output
+
+
+@pytest.fixture
+def watcher(model, tmp_path):
+    """A monitor of a fixed direction, with thresholds."""
+    path = tmp_path / "watcher.pack.yaml"
+    pack = monitor_files.frozen_pack(model)
+    marks = tiny_packs.thresholds(0.5, 1.0)
+    replace(pack, thresholds=marks, calibration=tiny_packs.pack().calibration).save(path)
+    return path
+
+
+def run(capsys, model, *argv):
+    code = lab.run("monitor", ["evaluate", *(str(word) for word in argv), *monitor_files.options(model)])
+    captured = capsys.readouterr()
+    return json.loads(captured.out.splitlines()[-1]) if code == 0 else captured.err.splitlines()[-1]
+
+
+def record_of(capsys, model, tmp_path, *argv):
+    path = tmp_path / "record.json"
+    line = run(capsys, model, *argv, "--json", "--record", path)
+    return line, json.loads(path.read_text())
+
+
+# --- what is found --------------------------------------------------------------------------------------------------
+
+
+def test_a_planted_difference_is_found_on_other_data_and_words_find_nothing(model, stance, tmp_path, capsys):
+    fresh = files.write(tmp_path / "fresh.jsonl", files.instructed(30, dataset="fresh", seed=7))
+    line, record = record_of(capsys, model, tmp_path, fresh, "--monitor", stance)
+    assert set(line) == {"fresh"} and line["fresh"]["auroc"] > 0.9
+    assert (line["fresh"]["num_positive"], line["fresh"]["num_negative"]) == (30, 30)
+    assert line["fresh"]["fpr_at_threshold"] is None and line["fresh"]["recall_basis"] == "negatives"
+    of_set = record["sets"]["fresh"]
+    baselines = of_set["baselines"]
+    assert of_set["auroc"]["low"] > 0.8
+    for name in ("bag_of_words", "reply_length"):  # both labels have the same texts
+        assert baselines[name]["auroc"]["mean"] == 0.5
+    assert baselines["dense_best_layer"]["auroc"]["mean"] > 0.9
+    assert {"output_statistics", "low_log_prob", "entropy", "first_token_entropy"} <= set(baselines)
+    luck = of_set["luck"]["random_direction"]
+    assert 0.5 <= luck["median"] <= luck["95%"] and luck["num"] == 50
+
+
+def test_a_leak_by_length_shows_in_the_length_baseline(model, watcher, tmp_path, capsys):
+    data = files.write(tmp_path / "long.jsonl", files.long_lies(30))
+    _line, record = record_of(capsys, model, tmp_path, data, "--monitor", watcher)
+    assert record["sets"]["long_lies"]["baselines"]["reply_length"]["auroc"]["mean"] > 0.95
+
+
+def test_permuted_labels_give_luck(model, stance, tmp_path, capsys):
+    data = files.write(tmp_path / "shuffled.jsonl", files.shuffled(40, seed=11))
+    line, _record = record_of(capsys, model, tmp_path, data, "--monitor", stance)
+    assert line["shuffled"]["auroc_low"] < 0.5 < line["shuffled"]["auroc_high"]
+
+
+def test_figures_are_of_the_statistic_that_is_streamed(model, watcher, tmp_path, capsys):
+    data = files.write(tmp_path / "long.jsonl", files.long_lies(25))
+    line = run(capsys, model, data, "--monitor", watcher, "--json")["long_lies"]
+    pack, lm = MonitorPack.load(watcher), load_language_model(str(model), dtype="float32", device="cpu")
+    encoded = encode_all(lm.tokenizer, read_conversations([data]), max_tokens=2048)
+    scored = score_replies(pack, read_replies(lm, encoded.replies, reading_plan(pack, None)))
+    labels = np.array([conversation.label for conversation in encoded.conversations])
+    statistics = np.array([reply.statistic for reply in scored])
+    assert line["auroc"] == pytest.approx(roc_auc_score(labels, statistics), abs=1e-4)
+    assert line["fpr_at_threshold"] == pytest.approx((statistics[labels == 0] > 0.5).mean())
+    # The pack's warning stands for 1 % of benign replies.
+    assert line["recall_basis"] == "calibration"
+    assert line["recall_at_1pct_fpr"] == pytest.approx((statistics[labels == 1] > 0.5).mean(), abs=1e-4)
+
+
+def test_groups_that_were_fitted_on_are_left_out(model, stance, tmp_path, capsys):
+    data = files.write(tmp_path / "instructed.jsonl", files.instructed(40))
+    seen = set(MonitorPack.load(stance).evidence["fit"]["seen_groups"])
+    fresh = sum(group_digest(row.full_group) not in seen for row in read_conversations([data]))
+    line, record = record_of(capsys, model, tmp_path, data, "--monitor", stance)
+    assert line["instructed"]["num_positive"] + line["instructed"]["num_negative"] == fresh < 80
+    assert record["data"]["left_out"] == {"instructed": {"seen": 80 - fresh}}
+    line = run(capsys, model, data, "--monitor", stance, "--include-seen", "--json")
+    assert line["instructed"]["num_positive"] == 40
+
+
+def test_controls_say_what_one_percent_is_and_hard_negatives_stay_apart(model, watcher, tmp_path, capsys):
+    data = files.write(tmp_path / "long.jsonl", files.long_lies(20))
+    one, two = (files.write(tmp_path / f"{n}.jsonl", files.benign(40, dataset=n)) for n in ("one", "two"))
+    hard = files.write(tmp_path / "hard.jsonl", files.benign(30, dataset="about", seed=4))
+    options = ["--control", one, two, "--hard-negative", hard]
+    line, record = record_of(capsys, model, tmp_path, data, "--monitor", watcher, *options)
+    assert line["long_lies"]["recall_basis"] == "controls"
+    assert {name: of["num"] for name, of in record["controls"].items()} == {"one": 40, "two": 40}
+    assert list(record["hard_negatives"]) == ["about"]
+    warning = record["controls"]["one"]["levels"]["warning"]
+    assert warning["num"] == 40 and warning["low"] <= warning["share"] <= warning["high"]
+    without, _record = record_of(capsys, model, tmp_path, data, "--monitor", watcher, "--control", one, two)
+    assert without == line
+
+
+def test_latents_have_luck_of_their_own(model, tmp_path, capsys):
+    data = files.write(tmp_path / "instructed.jsonl", files.instructed(60))
+    output, sae = tmp_path / "latents.pack.yaml", model.parent / "sae"
+    argv = ["fit", data, "--output", output, "--kind", "features", "--dictionary", sae, "--permutations", "40"]
+    assert lab.run("monitor", [str(word) for word in [*argv, "--layers", "1", *monitor_files.options(model)]]) == 0
+    line, record = record_of(capsys, model, tmp_path, data, "--monitor", output, "--dictionary", sae)
+    luck = record["sets"]["instructed"]["luck"]
+    assert luck["best_features"]["auroc_held_out"] > luck["best_features"]["luck"]["95%"] - 0.2
+    assert set(luck) == {"random_direction", "random_feature", "best_features"}
+    assert line["instructed"]["auroc"] > 0.6
+    # Without the dictionary nothing can be read.
+    assert "bindings.sae_sha256" in run(capsys, model, data, "--monitor", output)
+
+
+# --- on-policy ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lies(model, tmp_path_factory):
+    """A monitor fitted on what a lie is made of here, one arm held out."""
+    folder = tmp_path_factory.mktemp("lies")
+    data = files.write(folder / "on_policy.jsonl", files.on_policy(90))
+    output = folder / "lies.pack.yaml"
+    argv = ["fit", str(data), "--output", str(output), "--windows", "8", "--min-tokens", "4", "--layers", "0,1"]
+    classes = ["--positive-class", "lie", "--negative-class", "told_to_lie_but_true", "--hold-out-arm", "please"]
+    assert lab.run("monitor", [*argv, *classes, *monitor_files.options(model)]) == 0
+    return output, data
+
+
+def test_four_columns_say_what_made_the_score_large(model, lies, tmp_path, capsys):
+    output, data = lies
+    _line, record = record_of(capsys, model, tmp_path, data, "--monitor", output)
+    tables = record["four_columns"]["on_policy"]
+    table = tables["held_out_arms"]
+    monitor, words = table["predictors"]["monitor"], table["predictors"]["bag_of_words"]
+    # It reads the letters that lies and mistakes have in common.
+    assert monitor["same_instruction"]["mean"] > 0.8 and monitor["lie_vs_honest_truth"]["mean"] > 0.8
+    assert monitor["lie_vs_honest_mistake"]["low"] < 0.5 + 0.2
+    assert abs(monitor["told_to_lie_but_true"]["mean"] - 0.5) < 0.3
+    assert words["same_instruction"]["num_high"] == table["counts"]["lie"]
+    assert set(table["arms"]) == {"honest", "please"} and set(tables["all_arms"]["arms"]) == {
+        "honest",
+        "must",
+        "please",
+    }
+    assert table["flagged"]["lie"]["num"] == table["counts"]["lie"]
+
+
+def test_the_same_question_asked_neutrally_is_a_control(model, watcher, tmp_path, capsys):
+    rows = files.on_policy(40)
+    for row in rows:
+        if row["meta"]["arm"] == "honest":
+            row["meta"]["instruction"] = "neutral"
+    data = files.write(tmp_path / "on_policy.jsonl", rows)
+    _line, record = record_of(capsys, model, tmp_path, data, "--monitor", watcher)
+    table = record["four_columns"]["on_policy"]["all_arms"]
+    assert table["predictors"]["item_control"]["same_instruction"]["num_high"] == table["counts"]["lie"]
+
+
+# --- what comes out -------------------------------------------------------------------------------------------------
+
+
+def test_the_pack_keeps_the_evidence_in_its_next_version(model, watcher, tmp_path, capsys):
+    data = files.write(tmp_path / "long.jsonl", files.long_lies(20))
+    output = tmp_path / "evaluated.pack.yaml"
+    run(capsys, model, data, "--monitor", watcher, "--output", output, "--json")
+    before, after = MonitorPack.load(watcher), MonitorPack.load(output)
+    assert (after.version, after.validated) == (before.version + 1, False)
+    assert after.evidence["evaluation"]["sets"]["long_lies"]["num_positive"] == 20
+    assert after.frozen_sha256 == before.frozen_sha256 and after.thresholds == before.thresholds
+
+
+def test_a_monitor_is_found_by_name_in_a_folder(model, watcher, tmp_path, capsys):
+    data = files.write(tmp_path / "long.jsonl", files.long_lies(20))
+    by_name = run(capsys, model, data, "--monitor", "watcher", "--monitor-packs", watcher.parent, "--json")
+    assert by_name == run(capsys, model, data, "--monitor", watcher, "--json")
+    refused = run(capsys, model, data, "--monitor", "wacher", "--monitor-packs", watcher.parent)
+    assert "or a monitor of model (watcher), got 'wacher'" in refused
+
+
+def test_the_table_has_the_same_figures(model, watcher, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    data = files.write(tmp_path / "long.jsonl", files.long_lies(20))
+    line = run(capsys, model, data, "--monitor", watcher, "--json")["long_lies"]
+    assert lab.run("monitor", ["evaluate", str(data), "--monitor", str(watcher), *monitor_files.options(model)]) == 0
+    assert f"{line['auroc']:.3f} [{line['auroc_low']:.2f}, {line['auroc_high']:.2f}]" in capsys.readouterr().out
+
+
+def test_what_cannot_be_evaluated_is_named(model, watcher, tmp_path, capsys):
+    data = files.write(tmp_path / "long.jsonl", files.long_lies(10))
+    truths = files.write(tmp_path / "truths.jsonl", files.benign(10))
+    assert "truths.jsonl (controls go to --control) must have" in run(capsys, model, truths, "--monitor", watcher)
+    line = run(capsys, model, data, "--monitor", watcher, "--control", data)
+    assert "controls must have label 0, got 1 of long_lies" in line
+    (tmp_path / "other.baselines.json").write_text("{}")
+    line = run(capsys, model, data, "--monitor", watcher, "--baselines", tmp_path / "other.baselines.json")
+    assert "must hold fitted baselines" in line
+    line = run(capsys, model, data, "--monitor", watcher, "--baselines", tmp_path / "gone.json")
+    assert "must be there, got nothing" in line
+    pack = MonitorPack.load(watcher)
+    replace(pack, bindings=replace(pack.bindings, model_sha256="1" * 64)).save(watcher)
+    assert "bindings.model_sha256: wanted" in run(capsys, model, data, "--monitor", watcher)
+
+
+def test_baselines_of_another_monitor_are_refused(model, stance, watcher, tmp_path, capsys):
+    data = files.write(tmp_path / "long.jsonl", files.long_lies(10))
+    line = run(capsys, model, data, "--monitor", watcher, "--baselines", baselines_path(stance))
+    assert "must be of a component of watcher (watcher), got those of another stance" in line
+
+
+def page(model, watcher, tmp_path):
+    rows = files.on_policy(30)
+    rows[0]["messages"][1]["content"] = f"{EVIL} größe 鯨"
+    data = files.write(tmp_path / "on_policy.jsonl", rows)
+    control = files.write(tmp_path / "benign.jsonl", files.benign(40))
+    path = tmp_path / "report.html"
+    pack = MonitorPack.load(watcher)
+    curve = {"curve": [{"alpha": 0.1, "offset": 0.2}, {"alpha": 0.01, "offset": 0.5}]}
+    replace(pack, calibration=replace(pack.calibration, figures=curve), limits=EVIL).save(watcher)
+    argv = ["evaluate", data, "--monitor", watcher, "--control", control, "--hard-negative", control, "--report", path]
+    assert lab.run("monitor", [str(word) for word in [*argv, *monitor_files.options(model)]]) == 0
+    return path
+
+
+def test_the_page_says_what_the_record_says(model, watcher, tmp_path):
+    text = page(model, watcher, tmp_path).read_text()
+    words = re.sub(r"<[^>]*>", " ", re.sub(r"<script.*?</script>", "", text, flags=re.S))
+    for expected in ("false alarm", "miss", "same instruction", "reply length", "Hard negatives"):
+        assert expected in words
+    assert EVIL not in text and "https://" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
+
+
+@needs_browser
+def test_the_page_opens_in_a_browser_with_its_plots(model, watcher, tmp_path):
+    opened = open_page(page(model, watcher, tmp_path), tmp_path / "profile")
+    assert opened.console == [] and opened.requests == []
+    assert opened.dom.count('class="main-svg"') >= 3
+    assert "<title>watcher</title>" in opened.dom
+    assert opened.dom.count("<polyline") >= 8
