@@ -21,10 +21,9 @@ from rich.table import Table
 
 from discovery.benign_replies import BenignRows, read_benign
 from discovery.calibration_run import CalibrationSettings, calibrated
-from discovery.errors import MonitorLabError
 from discovery.input_arguments import add_reading_arguments, load_model
 from discovery.monitor_scores import reading_plan
-from discovery.pack_building import bindings_of, served_by
+from discovery.pack_building import bound_to
 from discovery.pack_lookup import dictionary_for
 from discovery.read_replies import read_replies
 from discovery.reply_readings import ReplyReadings
@@ -33,25 +32,6 @@ from monitors.pack import MonitorPack
 from monitors.thresholds import LEVELS
 from sae_runtime.checkpoint import LoadedSAE
 from sae_runtime.language_model import LanguageModel
-
-
-def bound_to(pack: MonitorPack, lm: LanguageModel, sae: LoadedSAE | None, *, rebind: bool) -> MonitorPack:
-    """The pack, if it is bound to what was loaded, or bound to it now.
-
-    MonitorLabError names what is served and what the pack wants; what can't run there at all is refused in any case.
-    """
-    served = served_by(lm, sae)
-    if problems := pack.misfits(served):
-        raise MonitorLabError(f"pack {pack.name} can't run on {lm.identity.name}: {'; '.join(map(str, problems))}")
-    if (problems := pack.mismatches(served)) and not rebind:
-        raise MonitorLabError(
-            f"pack {pack.name} must be bound to {lm.identity.name} as it is: {'; '.join(map(str, problems))} "
-            "(--rebind binds it anew)"
-        )
-    if not rebind:
-        return pack
-    reads_latents = pack.bindings.sae_sha256 is not None
-    return replace(pack, bindings=bindings_of(lm, sae if reads_latents else None))
 
 
 def read_rows(

@@ -27,9 +27,9 @@ from discovery.evaluation_run import Evaluation, EvaluationSettings, Reader, eva
 from discovery.failure_gallery import as_json, gallery
 from discovery.fitted_baselines import baselines_path, load_baselines
 from discovery.input_arguments import add_reading_arguments, load_model
-from discovery.monitor_calibrate import bound_to
 from discovery.monitor_figures import summary_line
 from discovery.monitor_report import figure, interval, render, share_words
+from discovery.pack_building import bound_to
 from discovery.pack_lookup import dictionary_for, find_pack
 from monitors.pack import MonitorPack
 from sae_runtime.checkpoint import write_atomically

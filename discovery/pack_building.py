@@ -58,6 +58,25 @@ def served_by(lm: LanguageModel, sae: LoadedSAE | None) -> Served:
     )
 
 
+def bound_to(pack: MonitorPack, lm: LanguageModel, sae: LoadedSAE | None, *, rebind: bool) -> MonitorPack:
+    """The pack, if it is bound to what was loaded, or bound to it now.
+
+    MonitorLabError names what is served and what the pack wants; what can't run there at all is refused in any case.
+    """
+    served = served_by(lm, sae)
+    if problems := pack.misfits(served):
+        raise MonitorLabError(f"pack {pack.name} can't run on {lm.identity.name}: {'; '.join(map(str, problems))}")
+    if (problems := pack.mismatches(served)) and not rebind:
+        raise MonitorLabError(
+            f"pack {pack.name} must be bound to {lm.identity.name} as it is: {'; '.join(map(str, problems))} "
+            "(--rebind binds it anew)"
+        )
+    if not rebind:
+        return pack
+    reads_latents = pack.bindings.sae_sha256 is not None
+    return replace(pack, bindings=bindings_of(lm, sae if reads_latents else None))
+
+
 def probe_parts(
     name: str, probe: LinearProbe, point: HookPoint, method: Method, reads: str
 ) -> tuple[PackComponent, dict[str, PackTensor]]:

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from discovery import lab
 from discovery.conversations import read_conversations
 from discovery.fitted_baselines import baselines_path
+from discovery.four_columns import COLUMNS
 from discovery.group_split import group_digest
 from discovery.monitor_scores import reading_plan, score_replies
 from discovery.read_replies import read_replies
@@ -30,7 +31,7 @@ EVIL = "<script>document.title='owned'</script>"
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     sha = tiny_files.write_model(folder / "model")
-    tiny_files.write_dictionary(folder / "sae", sha)
+    tiny_files.write_dictionary(folder / "sae", sha, resid_norm_mean=30.0)
     return folder / "model"
 
 
@@ -102,11 +103,8 @@ def test_permuted_labels_give_luck(model, stance, tmp_path, capsys):
 def test_figures_are_of_the_statistic_that_is_streamed(model, watcher, tmp_path, capsys):
     data = files.write(tmp_path / "long.jsonl", files.long_lies(25))
     line = run(capsys, model, data, "--monitor", watcher, "--json")["long_lies"]
-    pack, lm = MonitorPack.load(watcher), load_language_model(str(model), dtype="float32", device="cpu")
-    encoded = encode_all(lm.tokenizer, read_conversations([data]), max_tokens=2048)
-    scored = score_replies(pack, read_replies(lm, encoded.replies, reading_plan(pack, None)))
-    labels = np.array([conversation.label for conversation in encoded.conversations])
-    statistics = np.array([reply.statistic for reply in scored])
+    pairs = statistics_of(model, watcher, data)
+    statistics, labels = np.array([s for s, _ in pairs]), np.array([row.label for _, row in pairs])
     assert line["auroc"] == pytest.approx(roc_auc_score(labels, statistics), abs=1e-4)
     assert line["fpr_at_threshold"] == pytest.approx((statistics[labels == 0] > 0.5).mean())
     # The pack's warning stands for 1 % of benign replies.
@@ -169,23 +167,46 @@ def lies(model, tmp_path_factory):
     return output, data
 
 
-def test_four_columns_say_what_made_the_score_large(model, lies, tmp_path, capsys):
+def statistics_of(model, path, data):
+    """Every reply's statistic beside its conversation, straight from the streaming code."""
+    pack, lm = MonitorPack.load(path), load_language_model(str(model), dtype="float32", device="cpu")
+    encoded = encode_all(lm.tokenizer, read_conversations([data]), max_tokens=2048)
+    scored = score_replies(pack, read_replies(lm, encoded.replies, reading_plan(pack, None)))
+    return [(reply.statistic, row) for reply, row in zip(scored, encoded.conversations, strict=True)]
+
+
+def counted(high, low):
+    """Pair by pair; of (statistic, stratum) only pairs within a stratum."""
+    won = [(a > b) + 0.5 * (a == b) for a, s in high for b, t in low if s == t]
+    return sum(won) / len(won)
+
+
+def test_four_columns_are_pairs_of_classes_and_arms(model, lies, tmp_path, capsys):
     output, data = lies
     _line, record = record_of(capsys, model, tmp_path, data, "--monitor", output)
     tables = record["four_columns"]["on_policy"]
-    table = tables["held_out_arms"]
-    monitor, words = table["predictors"]["monitor"], table["predictors"]["bag_of_words"]
-    # It reads the letters that lies and mistakes have in common.
-    assert monitor["same_instruction"]["mean"] > 0.8 and monitor["lie_vs_honest_truth"]["mean"] > 0.8
-    assert monitor["lie_vs_honest_mistake"]["low"] < 0.5 + 0.2
-    assert abs(monitor["told_to_lie_but_true"]["mean"] - 0.5) < 0.3
-    assert words["same_instruction"]["num_high"] == table["counts"]["lie"]
-    assert set(table["arms"]) == {"honest", "please"} and set(tables["all_arms"]["arms"]) == {
-        "honest",
-        "must",
-        "please",
-    }
-    assert table["flagged"]["lie"]["num"] == table["counts"]["lie"]
+    seen = set(MonitorPack.load(output).evidence["fit"]["seen_groups"])
+    rows = [pair for pair in statistics_of(model, output, data) if group_digest(pair[1].full_group) not in seen]
+    for name, arms in (("all_arms", {"must", "please"}), ("held_out_arms", {"please"})):
+        table = tables[name]["predictors"]["monitor"]
+
+        def of(class_name, *, by_arm=False, arms=arms):
+            return [
+                (statistic, row.arm if by_arm else "")
+                for statistic, row in rows
+                if row.class_name == class_name and row.arm in arms | {"honest"}
+            ]
+
+        for column, (high, low) in COLUMNS.items():
+            by_arm = column == "same_instruction"
+            wanted = counted(of(high, by_arm=by_arm), of(low, by_arm=by_arm))
+            assert table[column]["mean"] == pytest.approx(wanted, abs=1e-4), (name, column)
+            assert (table[column]["num_high"], table[column]["num_low"]) == (len(of(high)), len(of(low)))
+        assert tables[name]["counts"]["lie"] == len(of("lie")) == tables[name]["flagged"]["lie"]["num"]
+        assert set(tables[name]["arms"]) == arms | {"honest"}
+        # It was fitted on letters that lies have under either prompt.
+        assert table["same_instruction"]["mean"] > 0.7
+    assert {"bag_of_words", "reply_length", "final_mean"} <= set(tables["all_arms"]["predictors"])
 
 
 def test_the_same_question_asked_neutrally_is_a_control(model, watcher, tmp_path, capsys):

@@ -21,7 +21,7 @@ def served(tmp_path_factory):
     """Options for the tiny model and its dictionary."""
     folder = tmp_path_factory.mktemp("served")
     sha = tiny_files.write_model(folder / "model")
-    tiny_files.write_dictionary(folder / "sae", sha)
+    tiny_files.write_dictionary(folder / "sae", sha, resid_norm_mean=30.0)
     return ["--model", str(folder / "model"), "--dtype", "float32", "--device", "cpu"], folder / "sae"
 
 

@@ -1,0 +1,31 @@
+"""pack_lookup: shipped monitors are found by name on the model they were made for, with the dictionary they read."""
+
+from argparse import Namespace
+
+import pytest
+
+from discovery.errors import MonitorLabError
+from discovery.pack_lookup import dictionary_for, find_pack
+from sae_runtime.gguf_file import EMBEDDED_NAME, EMBEDDED_SHA256
+from sae_runtime.language_model import ModelIdentity
+
+NO_DICTIONARY = Namespace(dictionary=None, unverified=False)
+
+
+def model(sha256: str) -> Namespace:
+    """As much of a language model as the lookup asks for."""
+    return Namespace(identity=ModelIdentity(EMBEDDED_NAME, sha256, "gguf-q4_1", "float32", "cpu"), device="cpu")
+
+
+def test_a_shipped_monitor_is_found_by_name_with_its_dictionary():
+    embedded = model(EMBEDDED_SHA256)
+    pack, path = find_pack("medical", embedded)
+    assert (pack.name, path.name) == ("medical", "medical.pack.yaml")
+    assert pack.bindings.sae_sha256 is not None
+    sae = dictionary_for(pack, NO_DICTIONARY, embedded)
+    assert sae is not None and sae.manifest.sae_sha256 == pack.bindings.sae_sha256
+
+
+def test_on_another_model_there_is_no_such_monitor():
+    with pytest.raises(MonitorLabError, match=r"or a monitor of .* \(none\), got 'medical'"):
+        find_pack("medical", model("1" * 64))
