@@ -13,7 +13,7 @@ from discovery.errors import LabError
 
 EXTRAS = {
     **dict.fromkeys(("datasets", "httpx", "jinja2", "lightning", "plotly"), "discovery"),
-    **dict.fromkeys(("sklearn", "tenacity", "tensorboard", "umap"), "discovery"),
+    **dict.fromkeys(("scipy", "sklearn", "tenacity", "tensorboard", "umap"), "discovery"),
     "ray": "ray",
     "bitsandbytes": "gpu",
 }
