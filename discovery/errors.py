@@ -1,6 +1,7 @@
 """What can go wrong offline.
 
     LabError
+    ├── ElicitError      questions that cannot be read or asked, replies that cannot be kept
     ├── ExampleError     examples that cannot be collected, continued or read
     ├── ExplainError     explanations that cannot be asked for, kept or read
     │   ├── EndpointError    the model's endpoint is no use to anyone: the run ends
@@ -23,6 +24,10 @@ Each ends a command as one line on stderr and exit code 1.
 
 class LabError(Exception):
     """A run that cannot be begun, continued or read."""
+
+
+class ElicitError(LabError, ValueError):
+    """Questions that cannot be read or asked, or replies that cannot be kept."""
 
 
 class ExampleError(LabError):
