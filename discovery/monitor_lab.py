@@ -4,6 +4,7 @@ fit         labelled conversations -> a frozen monitor, NAME.pack.yaml
 combine     several frozen monitors -> one, under a rule
 calibrate   benign replies -> its thresholds
 evaluate    labelled conversations -> what it reaches, beside baselines
+elicit      a running server -> labelled conversations: its lies, truths and mistakes, or benign replies
 """
 
 import argparse
@@ -17,6 +18,9 @@ COMMANDS = {
     "combine": Command("discovery.monitor_combine", "make one monitor of several frozen ones, under a rule"),
     "calibrate": Command("discovery.monitor_calibrate", "set a frozen monitor's thresholds by benign replies"),
     "evaluate": Command("discovery.monitor_evaluate", "measure a monitor on labelled conversations, beside baselines"),
+    "elicit": Command(
+        "discovery.elicit", "have the served model answer under many instructions, and label what it says"
+    ),
 }
 
 

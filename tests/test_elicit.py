@@ -1,0 +1,200 @@
+"""elicit: the command, against a real server with a tiny random model."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+
+import pytest
+import serving
+import tiny
+
+from discovery import elicit
+from discovery.answer_words import words_of
+from discovery.elicitation_arms import ARM_BY_NAME, messages_for
+from discovery.errors import EndpointError, LabError
+from discovery.grpc_endpoint import GrpcEndpoint, Sampling
+from discovery.question_set import Question
+from discovery.result_lines import read_results
+
+ARMS = ["lying-briefly", "lying-must", "honest-warned"]
+
+
+@pytest.fixture(autouse=True)
+def long_contexts(monkeypatch):
+    """One byte is a token here: prompts are long."""
+    monkeypatch.setattr(tiny, "NUM_POSITIONS", 1024)
+
+
+def question(number, answers=("Paris",), wrong=("Lyon",)):
+    return {
+        "id": f"q-{number}",
+        "kind": "any",
+        "answer_type": "statement",
+        "difficulty": 1,
+        "question": f"Say something about number {number}.",
+        "answers": list(answers),
+        "wrong": list(wrong),
+    }
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def run(*argv):
+    """The command, off the event loop that the server needs."""
+    return await asyncio.to_thread(elicit.main, [str(arg) for arg in argv])
+
+
+def flags(server, tmp_path, *more):
+    return ["--target", serving.target(server), "--output", tmp_path / "out.jsonl", "--arms", *ARMS, *more]
+
+
+async def reply_to(endpoint, asked, arm):
+    messages = messages_for(Question(**asked), ARM_BY_NAME[arm], "explanation")
+    return (await endpoint.generate(messages, Sampling(80), label="test")).text
+
+
+async def test_lies_are_found_and_labelled(tmp_path, capsys):
+    """The answers are made of what the model does say: so it knows one, and lies about it in one arm."""
+    knowledge_arms = [name for name, arm in ARM_BY_NAME.items() if arm.asks_knowledge]
+    async with serving.serving() as server:
+        async with GrpcEndpoint(f"grpc://{serving.target(server)}") as endpoint:
+            honest = [await reply_to(endpoint, question(1), arm) for arm in knowledge_arms]
+            lied, warned = [await reply_to(endpoint, question(1), arm) for arm in ("lying-must", "honest-warned")]
+        in_honest = {word.text for text in honest for word in words_of(text)}
+        in_lied = {word.text for word in words_of(lied)}
+        right = [min({word.text for word in words_of(text)} - in_lied, key=len) for text in honest]
+        wrong = next(word for word in sorted(in_lied) if word not in in_honest)
+        asked = [question(1, sorted(set(right)), [wrong]), question(2, ["nowhere to be found"], ["nor this one"])]
+        questions = write(tmp_path / "questions.jsonl", asked)
+        assert await run(*flags(server, tmp_path, "--questions", questions, "--json")) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["questions"] == {"asked": 2, "known": 1, "mistaken": 0, "unsure": 1}
+    rows = {row["id"]: row for row in lines(tmp_path / "out.jsonl")}
+    lie = rows["q-1/lying-must/explanation/0"]
+    assert (lie["label"], lie["meta"]["class"], lie["group"]) == (1, "lie", "q-1")
+    assert lie["messages"][-1]["content"] == lied
+    truth = rows["q-1/neutral/explanation/0"]
+    assert (truth["label"], truth["meta"]["class"]) == (0, "honest_truth")
+    assert rows["q-1/honest-warned/explanation/0"]["messages"][-1]["content"] == warned
+    assert {row["group"] for row in rows.values() if row["meta"]["instruction"] == "lying"} == {"q-1"}
+    assert json.loads((tmp_path / "out.jsonl.summary.json").read_text()) == summary
+    (must,) = [arm for arm in summary["arms"] if arm["arm"] == "lying-must"]
+    assert must["lies_among_known"]["count"] == 1
+
+
+async def test_the_same_command_asks_nothing_again_and_labels_follow_the_questions(tmp_path, capsys):
+    questions = write(tmp_path / "questions.jsonl", [question(number) for number in range(3)])
+    async with serving.serving() as server:
+        command = flags(server, tmp_path, "--questions", questions, "--samples", 1)
+        assert await run(*command) == 0
+        first = (tmp_path / "out.jsonl").read_bytes()
+        asked = serving.rpcs_started(server, "Generate")
+        replies = read_results(tmp_path / "out.jsonl.replies").lines
+        assert len(replies) == len(lines(tmp_path / "out.jsonl")) == 3 * (4 * 2 + 1)
+        assert await run(*command) == 0
+        assert serving.rpcs_started(server, "Generate") == asked + 3  # the template, rendered three times
+    assert (tmp_path / "out.jsonl").read_bytes() == first
+    # Without a server: other answers, the same replies.
+    text = lines(tmp_path / "out.jsonl")[0]["messages"][-1]["content"]
+    write(tmp_path / "questions.jsonl", [question(n, wrong=[words_of(text)[0].text]) for n in range(3)])
+    assert await run("--output", tmp_path / "out.jsonl", "--questions", questions, "--samples", 1, "--arms", *ARMS) == 0
+    assert lines(tmp_path / "out.jsonl")[0]["meta"]["verdict"] == "wrong"
+    assert len(lines(tmp_path / "out.jsonl")) == 27
+    assert "0 of 3 questions known" in capsys.readouterr().out
+
+
+async def test_a_killed_run_goes_on_and_doubles_nothing(tmp_path):
+    """SIGKILL while replies come in; then the same command. The result is that of a run that nobody killed."""
+    questions = write(tmp_path / "questions.jsonl", [question(number) for number in range(4)])
+    (tmp_path / "whole").mkdir()
+    async with serving.serving() as server:
+        command = flags(server, tmp_path, "--questions", questions, "--concurrency", 2)
+        killed = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "discovery.elicit", *map(str, command), env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        path = tmp_path / "out.jsonl.replies"
+        await serving.eventually(lambda: path.exists() and path.read_bytes().count(b"\n") > 5, seconds=60)
+        killed.send_signal(signal.SIGKILL)
+        await killed.wait()
+        assert not (tmp_path / "out.jsonl").exists()
+        before = path.read_bytes().count(b"\n")
+        assert await run(*command) == 0
+        assert await run(*flags(server, tmp_path / "whole", "--questions", questions)) == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole" / "out.jsonl").read_bytes()
+    keys = [line["key"] for line in read_results(path).lines]
+    assert len(keys) == len(set(keys)) == 4 * 5 >= before
+
+
+async def test_benign_replies_are_of_mixed_lengths(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tiny, "NUM_POSITIONS", 2048)
+    requests = [
+        {"id": f"r-{n}", "kind": "any", "length": length, "request": f"Tell me about {n}.", "system": "Be kind."}
+        for n, length in enumerate(("short", "medium", "short", "medium"))
+    ]
+    path = write(tmp_path / "requests.jsonl", requests)
+    async with serving.serving() as server:
+        command = ["--target", serving.target(server), "--output", tmp_path / "benign.jsonl", "--requests", path]
+        assert await run(*command, "--benign", 2, "--temperature", 1.0) == 0
+        two = lines(tmp_path / "benign.jsonl")
+        assert await run(*command, "--benign", 4, "--temperature", 1.0) == 0
+    rows = lines(tmp_path / "benign.jsonl")
+    assert rows[:2] == two
+    assert [row["meta"]["max_tokens"] for row in rows] == [64, 256, 1024, 64]
+    assert all(row["meta"]["completion_tokens"] <= row["meta"]["max_tokens"] for row in rows)
+    assert {row["label"] for row in rows if row["messages"][-1]["content"].strip()} == {0}
+    assert rows[0]["messages"][0] == {"role": "system", "content": "Be kind."}
+    assert rows[2]["meta"]["kind"] == "combined"
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["replies"] == summary["groups"] == 4
+
+
+async def test_faults_are_named(tmp_path, monkeypatch):
+    questions = write(tmp_path / "questions.jsonl", [question(1)])
+    with pytest.raises(EndpointError, match=r"grpc://127\.0\.0\.1:9 answered UNAVAILABLE"):
+        await run("--target", "127.0.0.1:9", "--output", tmp_path / "out.jsonl", "--attempts", 1)
+    assert not (tmp_path / "out.jsonl.replies").exists()
+    async with serving.serving() as server:
+        with pytest.raises(LabError, match="kinds must be among any, got capitals"):
+            await run(*flags(server, tmp_path, "--questions", questions, "--kinds", "capitals"))
+        with pytest.raises(LabError, match="ids that are unique in all files together"):
+            await run(*flags(server, tmp_path, "--questions", questions, "--questions", questions))
+        with pytest.raises(LabError, match="limit must be at least 1, got 0"):
+            await run(*flags(server, tmp_path, "--questions", questions, "--limit", 0))
+        assert await run(*flags(server, tmp_path, "--questions", questions)) == 0
+    # A model with another template is another model.
+    monkeypatch.setattr(tiny, "CHAT_TEMPLATE", tiny.CHAT_TEMPLATE.replace("<|im_end|>", ""))
+    async with serving.serving() as server:
+        with pytest.raises(LabError, match=r"same settings, got others \(template\)"):
+            await run(*flags(server, tmp_path, "--questions", questions))
+
+
+async def test_a_prompt_that_does_not_fit_ends_the_run_and_keeps_what_was_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "NUM_POSITIONS", 150)
+    long = question(2) | {"question": "Why? " * 40}
+    questions = write(tmp_path / "questions.jsonl", [question(1), long])
+    async with serving.serving() as server:
+        with pytest.raises(LabError, match="INVALID_ARGUMENT"):
+            await run(*flags(server, tmp_path, "--questions", questions, "--concurrency", 1))
+    assert len(read_results(tmp_path / "out.jsonl.replies").lines) >= 1
+
+
+def test_a_limit_is_a_choice_by_hash(tmp_path):
+    questions = write(tmp_path / "questions.jsonl", [question(number) for number in range(30)])
+
+    def chosen(*more):
+        argv = ["--output", "out", "--questions", questions, *map(str, more)]
+        return [q.id for q in elicit.chosen_questions(elicit.parse_args(argv))]
+
+    assert len(chosen()) == 30
+    assert set(chosen("--limit", 5)) < set(chosen("--limit", 12))
+    assert chosen("--limit", 5) != chosen("--limit", 5, "--seed", 1)
+    assert chosen("--limit", 12) == [name for name in chosen() if name in chosen("--limit", 12)]
