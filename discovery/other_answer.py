@@ -7,8 +7,9 @@ than a sentence nothing is said.
 
 import re
 from collections.abc import Sequence
+from itertools import dropwhile
 
-from discovery.answer_words import Word, words_of
+from discovery.answer_words import Word, numbers_in, words_of
 from discovery.question_set import Question
 
 SHORT_WORDS = 6
@@ -37,16 +38,21 @@ _NO_NAMES = set(_CAPITAL_WORDS.split())
 
 def names_something_else(question: Question, words: Sequence[Word], text: str) -> bool:
     """Whether the reply of these `words`, of which none is an answer that is known, is one all the same."""
-    if question.answer_type in ("statement", "number", "year"):
-        return False  # what is wrong there is listed, or would have been a number
+    if question.answer_type == "statement":
+        return False  # what is wrong there is listed
     known = {word.text for word in words_of(question.question)} | _EMPTY
     links = [i for i, word in enumerate(words) if word.text in _LINKS]
-    if len(words) <= SHORT_WORDS and not links:
-        return any(word.text not in known for word in words)
     if len(words) > SENTENCE_WORDS or len(re.findall(r"[.!?](?:\s|$)", text.strip())) > 1:
         return False
+    if question.answer_type in ("number", "year"):
+        # Any number that was not asked about would have been named before: "A third of 99 is 99."
+        said = words[links[-1] + 1 :] if links else words
+        return len(numbers_in(said)) == 1 and numbers_in(said)[0].first == 0 and len(said) <= _MAX_COMPLEMENT_WORDS
+    if len(words) <= SHORT_WORDS and not links:
+        return any(word.text not in known for word in words)
     if question.answer_type == "name":
         names = known | _NO_NAMES
         return any(word.is_capital and word.text not in names for word in words)
-    complement = [word.text for word in words[links[-1] + 1 :] if word.text not in ("a", "an")] if links else []
+    said = words[links[0] + 1 :] if links else []
+    complement = [word.text for word in dropwhile(lambda word: word.text in _LINKS | {"a", "an"}, said)]
     return 0 < len(complement) <= _MAX_COMPLEMENT_WORDS and not any(text in known for text in complement)
