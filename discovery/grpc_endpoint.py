@@ -93,7 +93,8 @@ class GrpcEndpoint:
         self.url = url
         self._target, self._is_tls = _parse(url)
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
+        """For a whole reply."""
 
     async def __aenter__(self) -> Self:
         credentials = grpc.ssl_channel_credentials() if self._is_tls else None
@@ -111,7 +112,7 @@ class GrpcEndpoint:
         """What is served."""
         try:
             info = await self._stub.GetServerInfo(
-                generation_pb2.GetServerInfoRequest(), timeout=self._timeout_seconds, metadata=self._metadata
+                generation_pb2.GetServerInfoRequest(), timeout=self.timeout_seconds, metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
             raise self._fault(error) from None
@@ -143,7 +144,7 @@ class GrpcEndpoint:
         reply: list[str] = []
         finished = None
         try:
-            async for response in self._stub.Generate(request, timeout=self._timeout_seconds, metadata=self._metadata):
+            async for response in self._stub.Generate(request, timeout=self.timeout_seconds, metadata=self._metadata):
                 match response.WhichOneof("event"):
                     case "tokens":
                         prompt += [token for token in response.tokens.tokens if token.is_prompt]

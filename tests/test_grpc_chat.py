@@ -161,7 +161,7 @@ async def test_what_passes_is_tried_again_after_the_time_the_server_asks_for():
 
 async def test_silence_is_cut_short():
     async with Scripted([HANGS]) as server, GrpcChat(server.url, patience=Patience(1)) as chat:
-        chat._timeout_seconds = 0.2  # only now: the first call should have its time
+        chat._endpoint.timeout_seconds = 0.2  # only now: the first call should have its time
         with pytest.raises(PassingFault, match="DEADLINE_EXCEEDED"):
             await chat.reply(MESSAGES, SCHEMA, 4)
 
