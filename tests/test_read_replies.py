@@ -129,14 +129,16 @@ def test_what_is_not_asked_for_is_not_there(model):
 
 
 def test_blocks_behind_the_last_hook_point_are_not_run_and_come_back(model):
+    blocks = model.model.model.layers
+    hooks_before = [list(block._forward_hooks) for block in blocks]  # other tests tap this model too
     ran = []
-    handle = model.model.model.layers[3].register_forward_hook(lambda *_: ran.append(1))
+    handle = blocks[3].register_forward_hook(lambda *_: ran.append(1))
     read_replies(model, replies(), ReadingPlan(mean_points=(HookPoint(2),)))
     assert not ran and len(model.model.model.layers) == tiny.NUM_LAYERS
     read_replies(model, replies(), ReadingPlan(predictions=True))
     handle.remove()
     assert ran
-    assert not any(block._forward_hooks for block in model.model.model.layers)
+    assert [list(block._forward_hooks) for block in model.model.model.layers] == hooks_before
 
 
 def test_some_replies_can_be_taken(model, loaded):
