@@ -24,10 +24,10 @@ from discovery.group_split import group_digest
 from discovery.monitor_figures import calibration_curve, control_figures, set_figures
 from discovery.monitor_rows import counts_by_set
 from discovery.monitor_scores import reading_plan, score_replies
-from discovery.pack_building import template_sha256
 from discovery.read_replies import ReadingPlan, read_replies
 from discovery.scored_tokens import encode_all
 from monitors.pack import MonitorPack
+from sae_runtime.chat_template import template_sha256
 from sae_runtime.checkpoint import LoadedSAE
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel
@@ -200,7 +200,7 @@ def _about(reader: Reader) -> dict[str, Any]:
         "calibrated": None if pack.calibration is None else pack.calibration.source,
         "model": f"{identity.name} {identity.quantization} {identity.dtype}",
         "model_sha256": identity.weights_sha256,
-        "chat_template_sha256": template_sha256(reader.lm),
+        "chat_template_sha256": template_sha256(reader.lm.tokenizer),
         "measured_with": f"telltale-llm {metadata.version('telltale-llm')}",
     }
 

@@ -1,7 +1,5 @@
 """Frozen monitors from what was fitted: bindings, components, and packs of several packs' components."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,21 +13,12 @@ from monitors.monitor_spec import Kind
 from monitors.pack import MonitorPack
 from monitors.pack_parts import Bindings, PackComponent, PackProbe, Served
 from monitors.pack_tensors import PackTensor
+from sae_runtime.chat_template import template_sha256
 from sae_runtime.checkpoint import LoadedSAE
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel
 
 NOT_EVALUATED = "Not evaluated yet."
-
-
-def template_sha256(lm: LanguageModel) -> str | None:
-    """Of the chat template's text; None without one."""
-    template = lm.tokenizer.chat_template
-    if template is None:
-        return None
-    # Some tokenizers have several, by name.
-    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def bindings_of(lm: LanguageModel, sae: LoadedSAE | None) -> Bindings:
@@ -38,7 +27,7 @@ def bindings_of(lm: LanguageModel, sae: LoadedSAE | None) -> Bindings:
         model_name=lm.identity.name,
         model_sha256=lm.identity.weights_sha256,
         quantization=lm.identity.quantization,
-        chat_template_sha256=template_sha256(lm),
+        chat_template_sha256=template_sha256(lm.tokenizer),
         sae_sha256=None if sae is None else sae.manifest.sae_sha256,
     )
 
@@ -50,7 +39,7 @@ def served_by(lm: LanguageModel, sae: LoadedSAE | None) -> Served:
         model_sha256=lm.identity.weights_sha256,
         quantization=lm.identity.quantization,
         dtype=lm.identity.dtype,
-        chat_template_sha256=template_sha256(lm),
+        chat_template_sha256=template_sha256(lm.tokenizer),
         sae_sha256=None if sae is None else sae.manifest.sae_sha256,
         d_model=lm.d_model,
         num_layers=lm.num_layers,

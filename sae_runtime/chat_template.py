@@ -4,6 +4,8 @@ Online and offline both read conversations through here, so that a monitor score
 request. Needs a tokenizer alone, no model.
 """
 
+import hashlib
+import json
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +15,17 @@ from sae_runtime.errors import ConversationError
 Message = dict[str, str]
 Span = tuple[int, int]
 """[start, end) in characters."""
+
+
+def template_sha256(tokenizer: Any) -> str | None:
+    """Of the template's text in UTF-8; None without one. What monitors are bound to: in another one they were not
+    calibrated."""
+    template = tokenizer.chat_template
+    if template is None:
+        return None
+    # Some tokenizers have several, by name.
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def render(tokenizer: Any, messages: Sequence[Message], *, add_reply: bool) -> str:

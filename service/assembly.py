@@ -4,18 +4,16 @@ Everything that can be wrong with them is found here, before a port is opened, a
 errors of `sae_runtime`, `monitors` and `service`.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from monitors.latent_catalogue import CATALOGUE_FILE, LatentCatalogue
 from monitors.pack_parts import Served
 from monitors.watchlist import FEATURES_FILE, Watchlist
+from sae_runtime.chat_template import template_sha256
 from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
 from sae_runtime.errors import CheckpointError, ModelError
 from sae_runtime.hook_point import HookPoint
@@ -102,17 +100,8 @@ def model_facts(model: LanguageModel) -> ModelFacts:
         vocab_size=model.vocab_size,
         context_length=model.context_length,
         eos_token_ids=tuple(sorted(model.eos_token_ids)),
-        chat_template_sha256=_template_sha256(model.tokenizer),
+        chat_template_sha256=template_sha256(model.tokenizer),
     )
-
-
-def _template_sha256(tokenizer: Any) -> str | None:
-    template = tokenizer.chat_template
-    if template is None:
-        return None
-    # Some tokenizers have several, by name.
-    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def make_probes(model: LanguageModel, tap: Tap, monitors: Sequence[ServedMonitor]) -> ProbeSet | None:
