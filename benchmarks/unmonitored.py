@@ -48,7 +48,7 @@ def forward(
         nothing,
         torch.ones(n),
         nothing,
-        torch.zeros(n, len(runner.probe_names) if with_probes else 0),
+        *[torch.zeros(n, len(runner.probe_names) if with_probes else 0)] * 2,
     )
     return PassOutput(logits, stats, {}, n, 0.0)
 

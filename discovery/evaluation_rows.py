@@ -36,6 +36,7 @@ class Rows:
     conversations: list[Conversation]
     replies: list[Reply]
     readings: ReplyReadings
+    """Off scale is what is so to the monitor."""
     scored: list[ScoredReply]
     points: tuple[str, ...] = ()
     """Hook points of `readings.mean_ILD`."""

@@ -1,7 +1,7 @@
 """An evaluation: rows read, figures of every set, controls, four columns, luck; all numbers in one record."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from discovery.four_columns import four_columns, has_classes, in_arms
 from discovery.group_split import group_digest
 from discovery.monitor_figures import calibration_curve, control_figures, set_figures
 from discovery.monitor_rows import counts_by_set
-from discovery.monitor_scores import reading_plan, score_replies
+from discovery.monitor_scores import off_scale_to, reading_plan, score_replies
 from discovery.read_replies import ReadingPlan, read_replies
 from discovery.scored_tokens import encode_all
 from monitors.pack import MonitorPack
@@ -94,6 +94,7 @@ class Reader:
         )
         points = tuple(map(str, plan.mean_points))
         scored = score_replies(self.pack, readings)
+        readings = replace(readings, off_scale_N=off_scale_to(self.pack, readings))
         rows = Rows(
             encoded.conversations,
             encoded.replies,

@@ -23,7 +23,7 @@ from discovery.fitted_baselines import (
 from discovery.group_split import Split, group_digest, joined_groups, split_groups
 from discovery.monitor_rows import counts_by_set, relabelled
 from discovery.monitor_scores import reading_plan, score_replies
-from discovery.pack_building import bindings_of, feature_parts, probe_parts, single_pack
+from discovery.pack_building import bindings_of, feature_parts, probe_parts, single_pack, with_largest_norms
 from discovery.probe_fit import fit_probe
 from discovery.read_replies import ReadingPlan, all_points, read_replies
 from discovery.scored_tokens import Encoded, Reply, encode_all
@@ -190,6 +190,7 @@ def _framed(
     chosen = [encoded.conversations[index] for index in split.development]
     plan = reading_plan(plain, sae)
     readings = read_replies(lm, replies, plan, cache=args.cache, batch_tokens=args.batch_tokens, label="development")
+    plain = with_largest_norms(plain, readings)
     labels_I = np.array([conversation.label for conversation in chosen])
     # With a window of one token the score is the token's own.
     tokens = [reply.scores for reply in score_replies(plain, readings)]

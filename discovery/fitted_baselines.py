@@ -99,7 +99,7 @@ def load_baselines(path: Path, pack: MonitorPack) -> FittedBaselines | None:
 def component_sha256(pack: MonitorPack, component: PackComponent) -> str:
     """Identity of what was fitted, in whichever pack it is: the component and its tensor."""
     tensor = None if component.probe is None else asdict(pack.tensors[component.probe.direction])
-    facts = {"component": asdict(component) | {"weight": 1.0}, "tensor": tensor}
+    facts = {"component": component.as_json() | {"weight": 1.0}, "tensor": tensor}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -49,7 +49,10 @@ class ScoredReply(NamedTuple):
 
 
 def reading_plan(pack: MonitorPack, sae: LoadedSAE | None) -> ReadingPlan:
-    """What the monitor reads. MonitorLabError if it reads latents and there is no dictionary."""
+    """What the monitor reads. MonitorLabError if it reads latents and there is no dictionary.
+
+    A dictionary whose latents it does not read says which tokens are massive activations, if one of its probes can't.
+    """
     probes = tuple(
         ReadProbe(HookPoint.parse(probe.hook_point), torch.tensor(probe.direction), probe.bias)
         for probe in pack.probes()
@@ -57,7 +60,14 @@ def reading_plan(pack: MonitorPack, sae: LoadedSAE | None) -> ReadingPlan:
     reads_latents = any(component.features for component in pack.components)
     if reads_latents and sae is None:
         raise MonitorLabError(f"monitor {pack.name} reads latents: give --dictionary, got none")
-    return ReadingPlan(probes=probes, sae=sae if reads_latents else None)
+    if reads_latents or sae is None or _judges_alone(pack):
+        return ReadingPlan(probes=probes, sae=sae if reads_latents else None)
+    return ReadingPlan(probes=probes, judge=sae.manifest)
+
+
+def _judges_alone(pack: MonitorPack) -> bool:
+    """Whether all of its probes know their largest norm."""
+    return all(c.probe.largest_norm is not None for c in pack.components if c.probe is not None)
 
 
 def scoring_spec(pack: MonitorPack) -> MonitorSpec:
@@ -72,9 +82,15 @@ def scoring_spec(pack: MonitorPack) -> MonitorSpec:
 def score_replies(pack: MonitorPack, readings: ReplyReadings) -> list[ScoredReply]:
     """Every reply through the streaming code. `readings.probes_NP` has the pack's probes, in their order."""
     spec = scoring_spec(pack)
-    names = [probe.name for probe in pack.probes()]
-    tokens = zip(_inputs(spec, names, readings), readings.off_scale_N.tolist(), strict=True)
+    tokens = _inputs(spec, [probe.name for probe in pack.probes()], readings)
     return [_run(spec, [next(tokens) for _ in range(count)]) for count in readings.counts_I.tolist()]
+
+
+def off_scale_to(pack: MonitorPack, readings: ReplyReadings) -> NDArray[np.bool_]:
+    """[N] the tokens that the monitor leaves out."""
+    spec = scoring_spec(pack)
+    tokens = _inputs(spec, [probe.name for probe in pack.probes()], readings)
+    return np.array([spec.is_off_scale(inputs) for inputs in tokens], np.bool_)
 
 
 def _inputs(spec: MonitorSpec, probe_names: Sequence[str], readings: ReplyReadings) -> Iterator[Inputs]:
@@ -82,18 +98,21 @@ def _inputs(spec: MonitorSpec, probe_names: Sequence[str], readings: ReplyReadin
     num_tokens = int(readings.counts_I.sum())
     latents: list[int] = list(spec.latents)
     f_NK = readings.latents_NF[:, latents].toarray() if latents else np.zeros((num_tokens, 0))
-    probes_NP: NDArray[np.float32] = readings.probes_NP
+    probes_NP, norms_NP = readings.probes_NP, readings.norms_NP
+    has_norms = len(norms_NP) == num_tokens
     for row in range(num_tokens):
         yield Inputs(
             dict(zip(latents, f_NK[row].tolist(), strict=True)),
             dict(zip(probe_names, probes_NP[row, : len(probe_names)].tolist(), strict=True)),
+            dict(zip(probe_names, norms_NP[row].tolist(), strict=False)) if has_norms else {},
+            bool(readings.off_scale_N[row]),
         )
 
 
-def _run(spec: MonitorSpec, tokens: Sequence[tuple[Inputs, bool]]) -> ScoredReply:
-    """A reply of inputs and whether they are off scale: such a token is not scored."""
+def _run(spec: MonitorSpec, tokens: Sequence[Inputs]) -> ScoredReply:
+    """A reply, tokens that are off scale left out."""
     track = Track(spec, "assistant")
-    counted = [inputs for inputs, is_off_scale in tokens if not is_off_scale]
+    counted = [inputs for inputs in tokens if not spec.is_off_scale(inputs)]
     updates = [track.observe(position, inputs) for position, inputs in enumerate(counted, start=1)]
     summary = track.summary()
     return ScoredReply(

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from discovery.errors import MonitorLabError
 from discovery.probe_fit import LinearProbe, Method
+from discovery.reply_readings import ReplyReadings
 from discovery.window_choice import Units
 from monitors.combination import EnsembleRule
-from monitors.components import WeightedFeature
+from monitors.components import OFF_SCALE_NORMS, WeightedFeature
 from monitors.monitor_spec import Kind
 from monitors.pack import MonitorPack
 from monitors.pack_parts import Bindings, PackComponent, PackProbe, Served
@@ -77,6 +80,21 @@ def probe_parts(
 def feature_parts(name: str, features: tuple[WeightedFeature, ...], reads: str) -> PackComponent:
     """A component that reads latents, in its own units."""
     return PackComponent(name=name, reads=reads, features=features, transform="log1p")
+
+
+def with_largest_norms(pack: MonitorPack, readings: ReplyReadings) -> MonitorPack:
+    """The pack, its probes knowing which residuals are massive activations, by the norms usual in `readings`.
+
+    The median, since what it is to find would be part of a mean. `readings` has the pack's probes, in their order.
+    """
+    usual = iter(np.median(readings.norms_NP, axis=0).tolist())
+    components = [
+        component
+        if component.probe is None
+        else replace(component, probe=replace(component.probe, largest_norm=OFF_SCALE_NORMS * next(usual)))
+        for component in pack.components
+    ]
+    return replace(pack, components=tuple(components))
 
 
 def single_pack(

@@ -30,21 +30,19 @@ from discovery.errors import MonitorLabError
 from discovery.reply_readings import ReplyReadings, concatenated, load_readings, save_readings
 from discovery.residuals import blocks_up_to, tapped
 from discovery.scored_tokens import Reply
-from sae_runtime.checkpoint import LoadedSAE
+from monitors.components import OFF_SCALE_NORMS
+from sae_runtime.checkpoint import LoadedSAE, Manifest
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel
 
 CHUNK = 256
 """Replies per cached file."""
 
-OFF_SCALE_NORMS = 5.0
-"""As in the server: massive activations are about 100 times the mean norm, all other tokens at most twice it."""
-
-_FORMAT = 2
+_FORMAT, _FORMAT_WITH_PROBES = 2, 3
 
 
 class ReadProbe(NamedTuple):
-    """A linear probe to be read at every scored token."""
+    """A linear probe to be read at every scored token, with the norm of the residual it is taken from."""
 
     hook_point: HookPoint
     direction_D: Tensor
@@ -63,6 +61,8 @@ class ReadingPlan:
     probes: tuple[ReadProbe, ...] = ()
     sae: LoadedSAE | None = None
     """Whose latents are wanted, all of them, at every scored token."""
+    judge: Manifest | None = None
+    """The dictionary that says which tokens are massive activations, where none of its latents are wanted."""
     predictions: bool = False
     """Whether log-probability of each scored token, and entropy of its prediction, are wanted."""
 
@@ -71,8 +71,13 @@ class ReadingPlan:
         """Where the model is tapped, each place once."""
         points = [*self.mean_points, *(probe.hook_point for probe in self.probes)]
         points += [] if self.token_point is None else [self.token_point]
-        points += [] if self.sae is None else [self.sae.manifest.hook]
+        points += [] if self.judged_by is None else [self.judged_by.hook]
         return tuple(sorted(dict.fromkeys(points), key=lambda point: (point.hidden_state_index, point.side)))
+
+    @property
+    def judged_by(self) -> Manifest | None:
+        """The dictionary that says which tokens are massive activations."""
+        return self.judge if self.sae is None else self.sae.manifest
 
     def digest(self) -> str:
         """Hash of what it asks for."""
@@ -80,7 +85,7 @@ class ReadingPlan:
             (str(probe.hook_point), _bytes_sha256(probe.direction_D), float(probe.bias).hex()) for probe in self.probes
         ]
         asked = {
-            "format": _FORMAT,
+            "format": _FORMAT_WITH_PROBES if self.probes else _FORMAT,
             "mean_points": [str(point) for point in self.mean_points],
             "token_point": str(self.token_point),
             "probes": probes,
@@ -88,6 +93,8 @@ class ReadingPlan:
             "predictions": self.predictions,
             "resid_norm_mean": None if self.sae is None else self.sae.manifest.resid_norm_mean,
         }
+        if self.sae is None and self.judge is not None:
+            asked["judge"] = [self.judge.hook_point, self.judge.resid_norm_mean]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -158,6 +165,7 @@ class _One(NamedTuple):
     mean_LD: Tensor
     token_SD: Tensor
     probes_SP: Tensor
+    norms_SP: Tensor
     log_prob_S: Tensor
     entropy_S: Tensor
     off_scale_S: Tensor
@@ -181,6 +189,7 @@ def _read_chunk(lm: LanguageModel, replies: Sequence[Reply], plan: ReadingPlan, 
         mean_ILD=torch.stack([one.mean_LD for one in ones]).numpy(),
         token_ND=joined("token_SD"),
         probes_NP=joined("probes_SP"),
+        norms_NP=joined("norms_SP"),
         log_prob_N=joined("log_prob_S"),
         entropy_N=joined("entropy_S"),
         off_scale_N=joined("off_scale_S"),
@@ -226,12 +235,14 @@ def _reduce(lm: LanguageModel, reply: Reply, row: int, done: _Pass, plan: Readin
     num, empty_S0 = len(reply.scored), torch.zeros(len(reply.scored), 0)
     means = [resid[point].mean(0) for point in plan.mean_points]
     values = [resid[p.hook_point] @ p.direction_D.to(lm.device, torch.float32) + p.bias for p in plan.probes]
+    norms = [resid[p.hook_point].norm(dim=-1) for p in plan.probes]
     log_prob_S, entropy_S = _predictions(lm, reply, done.final_BTD[row]) if plan.predictions else (torch.zeros(0),) * 2
     latents_SF = torch.zeros(num, 0) if plan.sae is None else plan.sae.encode(resid[plan.sae.manifest.hook])
     return _One(
         mean_LD=torch.stack(means).cpu() if means else torch.zeros(0, lm.d_model),
         token_SD=empty_S0 if plan.token_point is None else resid[plan.token_point].cpu(),
         probes_SP=torch.stack(values, 1).cpu() if values else empty_S0,
+        norms_SP=torch.stack(norms, 1).cpu() if norms else empty_S0,
         log_prob_S=log_prob_S.cpu(),
         entropy_S=entropy_S.cpu(),
         off_scale_S=_off_scale(resid, num, plan),
@@ -241,10 +252,10 @@ def _reduce(lm: LanguageModel, reply: Reply, row: int, done: _Pass, plan: Readin
 
 def _off_scale(resid: dict[HookPoint, Tensor], num: int, plan: ReadingPlan) -> Tensor:
     """[S] massive activations, as far as the dictionary says what is usual."""
-    usual = None if plan.sae is None else plan.sae.manifest.resid_norm_mean
-    if plan.sae is None or usual is None:
+    judge = plan.judged_by
+    if judge is None or judge.resid_norm_mean is None:
         return torch.zeros(num, dtype=torch.bool)
-    return (resid[plan.sae.manifest.hook].norm(dim=-1) > OFF_SCALE_NORMS * usual).cpu()
+    return (resid[judge.hook].norm(dim=-1) > OFF_SCALE_NORMS * judge.resid_norm_mean).cpu()
 
 
 def _predictions(lm: LanguageModel, reply: Reply, final_TD: Tensor) -> tuple[Tensor, Tensor]:

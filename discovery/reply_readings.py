@@ -4,7 +4,7 @@ Shape suffixes: I replies, N scored tokens of all replies in order, L hook point
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ class ReplyReadings:
     entropy_N: Floats
     """Of that prediction, in nats; empty if not asked for."""
     off_scale_N: NDArray[np.bool_]
-    """Massive activations by the norm at the dictionary's place, which no monitor scores; all False without one."""
+    """Massive activations by the norm at the dictionary's place; all False without one."""
     latents_NF: Any
     """Sparse fp32 rows (csr_array), a latent's activation at every scored token; [0, 0] without a dictionary."""
+    norms_NP: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """Norm of the residual that each probe was taken from; [0, 0] in readings of before they were kept."""
 
     @property
     def num_replies(self) -> int:
@@ -88,6 +90,7 @@ class ReplyReadings:
             entropy_N=rows(self.entropy_N),
             off_scale_N=rows(self.off_scale_N),
             latents_NF=rows(self.latents_NF),
+            norms_NP=rows(self.norms_NP),
         )
 
 
@@ -103,7 +106,7 @@ def concatenated(parts: Sequence[ReplyReadings]) -> ReplyReadings:
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
-_DENSE = ("counts_I", "mean_ILD", "token_ND", "probes_NP", "log_prob_N", "entropy_N", "off_scale_N")
+_DENSE = ("counts_I", "mean_ILD", "token_ND", "probes_NP", "log_prob_N", "entropy_N", "off_scale_N", "norms_NP")
 
 
 def save_readings(path: Path, readings: ReplyReadings) -> None:
@@ -127,6 +130,8 @@ def load_readings(path: Path) -> ReplyReadings | None:
         tensors = load_file(path)
         parts = tensors["latents.data"], tensors["latents.indices"], tensors["latents.indptr"]
         latents_NF = csr_array(parts, shape=tuple(tensors["latents.shape"].tolist()))
+        # Files of before norms were kept are of plans without probes.
+        tensors.setdefault("norms_NP", np.zeros((len(tensors["off_scale_N"]), 0), np.float32))
         return ReplyReadings(**{name: tensors[name] for name in _DENSE}, latents_NF=latents_NF)
     except (OSError, SafetensorError, KeyError, ValueError):
         return None

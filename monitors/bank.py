@@ -67,7 +67,9 @@ class MonitorBank:
         self.latents = tuple(sorted({latent for spec in self._specs for latent in spec.latents}))
         """Latents that `observe` needs the readings of, ascending."""
         self.probes = tuple(dict.fromkeys(probe for spec in self._specs for probe in spec.probes))
-        """Probes that `observe` needs the values of."""
+        """Probes that `observe` needs the values and norms of."""
+        self.left_out = False
+        """Whether the token observed last was off scale to a monitor that scores its role."""
 
     @property
     def triggered(self) -> tuple[Policy, ...]:
@@ -91,18 +93,22 @@ class MonitorBank:
     def observe(self, position: int, inputs: Inputs, role: Role | None) -> list[tuple[str, MonitorUpdate]]:
         """Shows one token to the monitors that score its role; (monitor name, update) in the order of the specs.
 
-        `role` is None for a token that nobody said (a template's), or that carries a massive activation; position 0
-        always does and is never scored. The first position may be any; each further one must be the next, so that no
+        `role` is None for a token that nobody said (a template's). A monitor leaves out tokens that are off scale to
+        it; position 0 is to all. The first position may be any; each further one must be the next, so that no
         token can be missed or counted twice.
 
         Raises MonitorError for a position out of turn and, at tokens that are scored, for a missing or non-finite
         input. Some monitors have then seen the token and others not: the request has to be failed.
         """
         self._take_position(position)
+        self.left_out = False
         if position == 0 or role not in self._of_role:
             return []
         updates = []
         for track in self._of_role[role]:
+            if track.spec.is_off_scale(inputs):
+                self.left_out = True
+                continue
             update = track.observe(position, inputs)
             updates.append((track.spec.name, update))
             if update.alert is not None:

@@ -6,6 +6,10 @@
 A `Component` is one of them under a name, with the frozen `center` and `scale` that make it comparable with others:
 
     z_t = (mean of the last `window` token scores - center) / scale
+
+Tokens that carry a massive activation are off scale and not scored. Where latents are read the dictionary says which
+those are, by what is usual at its place; a probe may have a largest norm of its own, which makes its monitor the same
+with any dictionary and with none.
 """
 
 import math
@@ -18,6 +22,10 @@ from monitors.errors import Problem, shown
 
 Transform = Literal["linear", "log1p"]
 
+OFF_SCALE_NORMS = 5.0
+"""A residual so many times as long as usual is a massive activation: they are about 100 times as long in the embedded
+model, 25 times in Qwen2.5-Coder-1.5B, and all other tokens at most twice."""
+
 
 class Inputs(NamedTuple):
     """What was read at one token."""
@@ -26,6 +34,10 @@ class Inputs(NamedTuple):
     """Latent -> activation."""
     probes: Mapping[str, float] = {}
     """Probe -> value."""
+    norms: Mapping[str, float] = {}
+    """Probe -> norm of the residual that it was taken from."""
+    off_scale: bool = False
+    """Whether it is a massive activation by what the dictionary holds usual; False without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,10 @@ class FeatureScore:
             checks.choice("transform", self.transform, get_args(Transform)),
         )
 
+    def is_off_scale(self, inputs: Inputs) -> bool:
+        """Whether readings of this token mean nothing, as the dictionary says."""
+        return inputs.off_scale
+
     def parts(self, inputs: Inputs) -> tuple[float, ...]:
         """Summands of one token's score, in the order of `features`; their `math.fsum` is the token score.
 
@@ -100,9 +116,22 @@ class ProbeScore:
 
     probe: str
     """Its name among `Inputs.probes`."""
+    largest_norm: float | None = None
+    """Longer residuals are off scale, above 0; None: as the dictionary says."""
 
     def __post_init__(self) -> None:
-        checks.refuse(checks.sentence("probe", self.probe))
+        checks.refuse(
+            checks.sentence("probe", self.probe),
+            None if self.largest_norm is None else checks.positive("largest_norm", self.largest_norm),
+        )
+
+    def is_off_scale(self, inputs: Inputs) -> bool:
+        """Whether this token's value means nothing. MonitorError if its norm is missing."""
+        if self.largest_norm is None:
+            return inputs.off_scale
+        if self.probe not in inputs.norms:
+            checks.refuse(Problem(f"norms.{self.probe}", "a norm", "nothing"))
+        return inputs.norms[self.probe] > self.largest_norm
 
     def parts(self, inputs: Inputs) -> tuple[float, ...]:
         """The value, as a sum of one. MonitorError if it is missing or not finite."""

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from monitors import checks
 from monitors.combination import Cascade, Combination, Ensemble, Single
-from monitors.components import Component, FeatureScore, ProbeScore
+from monitors.components import Component, FeatureScore, Inputs, ProbeScore
 from monitors.errors import Problem, shown
 from monitors.thresholds import Thresholds
 
@@ -66,6 +66,13 @@ class MonitorSpec:
         """Probes it reads, in the order of its components."""
         scores = (component.score for component in self.components)
         return tuple(score.probe for score in scores if isinstance(score, ProbeScore))
+
+    def is_off_scale(self, inputs: Inputs) -> bool:
+        """Whether a token carries a massive activation where any component reads, so that it is not to be scored.
+
+        MonitorError if a norm is missing.
+        """
+        return any(component.score.is_off_scale(inputs) for component in self.components)
 
     def _bad_roles(self) -> Iterator[Problem]:
         if not self.roles:

@@ -117,7 +117,7 @@ class MonitorPack:
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the hash."""
-        return asdict(self)
+        return asdict(self) | {"components": tuple(component.as_json() for component in self.components)}
 
     @cached_property
     def content_sha256(self) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from monitors import checks
@@ -81,12 +81,16 @@ class PackProbe:
     direction: str
     """Name of a tensor of the pack, [D]; any standardisation of the residual is folded in."""
     bias: float
+    largest_norm: float | None = None
+    """Norm at its hook point above which a token is a massive activation and not scored. None, as in packs of before
+    there was one: the dictionary says which are, and without a dictionary none is."""
 
     def __post_init__(self) -> None:
         checks.refuse(
             checks.choice("method", self.method, get_args(ProbeMethod)),
             checks.slug("direction", self.direction),
             checks.finite("bias", self.bias),
+            None if self.largest_norm is None else checks.positive("largest_norm", self.largest_norm),
         )
 
 
@@ -120,11 +124,18 @@ class PackComponent:
         if self.transform is not None:
             FeatureScore(self.features, self.transform)  # finds the rest
 
+    def as_json(self) -> dict[str, Any]:
+        """Everything. A probe without a largest norm has no key for it: so the hashes of older packs stand."""
+        facts = asdict(self)
+        if self.probe is not None and self.probe.largest_norm is None:
+            del facts["probe"]["largest_norm"]
+        return facts
+
     def component(self, pack: str) -> Component:
         """As a monitor uses it; the probe of `deception`'s component `stance` is called `deception.stance`."""
         score: FeatureScore | ProbeScore
         if self.probe is not None:
-            score = ProbeScore(probe_name(pack, self.name))
+            score = ProbeScore(probe_name(pack, self.name), self.probe.largest_norm)
         else:
             assert self.transform is not None
             score = FeatureScore(self.features, self.transform)

@@ -78,13 +78,21 @@ class ProbeSet:
 
     def read(self, records: Sequence[TapRecord | None], shared: TapRecord) -> Tensor:
         """Values [N, P] in fp32 of a pass that `step` and the shared tap saw, tokens numbered row by row."""
-        values = []
-        for group, record in zip(self._groups, records, strict=True):
+        residuals = zip(self._groups, self._residuals(records, shared), strict=True)
+        values = [nn.functional.linear(resid_ND, g.directions_PD, g.biases_P) for g, resid_ND in residuals]
+        return torch.cat(values, dim=1)
+
+    def norms(self, records: Sequence[TapRecord | None], shared: TapRecord) -> Tensor:
+        """||resid|| [N, P] in fp32 at each probe's hook point, of the same pass."""
+        residuals = zip(self._groups, self._residuals(records, shared), strict=True)
+        return torch.cat([r_ND.norm(dim=-1, keepdim=True).expand(-1, len(g.biases_P)) for g, r_ND in residuals], dim=1)
+
+    def _residuals(self, records: Sequence[TapRecord | None], shared: TapRecord) -> Iterator[Tensor]:
+        """[N, D] in fp32 for each group."""
+        for record in records:
             resid_BTD = (shared if record is None else record).resid_BTD
             assert resid_BTD is not None
-            resid_ND = resid_BTD.flatten(0, 1).to(torch.float32)
-            values.append(nn.functional.linear(resid_ND, group.directions_PD, group.biases_P))
-        return torch.cat(values, dim=1)
+            yield resid_BTD.flatten(0, 1).to(torch.float32)
 
     def remove(self) -> None:
         """Take the taps off the model; the shared one is not ours."""

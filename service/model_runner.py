@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monitors.components import OFF_SCALE_NORMS
 from sae_runtime.cache_argument import cache_argument
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.probes import ProbeSet
@@ -25,9 +26,6 @@ from sae_runtime.sae import SAE
 from sae_runtime.steering import Steering, relative_moves
 from sae_runtime.tap import Tap, TapRecord
 from service.slot_cache import SlotCache
-
-OFF_SCALE_NORMS = 5.0
-"""Massive activations are about 100 times the mean norm, all other tokens at most twice it."""
 
 
 @dataclass(slots=True)
@@ -52,9 +50,12 @@ class TokenStats(NamedTuple):
     finite_N: Any
     """1 where the residual (as read on by the model) and all that was read from it, probes too, were finite."""
     off_scale_N: Any
-    """1 at position 0 and wherever else the residual is far longer than usual: readings there mean nothing."""
+    """1 at position 0 and wherever else the residual is far longer than the dictionary's usual one: readings there mean
+    nothing."""
     probes_NP: Any
     """Values of all probes, in the order of `ModelRunner.probe_names`; no columns if they were not asked for."""
+    norms_NP: Any
+    """Norm of the residual that each probe was taken from; no columns where there are none of values."""
 
 
 class SteeredRow(NamedTuple):
@@ -103,7 +104,7 @@ class ModelRunner:
     ) -> None:
         """
         Args:
-            resid_norm_mean: the usual ||residual||; without it only position 0 counts as off scale.
+            resid_norm_mean: the dictionary's usual ||residual||; without it only position 0 counts as off scale.
             probes: those that monitors may ask for; made with `tap` as the shared one.
         """
         self.language_model = language_model
@@ -170,8 +171,8 @@ class ModelRunner:
             ).logits.to(torch.float32)
         with torch.inference_mode():
             started = time.perf_counter()
-            probes_NP = None if probes is None else probes.read(probed, record)
-            stats, steered = self._read(record, rows, steered_rows, latents, num_top, probes_NP)
+            values_and_norms = () if probes is None else (probes.read(probed, record), probes.norms(probed, record))
+            stats, steered = self._read(record, rows, steered_rows, latents, num_top, values_and_norms)
             encode_seconds = time.perf_counter() - started
         return PassOutput(logits_BTV, stats, steered, record.num_tokens, encode_seconds)
 
@@ -214,7 +215,7 @@ class ModelRunner:
         steered_rows: list[int],
         latents: Sequence[int],
         num_top: int,
-        probes_NP: Tensor | None,
+        values_and_norms: Sequence[Tensor],
     ) -> tuple[TokenStats, dict[int, SteeredRow]]:
         """Encode all residuals, and steered rows once more as they were left."""
         resid_BTD, edited_BTD = record.resid_BTD, record.edited_BTD
@@ -223,8 +224,8 @@ class ModelRunner:
         seen = self.sae.read_tokens(resid_BTD.flatten(0, 1), latents_U, num_top)
         read_on_ND = (resid_BTD if edited_BTD is None else edited_BTD).flatten(0, 1)
         finite_N = read_on_ND.isfinite().all(-1) & seen.fvu_T.isfinite()
-        if probes_NP is None:
-            probes_NP = read_on_ND.new_empty((len(read_on_ND), 0))
+        nothing_N0 = read_on_ND.new_empty((len(read_on_ND), 0))
+        probes_NP, norms_NP = values_and_norms or (nothing_N0, nothing_N0)
         finite_N &= probes_NP.isfinite().all(-1)
         is_first_N = torch.tensor(
             [t + row.start == 0 for row in rows for t in range(len(row.ids))], device=self._device
@@ -239,6 +240,7 @@ class ModelRunner:
             finite_N,
             is_first_N | (norm_N > self._largest_norm),
             probes_NP,
+            norms_NP,
         )
         steered = {}
         for b in steered_rows:

@@ -19,7 +19,7 @@ from sae_runtime.sae import SAE
 from sae_runtime.steering import Steering, SteeringLimits
 from service.detokenizer import Detokenizer
 from service.model_runner import Fetched
-from service.read_plan import Columns
+from service.read_plan import Columns, Places
 from service.records import Outcome, RequestRecord
 from service.request import (
     AlertEvent,
@@ -207,8 +207,7 @@ class Row:
         readings_U = stats.readings_NU[n]
         role: Role | None = self.request.prompt_role(position) if is_prompt else "assistant"
         off_scale = bool(stats.off_scale_N[n])
-        scored_role = None if off_scale else role
-        updates = self.bank.observe(position, self._inputs(fetched, columns, n, scored_role), scored_role)
+        updates = self.bank.observe(position, self._inputs(fetched, columns, n, role), role)
         steered = fetched.steered.get(b)
         was_steered = steered is not None and bool(steered.covered_T[t])
         top = zip(stats.top_indices_Nk[n].tolist(), stats.top_values_Nk[n].tolist(), strict=True)
@@ -230,17 +229,20 @@ class Row:
             fvu=float(stats.fvu_N[n]),
             l0=int(stats.l0_N[n]),
             role=role,
-            off_scale=off_scale,
+            off_scale=off_scale or self.bank.left_out,
         )
 
     def _inputs(self, fetched: Fetched, columns: Columns, n: int, role: Role | None) -> Inputs:
         """What the monitors need of token `n`; nothing where none of them scores it."""
         if not self.bank.scores(role):
             return _NOTHING
-        readings_U, probes_P = fetched.stats.readings_NU[n], fetched.stats.probes_NP[n]
+        stats = fetched.stats
+        latents, probes = (columns.monitored_latents, columns.monitored), (columns.probes, columns.probed)
         return Inputs(
-            dict(zip(columns.monitored_latents, readings_U[columns.monitored].tolist(), strict=True)),
-            dict(zip(columns.probes, probes_P[columns.probed].tolist(), strict=True)) if columns.probes else {},
+            _named(*latents, stats.readings_NU[n]),
+            _named(*probes, stats.probes_NP[n]) if columns.probes else {},
+            _named(*probes, stats.norms_NP[n]) if columns.probes else {},
+            bool(stats.off_scale_N[n]),
         )
 
     def _apply_policies(self, position: int) -> None:
@@ -302,3 +304,8 @@ class Row:
             steering_ops=[spec.op.value for spec in self.request.steering],
             request_id=self.request.request_id,
         )
+
+
+def _named(names: Sequence[Any], places: Places, values_X: NDArray[np.float32]) -> dict[Any, float]:
+    """The values at `places`, by name."""
+    return dict(zip(names, values_X[places].tolist(), strict=True))

@@ -47,7 +47,7 @@ def probe_component(
     name: str = "probe", *, hook_point: str = "layers.1.output", direction: str = "direction", **changes: Any
 ) -> PackComponent:
     """A probe."""
-    probe = PackProbe("logistic_regression", direction, changes.pop("bias", 0.5))
+    probe = PackProbe("logistic_regression", direction, changes.pop("bias", 0.5), changes.pop("largest_norm", None))
     return replace(PackComponent(name=name, reads="A probe of a test.", hook_point=hook_point, probe=probe), **changes)
 
 
