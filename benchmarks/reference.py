@@ -124,6 +124,7 @@ def offline_error(parts: Parts, prompt_ids: tuple[int, ...], events: list[TokenE
     with torch.inference_mode(), parts.runner.tap.step(ids.numel()) as record:
         parts.runner.language_model.model(ids, use_cache=False, logits_to_keep=1)
     assert record.resid_BTD is not None
+    assert isinstance(parts.runner.sae, SAE), "there must be a dictionary to compare with"
     with torch.inference_mode():
         wanted = parts.runner.sae.encode(record.resid_BTD[0])[len(prompt_ids) :, :NUM_WATCHED].cpu()
     got = torch.tensor([e.readings for e in events])

@@ -160,6 +160,8 @@ class MonitorPack:
         """Why it can't run at all on what is served: other latents, another width, too few layers."""
         if self._reads_latents and self.bindings.sae_sha256 != served.sae_sha256:
             wanted = f"{served.sae_sha256!r}, the dictionary's: latents mean nothing in another one"
+            if served.sae_sha256 is None:
+                wanted = "null, since there is no dictionary to read latents with"
             return [Problem("bindings.sae_sha256", wanted, shown(self.bindings.sae_sha256))]
         return [
             problem.within(f"components.{i}")

@@ -8,6 +8,7 @@ lists everything wrong, because a file that is half understood makes a monitor t
     watchlist.check_binding(sae_sha256, num_latents)
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -151,3 +152,7 @@ def _refuse(*problems: Problem | None) -> None:
 
 def _other_hash(field: str, got: str, *, wanted: str) -> Problem | None:
     return None if got == wanted else Problem(field, f"{wanted!r}, the dictionary's", shown(got))
+
+
+NOTHING_NAMED = Watchlist(hashlib.sha256(b"").hexdigest(), ())
+"""What is named where there is no dictionary. It is bound to no weights at all."""

@@ -102,6 +102,11 @@ class SAE(nn.Module):
         self.register_buffer("resid_mean", torch.zeros(d_model))
 
     @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.W_dec.device
+
+    @property
     def is_elementwise(self) -> bool:
         """True if a latent's value depends on its own pre-activation alone."""
         return self.activation != "topk"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sae_runtime.errors import SteeringError
+from sae_runtime.latent_reader import LatentReader
 from sae_runtime.sae import SAE
 
 # Keeps products of strength, activation and direction far from the end of 32-bit floats.
@@ -114,6 +115,11 @@ class SteeringLimits:
         mean = resid_norm_mean if sae.normalization == "scalar" else None
         return cls(sae.d_model, norms, mean, max_relative_norm)
 
+    @classmethod
+    def without_dictionary(cls, d_model: int, max_relative_norm: float) -> "SteeringLimits":
+        """No latent to steer along, and nothing known of what norm is usual."""
+        return cls(d_model, (), None, max_relative_norm)
+
     def check(self, spec: SteeringSpec) -> None:
         """Raises SteeringError, its message beginning with the field's name."""
         length = self._length(spec)
@@ -141,6 +147,8 @@ class SteeringLimits:
 
     def _length(self, spec: SteeringSpec) -> float:
         if isinstance(spec.direction, int):
+            if not self.direction_norms:
+                raise SteeringError(f"feature must be unset, since there is no dictionary, got {spec.direction}")
             if not 0 <= spec.direction < len(self.direction_norms):
                 raise SteeringError(
                     f"feature must be a latent in 0..{len(self.direction_norms) - 1}, got {spec.direction}"
@@ -176,9 +184,9 @@ class _Operation:
 
 @dataclass(slots=True)
 class Steering:
-    """A request's operations against one dictionary, and the account of what they did."""
+    """A request's operations against one dictionary, or none, and the account of what they did."""
 
-    sae: SAE
+    sae: LatentReader
     num_prompt_tokens: int
     limits: SteeringLimits
     """What `SteeringLimits.check` can't know beforehand, because it depends on the activation, is shortened."""
@@ -193,7 +201,7 @@ class Steering:
             self.limits.check(spec)
             vector_D = None
             if not isinstance(spec.direction, int):
-                vector_D = torch.tensor(spec.direction, dtype=torch.float32, device=self.sae.W_dec.device)
+                vector_D = torch.tensor(spec.direction, dtype=torch.float32, device=self.sae.device)
             self._operations.append(_Operation(spec, vector_D, active_from))
 
     def covers(self, start: int, end: int) -> bool:

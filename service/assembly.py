@@ -4,32 +4,30 @@ Everything that can be wrong with them is found here, before a port is opened, a
 errors of `sae_runtime`, `monitors` and `service`.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from monitors.latent_catalogue import CATALOGUE_FILE, LatentCatalogue
 from monitors.pack_parts import Served
-from monitors.watchlist import FEATURES_FILE, Watchlist
 from sae_runtime.chat_template import template_sha256
-from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
-from sae_runtime.errors import CheckpointError, ModelError
+from sae_runtime.checkpoint import load_manifest
+from sae_runtime.errors import ModelError
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel, load_language_model
 from sae_runtime.probes import Probe, ProbeSet
 from sae_runtime.steering import SteeringLimits
 from sae_runtime.tap import Tap
 from sae_runtime.weights import available_memory_bytes
-from service.catalog import Catalog, ModelFacts, provenance_mismatches, what_is_served
-from service.config import EMBEDDED, Settings
+from service.catalog import Catalog, ModelFacts, what_is_served
+from service.config import Settings
 from service.model_runner import ModelRunner
 from service.monitor_packs import ServedMonitor, added_monitors, merged, shipped_monitors
+from service.served_dictionary import dictionary_folder, load_dictionary
 from service.slot_cache import SlotCache
 
-EMBEDDED_DICTIONARY = "smollm2-135m-instruct-layer16"
-_DICTIONARIES = Path(__file__).parent.parent / "sae_runtime" / "dictionaries"
+logger = logging.getLogger(__name__)
 
 DEFAULT_SLOTS = 16
 # With less room per request than this, fewer slots are the better use of the memory.
@@ -53,9 +51,9 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
     """Load and check everything. ModelError, CheckpointError or MonitorError say what is wrong."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    folder = _DICTIONARIES / EMBEDDED_DICTIONARY if settings.sae == EMBEDDED else Path(settings.sae)
-    # Before the model, which takes longer.
-    load_manifest(folder)
+    folder = dictionary_folder(settings)
+    if folder is not None:
+        load_manifest(folder)  # before the model, which takes longer
     model = load_language_model(
         settings.model,
         quantization=settings.quantization,
@@ -65,30 +63,28 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
         expected_sha256=settings.model_sha256,
         progress=progress,
     )
-    sae = load_sae(folder, device=model.device)
     facts = model_facts(model)
-    mismatches = _check_fit(sae, facts, allow_unverified=settings.allow_unverified)
-    watchlist = _load_watchlist(sae, settings.features_file, folder)
-    catalogue = _load_catalogue(sae, settings.catalogue_file, folder)
-    manifest = sae.manifest
+    dictionary = load_dictionary(settings, folder, facts, model.device)
+    manifest = dictionary.manifest
     monitors = _load_monitors(settings, what_is_served(facts, manifest))
-    tap = Tap(model.model, manifest.hook, facts.d_model)
-    limits = SteeringLimits.of(sae, manifest.resid_norm_mean, settings.max_steering_relative_norm)
+    if manifest is None and not monitors:
+        logger.warning("there is no dictionary and no monitor: nothing is read of what the model writes")
+    tap = Tap(model.model, dictionary.tapped, facts.d_model)
     slots, context_length, cache_bytes = _size(settings, model)
     return Parts(
         runner=ModelRunner(
             model,
-            sae,
+            dictionary.sae,
             tap,
             _make_cache(model, slots, context_length),
-            resid_norm_mean=manifest.resid_norm_mean,
+            resid_norm_mean=None if manifest is None else manifest.resid_norm_mean,
             probes=make_probes(model, tap, monitors),
         ),
-        catalog=Catalog(facts, manifest, tuple(mismatches), watchlist, limits.direction_norms, monitors, catalogue),
-        steering_limits=limits,
+        catalog=dictionary.catalog(facts, monitors),
+        steering_limits=dictionary.steering_limits(settings.max_steering_relative_norm),
         slots=slots,
         context_length=context_length,
-        planned_memory_bytes=model.weights_bytes + _sae_bytes(sae) + cache_bytes,
+        planned_memory_bytes=model.weights_bytes + dictionary.num_bytes + cache_bytes,
     )
 
 
@@ -114,34 +110,6 @@ def make_probes(model: LanguageModel, tap: Tap, monitors: Sequence[ServedMonitor
     return ProbeSet(model.model, probes, shared=tap, device=model.device) if probes else None
 
 
-def _check_fit(sae: LoadedSAE, model: ModelFacts, *, allow_unverified: bool) -> list[str]:
-    """What can't be served is refused; what is not known to hold is refused too, unless it is allowed."""
-    manifest = sae.manifest
-    if manifest.d_model != model.d_model:
-        raise CheckpointError(
-            f"dictionary {manifest.name} is for width {manifest.d_model}, the model has {model.d_model}"
-        )
-    if manifest.hook.layer >= model.num_layers:
-        raise CheckpointError(
-            f"dictionary {manifest.name} reads {manifest.hook_point}, the model has {model.num_layers} layers"
-        )
-    mismatches = provenance_mismatches(manifest, model)
-    if mismatches and not allow_unverified:
-        raise CheckpointError(f"{'; '.join(mismatches)}. Use allow_unverified to serve it all the same")
-    return mismatches
-
-
-def _load_watchlist(sae: LoadedSAE, asked_for: Path | None, folder: Path) -> Watchlist:
-    """The feature file, checked against the dictionary; an empty list where there is none and none was asked for."""
-    path = asked_for or folder / FEATURES_FILE
-    sae_sha256 = sae.manifest.sae_sha256
-    if asked_for is None and not path.exists():
-        return Watchlist(sae_sha256, ())
-    watchlist = Watchlist.load(path)
-    watchlist.check_binding(sae_sha256, sae.num_latents)
-    return watchlist
-
-
 def _load_monitors(settings: Settings, served: Served) -> tuple[ServedMonitor, ...]:
     """Shipped packs of the served model, and those of the operator's folder."""
     unverified = settings.allow_unverified
@@ -149,16 +117,6 @@ def _load_monitors(settings: Settings, served: Served) -> tuple[ServedMonitor, .
     folder = settings.monitor_packs
     added = [] if folder is None else added_monitors(folder, served, allow_unverified=unverified)
     return merged(shipped, added)
-
-
-def _load_catalogue(sae: LoadedSAE, asked_for: Path | None, folder: Path) -> LatentCatalogue | None:
-    """The latent catalogue, checked against the dictionary; None where there is none and none was asked for."""
-    path = asked_for or folder / CATALOGUE_FILE
-    if asked_for is None and not path.exists():
-        return None
-    catalogue = LatentCatalogue.open(path)
-    catalogue.check_binding(sae.manifest.sae_sha256, sae.num_latents)
-    return catalogue
 
 
 def _size(settings: Settings, model: LanguageModel) -> tuple[int, int, int]:
@@ -206,7 +164,3 @@ def _make_cache(model: LanguageModel, slots: int, context_length: int) -> SlotCa
         dtype=model.model.dtype,
         device=model.device,
     )
-
-
-def _sae_bytes(sae: LoadedSAE) -> int:
-    return sum(t.numel() * t.element_size() for t in sae.state_dict().values())

@@ -10,7 +10,7 @@ from functools import cached_property
 from monitors.latent_catalogue import LatentCatalogue
 from monitors.monitor_spec import MonitorSpec
 from monitors.pack_parts import Served
-from monitors.watchlist import NamedFeature, Watchlist
+from monitors.watchlist import NOTHING_NAMED, NamedFeature, Watchlist
 from sae_runtime.checkpoint import Manifest
 from sae_runtime.language_model import ModelIdentity
 from service.errors import NotFound
@@ -36,7 +36,8 @@ class Catalog:
     """Everything a request may refer to by name or index."""
 
     model: ModelFacts
-    manifest: Manifest
+    manifest: Manifest | None
+    """The dictionary; None if the model is served without one. There are no features then."""
     mismatches: tuple[str, ...]
     """What does not match between model and dictionary; empty if verified."""
     watchlist: Watchlist
@@ -48,6 +49,25 @@ class Catalog:
     """What is known of every latent; None if the dictionary has no catalogue."""
     generation: int = 1
     """Grows when named features or monitors change."""
+    hook_point: str | None = None
+    """Without a dictionary: where raw vectors steer; None if nothing does."""
+
+    @classmethod
+    def without_dictionary(
+        cls, model: ModelFacts, monitors: tuple[ServedMonitor, ...], *, hook_point: str | None = None
+    ) -> "Catalog":
+        """A model with probe monitors alone."""
+        return cls(model, None, (), NOTHING_NAMED, (), monitors, hook_point=hook_point)
+
+    @property
+    def num_latents(self) -> int:
+        """0 without a dictionary."""
+        return 0 if self.manifest is None else self.manifest.num_latents
+
+    @property
+    def steering_point(self) -> str | None:
+        """Where steering acts; None if it is refused."""
+        return self.hook_point if self.manifest is None else self.manifest.hook_point
 
     @property
     def default_latents(self) -> tuple[int, ...]:
@@ -79,7 +99,7 @@ class Catalog:
             raise NotFound(f"feature {name!r}") from None
 
 
-def what_is_served(model: ModelFacts, manifest: Manifest) -> Served:
+def what_is_served(model: ModelFacts, manifest: Manifest | None) -> Served:
     """What monitor packs are bound to."""
     identity = model.identity
     return Served(
@@ -88,10 +108,10 @@ def what_is_served(model: ModelFacts, manifest: Manifest) -> Served:
         quantization=identity.quantization,
         dtype=identity.dtype,
         chat_template_sha256=model.chat_template_sha256,
-        sae_sha256=manifest.sae_sha256,
+        sae_sha256=None if manifest is None else manifest.sae_sha256,
         d_model=model.d_model,
         num_layers=model.num_layers,
-        num_latents=manifest.num_latents,
+        num_latents=0 if manifest is None else manifest.num_latents,
     )
 
 

@@ -160,17 +160,25 @@ def _alert_of_any_request(alert: Alert) -> Text:
     return Text(f"{sanitize(alert.request_id)}{label} ").append_text(rendering.alert_line(alert))
 
 
-def _info_grid(info: ServerInfo) -> Table:
-    model, sae, limits = info.model, info.sae, info.limits
+def _dictionary(info: ServerInfo) -> str:
+    sae = info.sae
+    if sae is None:
+        steering = f"vectors steer at {info.steering_hook_point}" if info.steering_hook_point else "no steering"
+        return f"none: probe monitors alone, no features, {steering}"
     verified = "verified" if sae.verified else f"UNVERIFIED: {'; '.join(sae.mismatches)}"
+    about = f"{sae.num_latents} latents ({sae.activation}) at {sae.hook_point}"
+    return f"{sae.name}: {about}, {verified}, sha256 {sae.sha256[:12]}"
+
+
+def _info_grid(info: ServerInfo) -> Table:
+    model, limits = info.model, info.limits
     watched = ", ".join(feature.label for feature in info.default_watched) or "nothing"
     rows = {
         "server": f"{info.version}, up {info.uptime_seconds:.0f} s, {info.requests_running} requests running, "
         f"{info.requests_waiting} waiting",
         "model": f"{model.name} ({model.quantization}, {model.dtype}, {model.device}), {model.num_layers} blocks of "
         f"width {model.d_model}, sha256 {model.weights_sha256[:12]}",
-        "dictionary": f"{sae.name}: {sae.num_latents} latents ({sae.activation}) at {sae.hook_point}, {verified}, "
-        f"sha256 {sae.sha256[:12]}",
+        "dictionary": _dictionary(info),
         "limits": f"{limits.slots} slots of {limits.context_length} tokens, {limits.max_queued_requests} requests and "
         f"{limits.max_queued_prompt_tokens} prompt tokens may wait, steering up to "
         f"{limits.max_steering_relative_norm:g} of the residual's norm",

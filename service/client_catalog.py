@@ -94,7 +94,8 @@ class ServerInfo:
 
     version: str
     model: ModelInfo
-    sae: SaeInfo
+    sae: SaeInfo | None
+    """None if the model is served without a dictionary, with probe monitors alone."""
     limits: Limits
     sampling_defaults: SamplingParams
     default_watched: tuple[WatchedFeature, ...]
@@ -104,3 +105,5 @@ class ServerInfo:
     uptime_seconds: float
     watch_generation: int
     planned_memory_bytes: int
+    steering_hook_point: str = ""
+    """Where steering acts; empty if it is refused, or the server is older than this field."""

@@ -136,7 +136,8 @@ class Started:
     watched: tuple[WatchedFeature, ...]
     monitors: tuple[Monitor, ...]
     model: ModelInfo
-    sae: SaeInfo
+    sae: SaeInfo | None
+    """None if the model is served without a dictionary."""
     watch_generation: int
     last_prompt_token: Token | None
     """Its readings are of the state that produces the first generated token."""
@@ -221,7 +222,8 @@ class ScoreResult:
     usage: Usage
     steering: SteeringReport | None
     model: ModelInfo
-    sae: SaeInfo
+    sae: SaeInfo | None
+    """None if the model is served without a dictionary."""
     monitor_definitions: tuple[Monitor, ...] = ()
     """The monitors that ran, with their thresholds."""
 

@@ -18,12 +18,16 @@ DETAILS_KEY = "grpc-status-details-bin"
 RETRY_AFTER_KEY = "retry-after-ms"
 SLOW_CONSUMER = "SLOW_CONSUMER"
 """ErrorInfo.reason that tells a slow consumer from a full queue: both are RESOURCE_EXHAUSTED."""
+NO_DICTIONARY = "NO_DICTIONARY"
+"""ErrorInfo.reason of what only a dictionary could answer."""
 
 
 def to_error(error: grpc.RpcError) -> ServiceError:
     """The exception of `errors` that says what this failed call says."""
     code, message = error.code(), error.details() or ""
     match code:
+        case grpc.StatusCode.FAILED_PRECONDITION if _error_info(error).reason == NO_DICTIONARY:
+            return errors.NoDictionary(message)
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE | grpc.StatusCode.FAILED_PRECONDITION:
             return errors.InvalidRequest(_violations(error), _with_violations(message, _violations(error)))
         case grpc.StatusCode.NOT_FOUND:

@@ -12,8 +12,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from sae_runtime.hook_point import HookPoint
+
 EMBEDDED = "embedded"
 """The model that needs no download, and the dictionary that was trained on it."""
+NO_DICTIONARY = "none"
+"""Serve with probe monitors alone."""
 TOP_FEATURES_LIMIT = 64
 """Most top features per token that the wire contract allows."""
 
@@ -36,11 +40,18 @@ def _expand_home(name: str) -> str:
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
-def _embedded_or_folder(sae: str) -> str:
+def _dictionary(sae: str) -> str:
     sae = _expand_home(sae)
-    if sae != EMBEDDED and not Path(sae).is_dir():
-        raise ValueError(f"must be '{EMBEDDED}' or an existing folder")
+    if sae not in (EMBEDDED, NO_DICTIONARY) and not Path(sae).is_dir():
+        raise ValueError(f"must be '{EMBEDDED}', '{NO_DICTIONARY}' or an existing folder")
     return sae
+
+
+def _hook_point(text: str) -> str:
+    try:
+        return str(HookPoint.parse(text))
+    except ValueError:
+        raise ValueError("must look like 'layers.15.output' or 'blocks.15.hook_resid_post'") from None
 
 
 def _shaped(pattern: str, wanted: str) -> AfterValidator:
@@ -106,9 +117,15 @@ class Settings(BaseModel):
     threads: Count = Field(0, description="CPU threads for the model; 0 is one per core.")
 
     # The dictionary and what is watched
-    sae: Annotated[str, AfterValidator(_embedded_or_folder)] = Field(
+    sae: Annotated[str, AfterValidator(_dictionary)] = Field(
         EMBEDDED,
-        description="Sparse autoencoder to read with: `embedded` (for the embedded model), or a checkpoint folder.",
+        description="Sparse autoencoder to read with: `embedded` (for the embedded model), a checkpoint folder, or "
+        "`none`: probe monitors alone, no features.",
+    )
+    hook_point: Annotated[str, AfterValidator(_hook_point)] | None = Field(
+        None,
+        description="Where raw vectors steer a model that is served without a dictionary, like `layers.15.output`. "
+        "Unset: steering is refused there. A dictionary has its own place, and no other can be named then.",
     )
     allow_unverified: bool = Field(
         False,
@@ -194,7 +211,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_clashes(self) -> "Settings":
-        clashes = [*self._tls_clashes(), *self._port_clashes()]
+        clashes = [*self._tls_clashes(), *self._port_clashes(), *self._dictionary_clashes()]
         if clashes:
             raise ValueError("\n".join(clashes))
         return self
@@ -209,6 +226,12 @@ class Settings(BaseModel):
                 "set tls_certificate and tls_key, or insecure to allow it."
             ]
         return []
+
+    def _dictionary_clashes(self) -> list[str]:
+        if self.sae != NO_DICTIONARY:
+            return []
+        given = [name for name in ("features_file", "catalogue_file") if getattr(self, name)]
+        return [f"{name} needs a dictionary. Got sae none." for name in given]
 
     def _port_clashes(self) -> list[str]:
         if self.grpc_port and self.grpc_port == self.http_port:

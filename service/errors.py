@@ -4,6 +4,7 @@
     ├── ConfigError        an option that can't be used, or two that clash
     ├── InvalidRequest     a request that makes no sense, with every field that is wrong     INVALID_ARGUMENT
     ├── NotFound           a feature or monitor that the server does not have                NOT_FOUND
+    ├── NoDictionary       what only a dictionary could answer, of a server that has none     FAILED_PRECONDITION
     ├── AccessDenied       no key, or a key that may not do this       UNAUTHENTICATED, PERMISSION_DENIED
     ├── QueueFull          too many requests wait already                                    RESOURCE_EXHAUSTED
     ├── SlowConsumer       the client did not read its stream for too long                   RESOURCE_EXHAUSTED
@@ -63,6 +64,13 @@ class NotFound(ServiceError):
         hint = f" Did you mean {', '.join(suggestions)}?" if suggestions else ""
         super().__init__(message or f"No such {what}.{hint}")
         self.what = what
+
+
+class NoDictionary(ServiceError):
+    """Only a dictionary could answer, and the model is served without one. Asking again is of no use."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or "This server has no dictionary (--sae none), and so no features.")
 
 
 class AccessDenied(ServiceError):

@@ -14,7 +14,7 @@ from telltale.v1 import feature_pb2
 from monitors.latent_entry import LatentEntry
 from monitors.watchlist import NamedFeature
 from service.catalog import Catalog
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, NoDictionary
 from service.feature_search import Cosines, FeatureSearch
 from service.page_token import next_token, read_page
 from service.wire_features import add_all, add_brief, feature_match, read_order, read_query
@@ -26,12 +26,25 @@ MAX_LOOKUPS = 2
 """At a time, in threads of their own: those of the event loop are few, and read requests to generate."""
 
 
+class NoFeatures:
+    """telltale.v1.FeatureService of a server without a dictionary: it has nothing to list, and says so."""
+
+    async def ListFeatures(self, _message: Any, _context: Any) -> Any:
+        raise NoDictionary
+
+    async def GetFeature(self, _message: Any, _context: Any) -> Any:
+        raise NoDictionary
+
+    async def SearchFeatures(self, _message: Any, _context: Any) -> Any:
+        raise NoDictionary
+
+
 class FeatureServicer:
     """telltale.v1.FeatureService."""
 
     def __init__(self, catalog: Catalog, writer: ResponseWriter, cosines: Cosines) -> None:
         self._catalog, self._writer = catalog, writer
-        self._num_latents = catalog.manifest.num_latents
+        self._num_latents = catalog.num_latents
         self._search = FeatureSearch(catalog.watchlist, catalog.latents, cosines, self._num_latents)
         self._workers = ThreadPoolExecutor(MAX_LOOKUPS, "features")
 

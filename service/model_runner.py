@@ -21,8 +21,8 @@ from torch import Tensor
 from monitors.components import OFF_SCALE_NORMS
 from sae_runtime.cache_argument import cache_argument
 from sae_runtime.language_model import LanguageModel
+from sae_runtime.latent_reader import LatentReader
 from sae_runtime.probes import ProbeSet
-from sae_runtime.sae import SAE
 from sae_runtime.steering import Steering, relative_moves
 from sae_runtime.tap import Tap, TapRecord
 from service.slot_cache import SlotCache
@@ -95,7 +95,7 @@ class ModelRunner:
     def __init__(
         self,
         language_model: LanguageModel,
-        sae: SAE,
+        sae: LatentReader,
         tap: Tap,
         cache: SlotCache,
         *,
@@ -104,6 +104,7 @@ class ModelRunner:
     ) -> None:
         """
         Args:
+            sae: the dictionary; `NoDictionary` where there is none, and probes alone are read.
             resid_norm_mean: the dictionary's usual ||residual||; without it only position 0 counts as off scale.
             probes: those that monitors may ask for; made with `tap` as the shared one.
         """
@@ -195,8 +196,9 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """Run a prompt and a token through slot 0, so that the first request does not pay for first times."""
-        self.forward([RowInput(0, 0, [0] * 8)], [0], num_top=1, with_probes=True)
-        self.forward([RowInput(0, 8, [0])], [0], num_top=1, with_probes=True)
+        latents = [0] if self.sae.num_latents else []
+        self.forward([RowInput(0, 0, [0] * 8)], latents, num_top=len(latents), with_probes=True)
+        self.forward([RowInput(0, 8, [0])], latents, num_top=len(latents), with_probes=True)
         self.release(0, 9)
 
     def release(self, slot: int, num_used: int) -> None:

@@ -199,9 +199,10 @@ def monitor_lines(summaries: Iterable[MonitorSummary], monitors: Iterable[Monito
     return [_monitor_line(summary, definitions.get(summary.monitor)) for summary in summaries]
 
 
-def unverified_warning(sae: SaeInfo) -> Text | None:
-    """What to say before readings that can't be trusted; None if they can."""
-    if sae.verified:
+def unverified_warning(sae: SaeInfo | None) -> Text | None:
+    """What to say before readings that can't be trusted; None if they can, or there are none for want of a
+    dictionary."""
+    if sae is None or sae.verified:
         return None
     why = sanitize("; ".join(sae.mismatches)) or "no reason given"
     return Text(f"Readings are unverified: {why}.", style="bold yellow")

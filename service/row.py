@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from monitors.bank import MonitorBank, PolicyAction
 from monitors.components import Inputs
 from monitors.monitor_spec import Role
-from sae_runtime.sae import SAE
+from sae_runtime.latent_reader import LatentReader
 from sae_runtime.steering import Steering, SteeringLimits
 from service.detokenizer import Detokenizer
 from service.model_runner import Fetched
@@ -55,7 +55,7 @@ class Row:
         slot: int,
         *,
         tokenizer: Any,
-        sae: SAE,
+        sae: LatentReader,
         limits: SteeringLimits,
         device: torch.device,
     ) -> None:

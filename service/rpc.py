@@ -190,6 +190,9 @@ def to_status(error: ServiceError) -> status_pb2.Status:
             details = [_bad_request(error.violations)]
         case errors.NotFound():
             code = code_pb2.NOT_FOUND
+        case errors.NoDictionary():
+            code = code_pb2.FAILED_PRECONDITION
+            details = [error_details_pb2.ErrorInfo(reason="NO_DICTIONARY", domain=DOMAIN)]
         case errors.AccessDenied():
             code = code_pb2.UNAUTHENTICATED
         case errors.QueueFull():

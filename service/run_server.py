@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from service.assembly import Parts, assemble
+from service.catalog import Catalog
 from service.config import Settings
 from service.errors import ConfigError
 from service.server import Server
@@ -71,12 +72,19 @@ def _say_ready(server: Server, parts: Parts) -> None:
         line = (
             f"telltale is ready: gRPC {host}:{server.grpc_port}, HTTP {host}:{server.http_port}; "
             f"{catalog.model.identity.name} ({catalog.model.identity.quantization}, {catalog.model.identity.dtype}), "
-            f"dictionary {catalog.manifest.name} at {catalog.manifest.hook_point}"
-            f"{' (UNVERIFIED)' if catalog.mismatches else ''}; {parts.slots} slots of {parts.context_length} tokens, "
+            f"{_read_by(catalog)}; {parts.slots} slots of {parts.context_length} tokens, "
             f"{parts.planned_memory_bytes / 2**30:.2f} GiB planned"
         )
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def _read_by(catalog: Catalog) -> str:
+    """What reads the model's residuals."""
+    if catalog.manifest is None:
+        return f"no dictionary; monitors: {', '.join(catalog.monitors_by_name) or 'none'}"
+    unverified = " (UNVERIFIED)" if catalog.mismatches else ""
+    return f"dictionary {catalog.manifest.name} at {catalog.manifest.hook_point}{unverified}"
 
 
 def set_up_logging(settings: Settings) -> None:

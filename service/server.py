@@ -15,14 +15,15 @@ from grpc_health.v1 import health, health_pb2
 from prometheus_client import CollectorRegistry
 from telltale.v1 import generation_pb2
 
+from sae_runtime.sae import SAE
 from service.admission import Admission
 from service.assembly import Parts
-from service.config import Settings
+from service.config import NO_DICTIONARY, Settings
 from service.decoder_likeness import DecoderLikeness
 from service.delivery import Delivery
 from service.engine import Engine
 from service.errors import ConfigError, NotReady
-from service.feature_servicer import FeatureServicer
+from service.feature_servicer import FeatureServicer, NoFeatures
 from service.grpc_server import FEATURES, GENERATION, MONITORS, bind, make_grpc_server
 from service.http import HttpServer
 from service.metrics import Metrics, WatchedMetric
@@ -58,7 +59,7 @@ class Server:
             monitors={m.pack.name: [level for level, _ in m.spec.thresholds.levels.named()] for m in catalog.monitors},
             queue_limit=settings.max_queued_requests,
             model=catalog.model.identity.name,
-            sae=catalog.manifest.name,
+            sae=NO_DICTIONARY if catalog.manifest is None else catalog.manifest.name,
             quantization=catalog.model.identity.quantization,
             version=self.version,
         )
@@ -190,7 +191,7 @@ class Server:
         limits = RequestLimits(
             context_length=parts.context_length,
             max_new_tokens_default=settings.max_new_tokens_default,
-            top_features_cap=min(settings.top_features_cap, catalog.manifest.num_latents),
+            top_features_cap=min(settings.top_features_cap, catalog.num_latents),
             max_request_seconds=settings.max_request_seconds,
         )
         reader = RequestReader(catalog, tokenizer, parts.steering_limits, limits)
@@ -201,9 +202,16 @@ class Server:
         )  # fmt: skip
         return {
             GENERATION: GenerationServicer(self.engine, self.delivery, reader, writer, self.metrics, server_info),
-            FEATURES: FeatureServicer(catalog, writer, DecoderLikeness(parts.runner.sae.W_dec).cosines),
+            FEATURES: _feature_servicer(parts, writer),
             MONITORS: MonitorServicer(catalog, self.delivery),
         }
+
+
+def _feature_servicer(parts: Parts, writer: ResponseWriter) -> FeatureServicer | NoFeatures:
+    sae = parts.runner.sae
+    if not isinstance(sae, SAE):
+        return NoFeatures()
+    return FeatureServicer(parts.catalog, writer, DecoderLikeness(sae.W_dec).cosines)
 
 
 def _limits(settings: Settings, parts: Parts) -> Any:
@@ -214,7 +222,7 @@ def _limits(settings: Settings, parts: Parts) -> Any:
         max_queued_prompt_tokens=settings.max_queued_prompt_tokens,
         max_steering_relative_norm=settings.max_steering_relative_norm,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
-        max_top_features=min(settings.top_features_cap, parts.catalog.manifest.num_latents),
+        max_top_features=min(settings.top_features_cap, parts.catalog.num_latents),
         max_watched_features=MAX_WATCHED_FEATURES,
         max_steering_operations=MAX_STEERING,
         max_stop_strings=MAX_STOP_STRINGS,

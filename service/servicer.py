@@ -181,6 +181,7 @@ def make_server_info(
             uptime_seconds=time.monotonic() - started,
             watch_generation=catalog.generation,
             planned_memory_bytes=planned_memory_bytes,
+            steering_hook_point=catalog.steering_point or "",
         )
         default = info.sampling_defaults
         default.temperature, default.top_p, default.min_p, default.repetition_penalty = 0, 1, 0, 1

@@ -23,6 +23,7 @@ MAX_WATCHED_FEATURES = 256
 MAX_STOP_STRINGS = 8
 MAX_STOP_BYTES = 256
 MAX_LABEL_CHARACTERS = 128
+NO_LATENTS = "be unset, since this server has no dictionary"
 ROLES = ("system", "user", "assistant")
 
 _ACTIONS: dict[int, PolicyAction] = {
@@ -134,7 +135,8 @@ class _Reading:
         seconds = self._reader.limits.max_request_seconds
         remaining = seconds if self._time_remaining is None else min(self._time_remaining, seconds)
         cap = self._reader.limits.top_features_cap
-        self._wrong.require(watch.top_features <= cap, "watch.top_features", f"be at most {cap}", watch.top_features)
+        wanted = f"be at most {cap}" if self._reader.catalog.num_latents else NO_LATENTS
+        self._wrong.require(watch.top_features <= cap, "watch.top_features", wanted, watch.top_features)
         label = message.label
         self._wrong.require(
             len(label) <= MAX_LABEL_CHARACTERS and (label == "" or label.isprintable()),
@@ -219,17 +221,16 @@ class _Reading:
         return tuple(stop)
 
     def _watched(self) -> tuple[int, ...]:
-        watch, num_latents = self._message.watch, self._reader.catalog.manifest.num_latents
+        watch, num_latents = self._message.watch, self._reader.catalog.num_latents
         self._wrong.require(
             len(watch.features) <= MAX_WATCHED_FEATURES,
             "watch.features",
             f"hold at most {MAX_WATCHED_FEATURES}",
             len(watch.features),
         )
+        wanted = f"be a latent below {num_latents}" if num_latents else NO_LATENTS
         for i, latent in enumerate(watch.features[: MAX_WATCHED_FEATURES + 1]):
-            self._wrong.require(
-                latent < num_latents, f"watch.features[{i}]", f"be a latent below {num_latents}", latent
-            )
+            self._wrong.require(latent < num_latents, f"watch.features[{i}]", wanted, latent)
         if len(set(watch.features)) != len(watch.features):
             self._wrong.add("watch.features", "must not name a latent twice.")
         if not watch.features and not watch.no_defaults:

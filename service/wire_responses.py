@@ -135,7 +135,10 @@ class ResponseWriter:
         )
 
     def sae(self) -> Any:
+        """None, which leaves the field unset, without a dictionary."""
         manifest = self._catalog.manifest
+        if manifest is None:
+            return None
         return types_pb2.SaeInfo(
             name=manifest.name,
             sha256=manifest.sae_sha256,

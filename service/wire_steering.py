@@ -41,6 +41,13 @@ class SteeringReader:
 
     def read(self, specs: Sequence[Any], path: str, wrong: Violations) -> tuple[SteeringSpec, ...]:
         """The operations that are right; what is not is added to `wrong`."""
+        if specs and self._catalog.steering_point is None:
+            wrong.add(
+                path,
+                "must be empty, since this server has no dictionary, and no hook point where vectors would steer "
+                f"(--hook-point). Got {len(specs)}.",
+            )
+            return ()
         if len(specs) > MAX_STEERING:
             wrong.add(path, f"must hold at most {MAX_STEERING} operations. Got {len(specs)}.")
             return ()
@@ -71,7 +78,8 @@ class SteeringReader:
             case "name":
                 feature = self._catalog.watchlist.by_name.get(spec.name)
                 if feature is None:
-                    wrong.add(f"{path}.name", f"must be the name of a feature. Got {spec.name!r}.")
+                    must = "be the name of a feature" if self._catalog.num_latents else "be unset: no dictionary"
+                    wrong.add(f"{path}.name", f"must {must}. Got {spec.name!r}.")
                 return None if feature is None else feature.index
             case "vector":
                 wanted = 4 * self._catalog.model.d_model

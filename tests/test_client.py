@@ -316,6 +316,7 @@ async def test_each_status_becomes_its_exception(client, fake, failure, kind):
     [
         errors.InvalidRequest([errors.FieldViolation("a", "must be b. Got c."), errors.FieldViolation("d", "e")]),
         errors.NotFound("feature 'lyng'", suggestions=["lying"]),
+        errors.NoDictionary("no features here"),
         errors.AccessDenied("no key"),
         errors.QueueFull(retry_after_seconds=2.5),
         errors.SlowConsumer("too slow"),

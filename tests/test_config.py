@@ -64,7 +64,7 @@ def test_every_option_can_be_set_in_every_layer(config_file, tmp_path):
     some_file.touch()
     values = {option.key: option.default for option in describe()}
     values |= {"model_sha256": "a" * 64, "cache_dir": str(tmp_path), "sae": str(tmp_path)}
-    values |= {"monitor_packs": str(tmp_path)}
+    values |= {"monitor_packs": str(tmp_path), "hook_point": "layers.15.output"}
     values |= dict.fromkeys(
         ("features_file", "catalogue_file", "tls_certificate", "tls_key", "api_keys_file"), str(some_file)
     )
@@ -149,7 +149,12 @@ def test_what_kubernetes_injects_for_a_service_called_telltale_is_no_mistake():
         ({"quantization": "int4"}, "--quantization: must be 'auto', 'none', 'nf4' or 'int8'. Got 'int4'."),
         ({"device": "gpu"}, "--device: must be auto, cpu, cuda or cuda:N. Got 'gpu'."),
         ({"model_sha256": "abc"}, "--model-sha256: must be 64 lower-case hexadecimal digits. Got 'abc'."),
-        ({"sae": "none"}, "--sae: must be 'embedded' or an existing folder. Got 'none'."),
+        ({"sae": "nowhere"}, "--sae: must be 'embedded', 'none' or an existing folder. Got 'nowhere'."),
+        ({"sae": "none", "features_file": __file__}, "features_file needs a dictionary. Got sae none."),
+        (
+            {"hook_point": "15"},
+            "--hook-point: must look like 'layers.15.output' or 'blocks.15.hook_resid_post'. Got '15'.",
+        ),
         ({"features_file": "/no/such"}, "--features-file: must be an existing file. Got '/no/such'."),
         ({"monitor_packs": "/no/such"}, "--monitor-packs: must be an existing folder. Got '/no/such'."),
         (

@@ -62,6 +62,7 @@ def test_keys_are_compared_with_all_of_them_always(monkeypatch):
     [
         (InvalidRequest.field("a", "must be b."), code_pb2.INVALID_ARGUMENT),
         (errors.NotFound("feature 'x'"), code_pb2.NOT_FOUND),
+        (errors.NoDictionary(), code_pb2.FAILED_PRECONDITION),
         (errors.AccessDenied("no"), code_pb2.UNAUTHENTICATED),
         (errors.QueueFull("full", retry_after_seconds=2.5), code_pb2.RESOURCE_EXHAUSTED),
         (errors.SlowConsumer("slow"), code_pb2.RESOURCE_EXHAUSTED),

@@ -6,9 +6,9 @@ from monitors.latent_catalogue import CATALOGUE_FILE, LatentCatalogue
 from monitors.latent_words import rank
 from monitors.watchlist import Watchlist
 from sae_runtime.checkpoint import load_manifest
-from service.assembly import _DICTIONARIES, EMBEDDED_DICTIONARY
+from service.served_dictionary import DICTIONARIES, EMBEDDED_DICTIONARY
 
-FOLDER = _DICTIONARIES / EMBEDDED_DICTIONARY
+FOLDER = DICTIONARIES / EMBEDDED_DICTIONARY
 MANIFEST = load_manifest(FOLDER)
 
 

@@ -233,7 +233,7 @@ class Limits(_message.Message):
     def __init__(self, slots: _Optional[int] = ..., context_length: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_queued_prompt_tokens: _Optional[int] = ..., max_steering_relative_norm: _Optional[float] = ..., prefill_chunk_tokens: _Optional[int] = ..., max_top_features: _Optional[int] = ..., max_watched_features: _Optional[int] = ..., max_steering_operations: _Optional[int] = ..., max_stop_strings: _Optional[int] = ..., max_request_seconds: _Optional[float] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "model", "sae", "limits", "sampling_defaults", "default_watched", "default_monitors", "requests_running", "requests_waiting", "uptime_seconds", "watch_generation", "planned_memory_bytes")
+    __slots__ = ("version", "model", "sae", "limits", "sampling_defaults", "default_watched", "default_monitors", "requests_running", "requests_waiting", "uptime_seconds", "watch_generation", "planned_memory_bytes", "steering_hook_point")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SAE_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +246,7 @@ class GetServerInfoResponse(_message.Message):
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WATCH_GENERATION_FIELD_NUMBER: _ClassVar[int]
     PLANNED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEERING_HOOK_POINT_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: _types_pb2.ModelInfo
     sae: _types_pb2.SaeInfo
@@ -258,4 +259,5 @@ class GetServerInfoResponse(_message.Message):
     uptime_seconds: float
     watch_generation: int
     planned_memory_bytes: int
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., default_watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., default_monitors: _Optional[_Iterable[str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., watch_generation: _Optional[int] = ..., planned_memory_bytes: _Optional[int] = ...) -> None: ...
+    steering_hook_point: str
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., default_watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., default_monitors: _Optional[_Iterable[str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., watch_generation: _Optional[int] = ..., planned_memory_bytes: _Optional[int] = ..., steering_hook_point: _Optional[str] = ...) -> None: ...
