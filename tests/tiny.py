@@ -7,7 +7,7 @@ import tiny_packs
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from monitors.monitor_spec import MonitorSpec
 from sae_runtime.hook_point import HookPoint
@@ -49,11 +49,19 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def language_model(*, seed: int = 0) -> LanguageModel:
-    """A random Llama in fp32 whose logits are far enough apart for greedy comparisons."""
+ARCHITECTURES: dict[str, tuple[Any, Any]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    # Blocks with biases on queries, keys and values.
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+}
+
+
+def language_model(*, seed: int = 0, architecture: str = "llama") -> LanguageModel:
+    """A random model in fp32 whose logits are far enough apart for greedy comparisons."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
-    config = LlamaConfig(
+    config_class, model_class = ARCHITECTURES[architecture]
+    config = config_class(
         hidden_size=D_MODEL,
         intermediate_size=64,
         num_hidden_layers=NUM_LAYERS,
@@ -66,8 +74,18 @@ def language_model(*, seed: int = 0) -> LanguageModel:
         eos_token_id=2,
         pad_token_id=2,
     )
-    model = LlamaForCausalLM(config).eval()
+    model = model_class(config).eval()
     return wrap_model(model, tokenizer, "tiny", "0" * 64, "none", torch.float32, "cpu")
+
+
+def say_letters(made: LanguageModel) -> LanguageModel:
+    """The same model, its greedy replies made of letters and blanks alone: as text they keep their tokens."""
+    spoken = {made.tokenizer.convert_tokens_to_ids(token) for token in [*"abcdefghijklmnopqrstuvwxyz", "Ġ"]}
+    with torch.no_grad():
+        for token, row_D in enumerate(made.model.lm_head.weight):
+            if token not in spoken:
+                row_D.zero_()  # some of the others' logits are above 0
+    return made
 
 
 def logits(model: nn.Module) -> torch.Tensor:

@@ -10,14 +10,14 @@ from serving import manifest, monitor_packs, watchlist
 from monitors.pack import PACK_SUFFIX
 from monitors.watchlist import Watchlist
 from sae_runtime.checkpoint import Manifest, save_sae
-from sae_runtime.language_model import load_language_model
+from sae_runtime.language_model import LanguageModel, load_language_model
 
 LONG_CONTEXT = 8192
 
 
-def write_model(folder: Path, *, context_length: int = LONG_CONTEXT) -> str:
-    """Save the tiny model and its tokenizer; returns the hash of the weights."""
-    made = tiny.language_model()
+def write_model(folder: Path, *, context_length: int = LONG_CONTEXT, made: LanguageModel | None = None) -> str:
+    """Save the tiny model, or the one given, and its tokenizer; returns the hash of the weights."""
+    made = made or tiny.language_model()
     made.model.save_pretrained(folder)
     made.tokenizer.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": context_length}
