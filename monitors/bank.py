@@ -4,37 +4,14 @@ The bank decides nothing about generation: it says that a stop or a steering was
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 
 from monitors import checks
 from monitors.components import Inputs
+from monitors.condition import Standing
 from monitors.errors import Problem, shown
 from monitors.monitor_spec import MonitorSpec, Role
-from monitors.track import Alert, MonitorSummary, MonitorUpdate, Track
-
-
-class PolicyAction(StrEnum):
-    """What a firing alert leads to."""
-
-    ANNOTATE = "annotate"
-    """Nothing but the alert itself."""
-    STOP = "stop"
-    """The reply ends."""
-    STEER = "steer"
-    """The policy's steering is applied from then on, also after the alert has cleared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What one monitor's alerts lead to. A monitor without a policy annotates."""
-
-    monitor: str
-    """Name of the monitor."""
-    action: PolicyAction
-
-    def __post_init__(self) -> None:
-        checks.refuse(checks.choice("action", self.action, list(PolicyAction)))
+from monitors.policy import Policy, PolicyAction, PolicySet
+from monitors.track import MonitorSummary, MonitorUpdate, Track
 
 
 class MonitorBank:
@@ -44,10 +21,8 @@ class MonitorBank:
     """
 
     def __init__(self, specs: Iterable[MonitorSpec], policies: Iterable[Policy] = ()) -> None:
-        """Raises MonitorError for a monitor or policy given twice, or a policy of a monitor that is not here."""
+        """Raises MonitorError for a monitor or policy given twice, or a policy that does not suit the monitors."""
         self._specs = tuple(specs)
-        self._policies: dict[str, Policy] = {}
-        self._triggered: list[Policy] = []
         self._last_position: int | None = None
         names = [spec.name for spec in self._specs]
         checks.refuse(
@@ -57,8 +32,7 @@ class MonitorBank:
                 if name in names[:i]
             )
         )
-        for i, policy in enumerate(policies):
-            self._add_policy(f"policies.{i}.monitor", policy, names)
+        self.policies = PolicySet(policies, self._specs)
         tracks = [Track(spec, role) for spec in self._specs for role in spec.roles]
         self._tracks = tuple(tracks)
         self._of_role: dict[Role, list[Track]] = {}
@@ -73,18 +47,18 @@ class MonitorBank:
 
     @property
     def triggered(self) -> tuple[Policy, ...]:
-        """Policies whose monitor has fired, each once, in the order they first fired."""
-        return tuple(self._triggered)
+        """Policies that apply, each once, in the order in which they came to."""
+        return self.policies.applied
 
     @property
     def stop_requested(self) -> bool:
-        """Whether an alert has asked to end the reply."""
-        return any(policy.action == PolicyAction.STOP for policy in self._triggered)
+        """Whether a policy has asked to end the reply."""
+        return any(policy.action == PolicyAction.STOP for policy in self.triggered)
 
     @property
     def steer_requested(self) -> bool:
-        """Whether an alert has asked for steering; `triggered` says whose."""
-        return any(policy.action == PolicyAction.STEER for policy in self._triggered)
+        """Whether a policy has asked for steering; `triggered` says whose."""
+        return any(policy.action == PolicyAction.STEER for policy in self.triggered)
 
     def scores(self, role: Role | None) -> bool:
         """Whether any monitor scores tokens of that role: others need no inputs."""
@@ -101,6 +75,7 @@ class MonitorBank:
         input. Some monitors have then seen the token and others not: the request has to be failed.
         """
         self._take_position(position)
+        self.policies.pass_token()
         self.left_out = False
         if position == 0 or role not in self._of_role:
             return []
@@ -109,10 +84,9 @@ class MonitorBank:
             if track.spec.is_off_scale(inputs):
                 self.left_out = True
                 continue
-            update = track.observe(position, inputs)
-            updates.append((track.spec.name, update))
-            if update.alert is not None:
-                self._trigger(update.alert)
+            updates.append((track.spec.name, track.observe(position, inputs)))
+        if any(update.alert is not None and update.alert.state == "firing" for _, update in updates):
+            self.policies.update({(t.spec.name, t.role): Standing(t.level, t.highest_level) for t in self._tracks})
         return updates
 
     def summaries(self) -> list[MonitorSummary]:
@@ -126,14 +100,3 @@ class MonitorBank:
             wanted = f"{self._last_position + 1}, the one after the last"
             checks.refuse(Problem("position", wanted, shown(position)))
         self._last_position = position
-
-    def _add_policy(self, field: str, policy: Policy, names: list[str]) -> None:
-        checks.refuse(checks.choice(field, policy.monitor, names))
-        if policy.monitor in self._policies:
-            checks.refuse(Problem(field, "one policy per monitor", f"a second one for {policy.monitor!r}"))
-        self._policies[policy.monitor] = policy
-
-    def _trigger(self, alert: Alert) -> None:
-        policy = self._policies.get(alert.monitor) if alert.state == "firing" else None
-        if policy is not None and policy not in self._triggered:
-            self._triggered.append(policy)

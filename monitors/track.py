@@ -145,6 +145,11 @@ class Track:
         """Level of the open alert."""
         return self._alarm.level
 
+    @property
+    def highest_level(self) -> Level | None:
+        """Highest level reached so far."""
+        return self._level
+
     def observe(self, position: int, inputs: Inputs) -> MonitorUpdate:
         """Scores one token. MonitorError, and nothing changed, for a missing or non-finite input."""
         parts = [run.component.score.parts(inputs) for run in self._runs]  # all, before anything is kept

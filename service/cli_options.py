@@ -89,7 +89,8 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
         type=parse_policy,
         action="append",
         default=[],
-        help="monitor=NAME,action=annotate|stop|steer; repeatable",
+        help="monitor=NAME, or when=CONDITION like 'a and (b:critical or c@user)'; action=annotate|stop|steer, "
+        "name=NAME, hold=TOKENS|window, reveal=yes; repeatable",
     )
     group.add_argument(
         "--policy-steer",
@@ -97,7 +98,7 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
         type=parse_policy_steering,
         action="append",
         default=[],
-        help="monitor=NAME and the keys of --steer: what that monitor turns on when it fires; repeatable",
+        help="monitor=NAME or policy=NAME, and the keys of --steer: what that policy turns on; repeatable",
     )
 
 

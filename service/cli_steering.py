@@ -2,8 +2,10 @@
 
     feature=lying,op=add,strength=8,unit=relative,scope=generated,window=3:10
     vector=@direction.f32,op=project_out
-    monitor=lying,action=stop
+    monitor=lying,action=stop,hold=16
+    when=lying and medical:critical,name=both,action=steer
     monitor=lying,feature=lying,op=scale,strength=0        what a monitor that fires turns on
+    policy=both,feature=lying,op=scale,strength=0          what a policy of that name turns on
 
 Errors are argparse's, so that they name the flag, and name the key.
 """
@@ -11,10 +13,12 @@ Errors are argparse's, so that they name the flag, and name the key.
 import math
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from service.client_request import Policy, PolicyAction, PositionScope, Steering, SteeringOp, StrengthUnit
+from service.cli_condition import parse_condition
+from service.client_request import Hold, Policy, PolicyAction, PositionScope, Steering, SteeringOp, StrengthUnit
 from service.errors import ConfigError
 
 _STEERING_KEYS = ("feature", "vector", "op", "strength", "unit", "scope", "window")
@@ -31,40 +35,67 @@ def parse_steering(spec: str) -> Steering:
 
 def parse_policy(spec: str) -> Policy:
     """One `--policy`. Errors as `parse_steering`."""
-    pairs = _pairs(spec, ("monitor", "action"))
-    action = _choice("action", _required(pairs, "action"), PolicyAction)
-    return Policy(monitor=_required(pairs, "monitor"), action=action)
+    pairs = _pairs(spec, ("monitor", "when", "name", "action", "hold", "reveal"))
+    if ("monitor" in pairs) == ("when" in pairs):
+        raise ArgumentTypeError("monitor, when: give one of them.")
+    return Policy(
+        monitor=pairs.get("monitor", ""),
+        condition=parse_condition(pairs["when"]) if "when" in pairs else None,
+        name=pairs.get("name", ""),
+        action=_choice("action", _required(pairs, "action"), PolicyAction),
+        hold=_hold(pairs),
+    )
 
 
 def parse_policy_steering(spec: str) -> Policy:
     """One `--policy-steer`, as a policy with this operation alone. Errors as `parse_steering`."""
-    pairs = _pairs(spec, ("monitor", *_STEERING_KEYS))
-    monitor = _required(pairs, "monitor")
-    return Policy(monitor=monitor, action="steer", steering=[_steering(pairs)])
+    pairs = _pairs(spec, ("monitor", "policy", *_STEERING_KEYS))
+    if ("monitor" in pairs) == ("policy" in pairs):
+        raise ArgumentTypeError("monitor, policy: give one of them.")
+    steering = [_steering(pairs)]
+    return Policy(monitor=pairs.get("monitor", ""), name=pairs.get("policy", ""), action="steer", steering=steering)
 
 
 def merge_policies(policies: Sequence[Policy], steered: Sequence[Policy]) -> list[Policy]:
-    """One policy per monitor: those of `--policy`, and the operations of `--policy-steer` in the order given.
+    """The policies of `--policy`, with the operations of `--policy-steer` in the order given; for a monitor that no
+    `--policy` names, a policy that steers.
 
     Raises:
-        ConfigError: two actions for a monitor, or a steer action without operations.
+        ConfigError: two policies of one name, operations for one that does not steer or is not there, or a steer action
+            without operations.
     """
     merged: dict[str, Policy] = {}
-    for policy in (*policies, *steered):
-        known = merged.get(policy.monitor, policy)
-        if known.action != policy.action:
-            raise ConfigError(f"monitor {policy.monitor} can't both {known.action} and {policy.action}.")
-        operations = [] if known is policy else known.steering
-        merged[policy.monitor] = Policy(
-            monitor=policy.monitor, action=policy.action, steering=[*operations, *policy.steering]
-        )
-    for policy in merged.values():
+    for i, policy in enumerate(policies):
+        name = policy.name or policy.monitor or f"policy-{i}"
+        if name in merged:
+            raise ConfigError(f"two policies are called {name}: give one of them a name of its own.")
+        merged[name] = policy
+    for policy in steered:
+        name = policy.name or policy.monitor
+        if policy.name and name not in merged:
+            raise ConfigError(f"--policy-steer policy={name} needs a --policy of that name.")
+        known = merged.get(name, replace(policy, steering=()))
+        if known.action != "steer":
+            raise ConfigError(f"{name} can't both {known.action} and steer.")
+        merged[name] = replace(known, steering=[*known.steering, *policy.steering])
+    for name, policy in merged.items():
         if policy.action == "steer" and not policy.steering:
-            raise ConfigError(
-                f"--policy monitor={policy.monitor},action=steer needs --policy-steer monitor={policy.monitor},... "
-                "to say how."
-            )
+            key = "monitor" if name == policy.monitor else "policy"
+            raise ConfigError(f"the policy {name}, which steers, needs --policy-steer {key}={name},... to say how.")
     return list(merged.values())
+
+
+def _hold(pairs: dict[str, str]) -> Hold | None:
+    """`hold=window`, `hold=TOKENS`; `reveal=yes` tells what was withheld."""
+    reveal = _choice("reveal", pairs.get("reveal", "no"), Literal["yes", "no"]) == "yes"
+    if "hold" not in pairs:
+        if reveal:
+            raise ArgumentTypeError("reveal: needs hold, without which nothing is withheld.")
+        return None
+    text = pairs["hold"]
+    if text != "window" and not (text.isascii() and text.isdigit()):
+        raise ArgumentTypeError(f"hold: must be a number of tokens, or window. Got {text!r}.")
+    return Hold(tokens=None if text == "window" else int(text), reveal=reveal)
 
 
 def _steering(pairs: dict[str, str]) -> Steering:

@@ -71,6 +71,8 @@ class Limits:
     max_steering_operations: int = 0
     max_stop_strings: int = 0
     max_request_seconds: float = 0.0
+    max_policies: int = 0
+    max_hold_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,17 @@ class ComponentPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Withheld:
+    """Tokens of a reply that a policy kept from leaving."""
+
+    first_position: int
+    tokens: int
+    """How many; the last is the one that made the policy apply."""
+    text: str | None
+    """None unless it was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
     """A monitor that began or ceased to fire."""
 
@@ -124,6 +135,10 @@ class Alert:
     pack_sha256: str = ""
     beyond_calibration: bool = False
     """Whether the reply had grown longer than any that thresholds were set on."""
+    policies: tuple[str, ...] = ()
+    """Names of the policies that this alert made apply."""
+    withheld: Withheld | None = None
+    """What those policies kept from leaving."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +157,8 @@ class Started:
     last_prompt_token: Token | None
     """Its readings are of the state that produces the first generated token."""
     max_tokens: int
+    hold_tokens: int = 0
+    """Tokens by which the reply is held back for its policies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +221,10 @@ class Finished:
     """None if no steering was asked for."""
     monitors: tuple[MonitorSummary, ...]
     tapped_tokens: int
+    policies: tuple[str, ...] = ()
+    """Names of the policies that came to apply, in that order."""
+    withheld_tokens: int = 0
+    """Generated tokens that a policy kept from leaving."""
 
 
 Event = Started | Token | Alert | Finished

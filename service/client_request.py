@@ -18,6 +18,7 @@ SteeringOp = Literal["add", "scale", "set", "project_out", "cap"]
 StrengthUnit = Literal["raw", "relative"]
 PositionScope = Literal["all", "prompt", "generated"]
 PolicyAction = Literal["annotate", "stop", "steer"]
+AlertLevel = Literal["unspecified", "warning", "critical"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,59 @@ class Steering:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What happens when a monitor fires."""
+class AlertCondition:
+    """True while an alert of a monitor is open."""
 
     monitor: str
+    level: AlertLevel = "unspecified"
+    """Lowest level that counts; unspecified is any."""
+    roles: Sequence[str] = ()
+    """Whose words the alert may be about; empty is any that the monitor scores."""
+    has_fired: bool = False
+    """Also true once such an alert has cleared."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """All of these conditions."""
+
+    conditions: "Sequence[Condition]"
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """At least one of these conditions."""
+
+    conditions: "Sequence[Condition]"
+
+
+Condition = AlertCondition | AllOf | AnyOf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Keeps a reply back until a policy has seen what comes next."""
+
+    tokens: int | None = None
+    """None: the largest window of the monitors in the condition."""
+    reveal: bool = False
+    """Tell withheld text in the alert."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What happens when a monitor fires, or when a condition over several is true."""
+
+    monitor: str = ""
+    """The condition is any alert of this one; or give `condition`."""
     action: PolicyAction = "annotate"
     steering: Sequence[Steering] = ()
     """For `steer`: applied from the position after the one that fired."""
+    condition: Condition | None = None
+    name: str = ""
+    """Told in alerts and at the end. Unset: the monitor's, or `policy-N`."""
+    hold: Hold | None = None
+    """For `stop` and `steer`."""
 
 
 class ReadOptions(TypedDict, total=False):
@@ -202,6 +249,30 @@ def _fill_policy(message: Any, policy: Policy, *, path: str) -> None:
     )
     for position, steering in enumerate(policy.steering):
         _fill_steering(message.steering.add(), steering, path=f"{path}.steering[{position}]")
+    _set(message, "name", policy.name, path=path)
+    if policy.condition is not None:
+        _fill_condition(message.condition, policy.condition, path=f"{path}.condition")
+    if policy.hold is not None:
+        message.hold.SetInParent()
+        _set(message.hold, "reveal", policy.hold.reveal, path=f"{path}.hold")
+        if policy.hold.tokens is not None:
+            _set(message.hold, "tokens", policy.hold.tokens, path=f"{path}.hold")
+
+
+def _fill_condition(message: Any, condition: Condition, *, path: str) -> None:
+    if isinstance(condition, AlertCondition):
+        alert, path = message.alert, f"{path}.alert"
+        alert.SetInParent()
+        _set(alert, "monitor", condition.monitor, path=path)
+        alert.level = _enum(types_pb2.Severity, "SEVERITY", condition.level, choices=AlertLevel, path=f"{path}.level")
+        _set(alert, "roles", condition.roles, path=path)
+        _set(alert, "has_fired", condition.has_fired, path=path)
+        return
+    kind = "all_of" if isinstance(condition, AllOf) else "any_of"
+    several = getattr(message, kind)
+    several.SetInParent()
+    for position, part in enumerate(condition.conditions):
+        _fill_condition(several.conditions.add(), part, path=f"{path}.{kind}.conditions[{position}]")
 
 
 def _pack(floats: Sequence[float], *, path: str) -> bytes:

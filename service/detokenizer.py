@@ -1,7 +1,8 @@
 """Token ids -> text, a token at a time: whole characters only, and never any part of a stop string.
 
 The deltas of a generation, concatenated, are the one-shot decode of its tokens (cut before the stop string if one
-matched). `push` tells what a token adds; what it holds back comes with a later token, or with the last.
+matched, and without what was left out). `push` tells what a token adds; what it holds back comes with a later token,
+or with the last.
 """
 
 from typing import Any
@@ -20,6 +21,10 @@ class Detokenizer:
         self._ids: list[int] = []
         self._decoded = ""
         self._num_sent = 0
+        self._num_clear = 0
+        """Where the first stop string that is still possible could begin; only text that was left out lies behind."""
+        self._begun_left_out = False
+        """Whether the next character began in text that was left out."""
         self.matched_stop: str | None = None
 
     def push(self, token_id: int) -> str:
@@ -30,15 +35,29 @@ class Detokenizer:
             return ""
         # A stop string that ends in `piece` may have begun before it, but in text not yet sent.
         self._decoded += piece
+        if self._begun_left_out:
+            self._num_sent, self._begun_left_out = self._num_sent + 1, False
         return self._free()
+
+    def leave_out(self) -> str:
+        """Text that was held back up to here and is not to be sent any more.
+
+        It still ends the generation if it is the beginning of a stop string. A character that is not complete yet is
+        left out when it is.
+        """
+        left_out = self._decoded[self._num_sent :]
+        self._num_sent = len(self._decoded)
+        self._begun_left_out = len(self._whole()) > len(self._decoded)
+        return left_out
 
     def flush(self) -> str:
         """What is still held back, at the end of the generation."""
         if self.matched_stop is not None:
             return ""
         # The stream keeps an incomplete character for ever; the one-shot decode shows it as U+FFFD.
-        whole = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        whole = self._whole()
         if whole.startswith(self._decoded):
+            self._num_sent += self._begun_left_out and len(whole) > len(self._decoded)
             self._decoded = whole
         freed = self._free()
         if self.matched_stop is None:
@@ -46,21 +65,26 @@ class Detokenizer:
             self._num_sent = len(self._decoded)
         return freed
 
+    def _whole(self) -> str:
+        """The one-shot decode."""
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     def _free(self) -> str:
         """Text not yet sent that can't be part of a stop string any more."""
-        matches = [(at, stop) for stop in self._stop if (at := self._decoded.find(stop, self._num_sent)) >= 0]
+        matches = [(at, stop) for stop in self._stop if (at := self._decoded.find(stop, self._num_clear)) >= 0]
         if matches:
             end, self.matched_stop = min(matches)
         else:
             end = len(self._decoded) - self._num_held()
         freed = self._decoded[self._num_sent : end]
+        self._num_clear = max(self._num_clear, end)
         self._num_sent = max(self._num_sent, end)
         return freed
 
     def _num_held(self) -> int:
-        """Length of the longest unsent tail that begins some stop string."""
-        unsent = len(self._decoded) - self._num_sent
-        longest = min(max((len(stop) - 1 for stop in self._stop), default=0), unsent)
+        """Length of the longest tail that begins some stop string, of the text that may hold its beginning."""
+        unclear = len(self._decoded) - self._num_clear
+        longest = min(max((len(stop) - 1 for stop in self._stop), default=0), unclear)
         for length in range(longest, 0, -1):
             tail = self._decoded[-length:]
             if any(stop.startswith(tail) for stop in self._stop):

@@ -309,7 +309,7 @@ class Engine:
 
     def _finish_row(self, row: Row) -> None:
         assert row.finish is not None
-        row.outbox.append(row.finished_event())
+        row.outbox = row.last_events()
         self._retire(row, Outcome(row.finish.value))
 
     def _fail_row(self, row: Row, outcome: Outcome, failure: Exception, cause: Exception | None = None) -> None:
@@ -319,6 +319,7 @@ class Engine:
         if row.prompt_read_at is None:
             # The stream has not begun, so they can't be told there.
             self._out.alerts.extend(row.alerts)
+        row.abandon()
         self._flush(row)
         self._out.fail(row.submission.mailbox, failure)
         self._retire(row, outcome)
@@ -345,6 +346,7 @@ class Engine:
         for submission in self.scheduler.waiting:
             self._refuse(submission, outcome, failure)
         for row in self._rows:
+            row.abandon()
             self._flush(row)
             self._out.fail(row.submission.mailbox, failure)
             self._out.requests.append(row.record(outcome))

@@ -21,6 +21,7 @@ __all__ = ["Metrics", "WatchedMetric", "feature_slug"]
 
 NAMESPACE = "telltale"
 STEERING_OPS = ("add", "scale", "set", "project_out", "cap")
+POLICY_ACTIONS = ("annotate", "stop", "steer")
 
 # fmt: off
 TTFT_BUCKETS = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
@@ -42,14 +43,15 @@ class Metrics:
         registry: CollectorRegistry,
         *,
         watched: Sequence[WatchedMetric],
-        monitors: Mapping[str, Sequence[str]],
+        monitors: Mapping[str, Sequence[tuple[str, str]]],
         queue_limit: int,
         model: str,
         sae: str,
         quantization: str,
         version: str,
     ) -> None:
-        """`monitors` maps each monitor to its levels: their counters have to be there, at 0, before it first fires."""
+        """`monitors` maps each monitor to the levels and roles that its alerts may have: their counters have to
+        be there, at 0, before it first fires."""
         self._engine = _EngineMetrics(registry, queue_limit)
         self._requests = _RequestMetrics(registry, monitors)
         self._features = FeatureMetrics(registry, watched)
@@ -74,9 +76,9 @@ class Metrics:
         self._requests.observe(record)
         self._features.observe_request(record)
 
-    def observe_alert(self, monitor: str, severity: str) -> None:
-        """Count an alert as it is raised; a long stream is not waited for."""
-        self._requests.alerts.labels(monitor, severity).inc()
+    def observe_alert(self, monitor: str, severity: str, role: str) -> None:
+        """Count an alert as it is told; a long stream is not waited for. `role`: whose words it is about."""
+        self._requests.alerts.labels(monitor, severity, role).inc()
 
     def count_outcome(self, outcome: Outcome) -> None:
         """Count an RPC that never reached the engine: invalid, rejected, unavailable."""
@@ -151,7 +153,7 @@ class _EngineMetrics:
 
 
 class _RequestMetrics:
-    def __init__(self, registry: CollectorRegistry, monitors: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, registry: CollectorRegistry, monitors: Mapping[str, Sequence[tuple[str, str]]]) -> None:
         counter = partial(Counter, namespace=NAMESPACE, registry=registry)
         histogram = partial(Histogram, namespace=NAMESPACE, registry=registry)
         self.outcomes = counter("requests", "RPCs by how they ended, each counted once.", ["outcome"])
@@ -169,16 +171,20 @@ class _RequestMetrics:
         self.completion = histogram(
             "request_generation_tokens", "Generated tokens of a request.", buckets=TOKEN_BUCKETS
         )
-        self.alerts = counter("alerts", "Alerts raised.", ["monitor", "severity"])
+        self.alerts = counter("alerts", "Alerts raised.", ["monitor", "severity", "role"])
         self.alerted = counter("alert_requests", "Requests in which the monitor fired at least once.", ["monitor"])
+        self.policies = counter("policies_applied", "Policies that came to apply.", ["action"])
+        self.withheld = counter("withheld_tokens", "Generated tokens that a policy kept from leaving.")
         self.steered = counter("steered_requests", "Requests that asked for the operation.", ["op"])
         # A counter that appears at 1 has no increase: Prometheus would miss the first alert.
         for outcome in Outcome:
             self.outcomes.labels(outcome.value)
-        for monitor, severities in monitors.items():
-            for severity in severities:
-                self.alerts.labels(monitor, severity)
+        for monitor, kinds in monitors.items():
+            for severity, role in kinds:
+                self.alerts.labels(monitor, severity, role)
             self.alerted.labels(monitor)
+        for action in POLICY_ACTIONS:
+            self.policies.labels(action)
         for op in STEERING_OPS:
             self.steered.labels(op)
 
@@ -200,6 +206,9 @@ class _RequestMetrics:
                 histogram.observe(seconds)
         for monitor in {monitor for monitor, _ in record.alerts}:
             self.alerted.labels(monitor).inc()
+        for action in record.policy_actions:
+            self.policies.labels(action).inc()
+        self.withheld.inc(record.withheld_tokens)
         for op in set(record.steering_ops):
             self.steered.labels(op).inc()
 

@@ -115,6 +115,10 @@ class RequestRecord:
     steering_ops: list[str] = field(default_factory=list)
     """Operation names asked for, lower case: add, scale, set, project_out, cap."""
     request_id: str = ""
+    withheld_tokens: int = 0
+    """Generated tokens that a policy kept from leaving."""
+    policy_actions: list[str] = field(default_factory=list)
+    """Actions of the policies that came to apply: annotate, stop, steer."""
 
     @classmethod
     def of_waiting(cls, outcome: Outcome, waited_seconds: float, request_id: str) -> "RequestRecord":

@@ -170,9 +170,18 @@ def alert_line(alert: Alert) -> Text:
         f"[{sign}: {sanitize(alert.monitor)} {alert.score:.3g} (threshold {alert.threshold:.3g}) "
         f"at {alert.position}, from {alert.span_start}{_whose(alert.role)}{_parts(alert)}"
         f"{', beyond calibrated lengths' if alert.beyond_calibration else ''}"
-        f"{'' if alert.validated else ', not validated'}]"
+        f"{'' if alert.validated else ', not validated'}{_consequence(alert)}]"
     )
     return Text(text, style="bold red" if alert.state == "firing" else "dim")
+
+
+def _consequence(alert: Alert) -> str:
+    """The policies that it made apply, and what they withheld."""
+    told = f", policy {sanitize(', '.join(alert.policies))}" if alert.policies else ""
+    if alert.withheld is None:
+        return told
+    text = "" if alert.withheld.text is None else f": {_quoted(alert.withheld.text)}"
+    return f"{told}, {alert.withheld.tokens} tokens from {alert.withheld.first_position} withheld{text}"
 
 
 def footer(finished: Finished, seed: int | None = None) -> Text:
@@ -180,6 +189,8 @@ def footer(finished: Finished, seed: int | None = None) -> Text:
     reason = finished.reason + (f" {_quoted(finished.matched_stop)}" if finished.matched_stop else "")
     usage = finished.usage
     parts = [reason, f"{usage.prompt_tokens} prompt tokens", f"{usage.completion_tokens} tokens"]
+    if finished.withheld_tokens:
+        parts.append(f"{finished.withheld_tokens} of them withheld")
     parts += _speed(finished.timings, usage.completion_tokens)
     if seed is not None:
         parts.append(f"seed {seed}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from monitors.bank import Policy
 from monitors.monitor_spec import MonitorSpec, Role
+from monitors.policy import Policy
 from monitors.thresholds import Level
 from monitors.track import Alert, MonitorSummary
 from sae_runtime.steering import SteeringReport, SteeringSpec
@@ -58,7 +58,7 @@ class Request:
     steering: tuple[SteeringSpec, ...] = ()
     policies: tuple[Policy, ...] = ()
     policy_steering: Mapping[str, tuple[SteeringSpec, ...]] = field(default_factory=dict)
-    """For monitors with a STEER policy: what to apply from the position after the one that fired."""
+    """By name of a STEER policy: what to apply from the position after the one at which it came to apply."""
     label: str = ""
     deadline: float | None = None
     """In `time.monotonic()` seconds."""
@@ -118,6 +118,15 @@ class StartedEvent:
     last_prompt_token: TokenEvent
 
 
+class Withheld(NamedTuple):
+    """Tokens of the reply that a policy kept from leaving."""
+
+    first_position: int
+    num_tokens: int
+    text: str | None
+    """None unless a policy that withheld them tells it."""
+
+
 @dataclass(frozen=True, slots=True)
 class AlertEvent:
     """A monitor fired or cleared in this request."""
@@ -127,6 +136,10 @@ class AlertEvent:
     alert: Alert
     time_seconds: float
     """Unix time."""
+    policies: tuple[str, ...] = ()
+    """Policies that this alert made apply."""
+    withheld: Withheld | None = None
+    """What they kept from leaving, the alert's own token included; None if they hold nothing back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +165,10 @@ class FinishedEvent:
     steering: SteeringReport | None = None
     matched_stop: str = ""
     matched_token_id: int | None = None
+    policies: tuple[str, ...] = ()
+    """Policies that came to apply, in that order."""
+    num_withheld: int = 0
+    """Generated tokens that never left; they are among `completion_tokens`."""
 
 
 Event = StartedEvent | TokenEvent | AlertEvent | FinishedEvent

@@ -5,19 +5,23 @@ The engine moves it on; a row turns what a pass read into events. No tensors of 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from monitors.bank import MonitorBank, PolicyAction
+from monitors.bank import MonitorBank
 from monitors.components import Inputs
+from monitors.condition import alerts_in
 from monitors.monitor_spec import Role
+from monitors.policy import PolicyAction
+from monitors.track import Alert
 from sae_runtime.latent_reader import LatentReader
 from sae_runtime.steering import Steering, SteeringLimits
 from service.detokenizer import Detokenizer
+from service.held_tokens import HeldTokens
 from service.model_runner import Fetched
 from service.read_plan import Columns, Places
 from service.records import Outcome, RequestRecord
@@ -30,6 +34,7 @@ from service.request import (
     StartedEvent,
     Timings,
     TokenEvent,
+    Withheld,
 )
 from service.sampling import Sampler
 from service.submission import Submission
@@ -75,6 +80,9 @@ class Row:
         """Per server-watched latent, its largest reading so far, position 0 left out."""
         self.pending: Pending | None = None
         self.outbox: list[Event] = []
+        self.held = HeldTokens()
+        self.num_withheld = 0
+        """Generated tokens that a policy kept from leaving."""
         self.alerts: list[AlertEvent] = []
         self.finish: FinishReason | None = None
         """Set once it is known how the request ends; the pending token, if any, is the last."""
@@ -89,7 +97,6 @@ class Row:
         self._prompt_text = Detokenizer(tokenizer)
         self._prompt_events: list[Event] = []
         self._last_prompt_event: TokenEvent | None = None
-        self._steered_by: set[str] = set()
         self._next_prompt_logprob: float | None = None
 
     # --- where it stands ---
@@ -158,11 +165,11 @@ class Row:
         event.text, event.logprob = self.pending.text, self.pending.logprob
         self.num_read += 1
         self.pending = None
-        self.outbox.append(event)
-        self.outbox.extend(self._take_alerts(event))
-        now = time.monotonic()
-        self.first_token_at = self.first_token_at or now
-        self.last_token_at = now
+        self.held.put(event, self._take_alerts(event))
+        if any(policy.hold_tokens for policy in self.bank.policies.latest):
+            self._withhold()
+        self._leave(self.bank.policies.hold_tokens)
+        self.last_token_at = time.monotonic()
 
     def take_draw(self, token_id: int, logprob: float | None, eos_ids: frozenset[int]) -> None:
         """Take the token that was drawn to come next; it is read in the next pass, unless it ends the reply."""
@@ -186,12 +193,45 @@ class Row:
             self.pending.text += self._text.flush()
 
     def end(self, reason: FinishReason) -> None:
-        """End with the token just taken. Text still held back goes to it."""
+        """End with the token just taken. Text still held back goes to it, unless it was withheld with it."""
         self.finish = reason
         self.pending = None
-        last = next((e for e in reversed(self.outbox) if isinstance(e, TokenEvent) and not e.is_prompt), None)
+        in_outbox = (e for e in reversed(self.outbox) if isinstance(e, TokenEvent) and not e.is_prompt)
+        last = self.held.last or next(in_outbox, None)
         if last is not None:
             last.text += self._text.flush()
+
+    # --- what leaves, and what does not ---
+
+    def _leave(self, hold_tokens: int) -> None:
+        """Let go of all tokens but the last `hold_tokens`."""
+        events = self.held.release(hold_tokens)
+        if events:
+            self.first_token_at = self.first_token_at or time.monotonic()
+            self.outbox.extend(events)
+
+    def _withhold(self) -> None:
+        """A policy that holds back has come to apply: nothing that is here leaves, but for the alerts."""
+        dropped = self.held.drop()
+        text = dropped.text + self._text.leave_out()
+        holding = {policy.name: policy for policy in self.bank.policies.latest if policy.hold_tokens}
+        reveals = any(policy.reveals for policy in holding.values())
+        withheld = Withheld(dropped.tokens[0].index, len(dropped.tokens), text if reveals else None)
+        self.num_withheld += len(dropped.tokens)
+        self.outbox.extend(
+            replace(alert, withheld=withheld) if holding.keys() & set(alert.policies) else alert
+            for alert in dropped.alerts
+        )
+
+    def abandon(self) -> None:
+        """The request fails: what is held back does not leave, but for the alerts."""
+        self.outbox.extend(self.held.drop().alerts)
+
+    def last_events(self) -> list[Event]:
+        """The rest of the stream, once it is known how it ends."""
+        self._leave(0)
+        events, self.outbox = [*self.outbox, self.finished_event()], []
+        return events
 
     # --- readings to events ---
 
@@ -211,10 +251,7 @@ class Row:
         steered = fetched.steered.get(b)
         was_steered = steered is not None and bool(steered.covered_T[t])
         top = zip(stats.top_indices_Nk[n].tolist(), stats.top_values_Nk[n].tolist(), strict=True)
-        for _, update in updates:
-            if update.alert is not None:
-                alert = AlertEvent(self.request.request_id, self.request.label, update.alert, time.time())
-                self.alerts.append(alert)
+        self.alerts += [self._alert_event(update.alert) for _, update in updates if update.alert is not None]
         self._apply_policies(position)
         return TokenEvent(
             index=position,
@@ -246,20 +283,28 @@ class Row:
         )
 
     def _apply_policies(self, position: int) -> None:
-        """Switch on the steering of monitors that fired.
+        """Switch on the steering of policies that have come to apply.
 
         From the next position on; if it was a prompt token, from the first generated one, since how much of the prompt
         is read in one pass must not matter.
         """
-        for policy in self.bank.triggered:
-            if policy.action is PolicyAction.STEER and policy.monitor not in self._steered_by:
+        for policy in self.bank.policies.latest:
+            if policy.action is PolicyAction.STEER:
                 assert self.steering is not None
-                self._steered_by.add(policy.monitor)
                 self.steering.add(
-                    self.request.policy_steering[policy.monitor], active_from=max(position + 1, self.num_prompt)
+                    self.request.policy_steering[policy.name], active_from=max(position + 1, self.num_prompt)
                 )
 
-    def _take_alerts(self, event: TokenEvent) -> list[Event]:
+    def _alert_event(self, alert: Alert) -> AlertEvent:
+        """With the policies that it made apply: those of the latest that ask for alerts of its monitor."""
+        policies = tuple(
+            policy.name
+            for policy in self.bank.policies.latest
+            if alert.state == "firing" and any(part.monitor == alert.monitor for part in alerts_in(policy.when))
+        )
+        return AlertEvent(self.request.request_id, self.request.label, alert, time.time(), policies)
+
+    def _take_alerts(self, event: TokenEvent) -> list[AlertEvent]:
         return [a for a in self.alerts if a.alert.position == event.index]
 
     # --- the end ---
@@ -286,6 +331,8 @@ class Row:
             steering=None if self.steering is None else self.steering.report(),
             matched_stop=self._text.matched_stop or "",
             matched_token_id=self.matched_token_id,
+            policies=tuple(policy.name for policy in self.bank.triggered),
+            num_withheld=self.num_withheld,
         )
 
     def record(self, outcome: Outcome) -> RequestRecord:
@@ -303,6 +350,8 @@ class Row:
             alerts=[(a.alert.monitor, a.alert.level) for a in self.alerts if a.alert.state == "firing"],
             steering_ops=[spec.op.value for spec in self.request.steering],
             request_id=self.request.request_id,
+            withheld_tokens=self.num_withheld,
+            policy_actions=[policy.action.value for policy in self.bank.triggered],
         )
 
 

@@ -15,6 +15,8 @@ from grpc_health.v1 import health, health_pb2
 from prometheus_client import CollectorRegistry
 from telltale.v1 import generation_pb2
 
+from monitors.monitor_spec import MonitorSpec
+from monitors.policy import MAX_HOLD_TOKENS
 from sae_runtime.sae import SAE
 from service.admission import Admission
 from service.assembly import Parts
@@ -31,6 +33,7 @@ from service.published import Published
 from service.records import RequestRecord
 from service.scheduler import Scheduler
 from service.servicer import GenerationServicer, MonitorServicer, make_server_info
+from service.wire_policies import MAX_POLICIES
 from service.wire_requests import MAX_STOP_STRINGS, MAX_WATCHED_FEATURES, RequestLimits, RequestReader
 from service.wire_responses import ResponseWriter
 from service.wire_steering import MAX_STEERING
@@ -56,7 +59,7 @@ class Server:
         self.metrics = Metrics(
             self.registry,
             watched=[WatchedMetric(f.slug, f.reference_scale) for f in catalog.watchlist.default_watched],
-            monitors={m.pack.name: [level for level, _ in m.spec.thresholds.levels.named()] for m in catalog.monitors},
+            monitors={monitor.pack.name: kinds_of_alerts(monitor.spec) for monitor in catalog.monitors},
             queue_limit=settings.max_queued_requests,
             model=catalog.model.identity.name,
             sae=NO_DICTIONARY if catalog.manifest is None else catalog.manifest.name,
@@ -176,7 +179,7 @@ class Server:
             self.metrics.observe_failure(failure)
         for event in published.alerts:
             if event.alert.state == "firing":
-                self.metrics.observe_alert(event.alert.monitor, event.alert.level)
+                self.metrics.observe_alert(event.alert.monitor, event.alert.level, event.alert.role)
         for record in published.requests:
             self.metrics.observe_request(record)
             _log_request(record)
@@ -214,6 +217,11 @@ def _feature_servicer(parts: Parts, writer: ResponseWriter) -> FeatureServicer |
     return FeatureServicer(parts.catalog, writer, DecoderLikeness(sae.W_dec).cosines)
 
 
+def kinds_of_alerts(spec: MonitorSpec) -> list[tuple[str, str]]:
+    """(level, role) that alerts of a monitor may have."""
+    return [(level, role) for level, _ in spec.thresholds.levels.named() for role in spec.roles]
+
+
 def _limits(settings: Settings, parts: Parts) -> Any:
     return generation_pb2.Limits(
         slots=parts.slots,
@@ -227,6 +235,8 @@ def _limits(settings: Settings, parts: Parts) -> Any:
         max_steering_operations=MAX_STEERING,
         max_stop_strings=MAX_STOP_STRINGS,
         max_request_seconds=settings.max_request_seconds,
+        max_policies=MAX_POLICIES,
+        max_hold_tokens=MAX_HOLD_TOKENS,
     )
 
 

@@ -158,7 +158,7 @@ class MonitorServicer:
             # So that the client knows from when on it will miss nothing.
             await context.send_initial_metadata(())
             async for event in alerts:
-                yield monitor_pb2.WatchAlertsResponse(alert=wire_monitors.alert(event))
+                yield monitor_pb2.WatchAlertsResponse(alert=wire_monitors.alert(event, with_text=False))
 
 
 def make_server_info(

@@ -13,7 +13,7 @@ from monitors.pack_parts import PackComponent
 from monitors.thresholds import Level, Stretch
 from monitors.track import MonitorSummary
 from service.monitor_packs import ServedMonitor
-from service.request import AlertEvent, Request, Score
+from service.request import AlertEvent, Request, Score, Withheld
 
 _LEVELS: dict[Level | None, Any] = {
     None: types_pb2.SEVERITY_UNSPECIFIED,
@@ -146,7 +146,8 @@ def score(of: Score) -> Any:
     )
 
 
-def alert(event: AlertEvent) -> Any:
+def alert(event: AlertEvent, *, with_text: bool = True) -> Any:
+    """`with_text` is for the request's own stream: what was withheld there is nobody else's."""
     raised = event.alert
     return types_pb2.Alert(
         request_id=event.request_id,
@@ -172,6 +173,14 @@ def alert(event: AlertEvent) -> Any:
         role=raised.role,
         pack_sha256=raised.pack_sha256,
         beyond_calibration=raised.beyond_calibration,
+        policies=event.policies,
+        withheld=None if event.withheld is None else _withheld(event.withheld, with_text=with_text),
+    )
+
+
+def _withheld(of: Withheld, *, with_text: bool) -> Any:
+    return types_pb2.Withheld(
+        first_position=of.first_position, tokens=of.num_tokens, text=of.text if with_text else None
     )
 
 

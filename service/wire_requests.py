@@ -7,16 +7,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from telltale.v1 import types_pb2 as pb
-
-from monitors.bank import Policy, PolicyAction
 from monitors.monitor_spec import MonitorSpec, Role
-from sae_runtime.steering import SteeringLimits, SteeringSpec
+from sae_runtime.steering import SteeringLimits
 from service import prompt as prompts
 from service.catalog import Catalog
 from service.prompt import Prompt
 from service.request import FinishReason, Request, SamplingParams
 from service.violations import Violations
+from service.wire_policies import PolicyReader
 from service.wire_steering import SteeringReader
 
 MAX_WATCHED_FEATURES = 256
@@ -25,12 +23,6 @@ MAX_STOP_BYTES = 256
 MAX_LABEL_CHARACTERS = 128
 NO_LATENTS = "be unset, since this server has no dictionary"
 ROLES = ("system", "user", "assistant")
-
-_ACTIONS: dict[int, PolicyAction] = {
-    pb.POLICY_ACTION_ANNOTATE: PolicyAction.ANNOTATE,
-    pb.POLICY_ACTION_STOP: PolicyAction.STOP,
-    pb.POLICY_ACTION_STEER: PolicyAction.STEER,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +76,7 @@ class _Reading:
         message, reader = self._message, self._reader
         sampling = self._sampling()
         monitors = self._monitors()
-        policies, policy_steering = self._policies(monitors)
+        policies, policy_steering = PolicyReader(reader.steering, monitors, self._wrong).read(message.policies)
         common = self._common(monitors)
         # What the assistant said before was scored when it was written.
         roles: set[Role] = {role for monitor in monitors for role in monitor.roles} - {"assistant"}
@@ -265,32 +257,6 @@ class _Reading:
                 f"{name!r}, whose thresholds go up to {longest}",
             )
         self._wrong.raise_if_any()
-
-    def _policies(
-        self, monitors: tuple[MonitorSpec, ...]
-    ) -> tuple[tuple[Policy, ...], dict[str, tuple[SteeringSpec, ...]]]:
-        names = [spec.name for spec in monitors]
-        policies: dict[str, Policy] = {}
-        steering: dict[str, tuple[SteeringSpec, ...]] = {}
-        for i, message in enumerate(self._message.policies):
-            path = f"policies[{i}]"
-            running = ", ".join(names) or "none"
-            self._wrong.require(
-                message.monitor in names, f"{path}.monitor", f"run in this request ({running})", repr(message.monitor)
-            )
-            self._wrong.require(
-                message.monitor not in policies, f"{path}.monitor", "have one policy", f"{message.monitor!r} again"
-            )
-            action = self._wrong.choice(f"{path}.action", _ACTIONS, message.action, pb.PolicyAction)
-            specs = self._reader.steering.read(message.steering, f"{path}.steering", self._wrong)
-            if action is PolicyAction.STEER:
-                self._wrong.require(bool(message.steering), f"{path}.steering", "hold an operation for STEER", "none")
-                steering[message.monitor] = specs
-            elif message.steering:
-                self._wrong.add(f"{path}.steering", "must be empty unless the action is POLICY_ACTION_STEER.")
-            if action is not None:
-                policies[message.monitor] = Policy(message.monitor, action)
-        return tuple(policies.values()), steering
 
 
 def _prompt_field(message: Any) -> str:

@@ -63,6 +63,7 @@ class ResponseWriter:
             watch_generation=self._catalog.generation,
             last_prompt_token=self.token(event.last_prompt_token),
             max_tokens=request.sampling.max_tokens,
+            hold_tokens=max((policy.hold_tokens for policy in request.policies), default=0),
         )
 
     def token(self, event: TokenEvent) -> Any:
@@ -180,6 +181,8 @@ def finished(event: FinishedEvent, request: Request) -> Any:
         steering=steering_report(event.steering),
         monitors=[wire_monitors.summary(s) for s in event.monitors],
         tapped_tokens=event.tapped_tokens,
+        policies=event.policies,
+        withheld_tokens=event.num_withheld,
     )
 
 

@@ -8,10 +8,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_packs import feature_component, pack, probe_component, thresholds
 
-from monitors.bank import MonitorBank, Policy, PolicyAction
+from monitors.bank import MonitorBank
 from monitors.components import Inputs
 from monitors.errors import MonitorError
 from monitors.monitor_spec import MonitorSpec
+from monitors.policy import Policy, PolicyAction
 from monitors.track import Track
 
 
@@ -160,7 +161,7 @@ def test_a_policy_given_as_plain_text_works():
         (
             [named("a", 1)],
             [Policy("a", PolicyAction.STOP), Policy("a", PolicyAction.STEER)],
-            r"^policies\.1\.monitor: wanted one policy per monitor, got a second one for 'a'$",
+            r"^policies\.1\.name: wanted a value of its own, unlike policies\.0\.name, got 'a'$",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from telltale.v1 import generation_pb2, types_pb2
 
 from sae_runtime.errors import CheckpointError, ModelError
 from service import cli, cli_inspect, cli_steering, client_request, errors
-from service.client_request import Policy, Steering
+from service.client_request import AlertCondition, AllOf, AnyOf, Hold, Policy, Steering
 from service.errors import ConfigError
 from service.options import describe
 
@@ -503,30 +503,87 @@ def test_a_vector_file_holds_whole_floats(tmp_path, capsys):
     assert line.endswith("must hold 32-bit floats, 4 bytes each. Got 5 bytes.")
 
 
-def test_policies_of_a_monitor_are_one():
+def test_policies_get_their_steering_by_monitor_or_name():
     parse, steer = cli_steering.parse_policy, cli_steering.parse_policy_steering
     merged = cli_steering.merge_policies(
-        [parse("monitor=a,action=stop"), parse("monitor=b,action=steer")],
-        [steer("monitor=b,feature=1,op=project_out"), steer("monitor=b,feature=2,op=cap,strength=1")],
+        [parse("monitor=a,action=stop,hold=16"), parse("monitor=b,action=steer"), parse("when=a,name=n,action=steer")],
+        [
+            steer("monitor=b,feature=1,op=project_out"),
+            steer("monitor=b,feature=2,op=cap,strength=1"),
+            steer("policy=n,feature=3,op=project_out"),
+            steer("monitor=c,feature=4,op=project_out"),
+        ],
     )
     assert merged == [
-        Policy(monitor="a", action="stop", steering=[]),
+        Policy(monitor="a", action="stop", hold=Hold(tokens=16)),
         Policy(
             monitor="b",
             action="steer",
             steering=[Steering(direction=1, op="project_out"), Steering(direction=2, op="cap", strength=1.0)],
         ),
+        Policy(
+            condition=AlertCondition(monitor="a"),
+            name="n",
+            action="steer",
+            steering=[Steering(direction=3, op="project_out")],
+        ),
+        Policy(monitor="c", action="steer", steering=[Steering(direction=4, op="project_out")]),
     ]
+
+
+A, B, C = (AlertCondition(monitor=name) for name in "abc")
+
+
+@pytest.mark.parametrize(
+    ("text", "condition"),
+    [
+        ("a", A),
+        ("(a)", A),
+        ("a and b", AllOf([A, B])),
+        ("a or b and c", AnyOf([A, AllOf([B, C])])),
+        ("(a or b) and c", AllOf([AnyOf([A, B]), C])),
+        ("a:critical", AlertCondition(monitor="a", level="critical")),
+        ("a@user+system", AlertCondition(monitor="a", roles=("user", "system"))),
+        ("ever a:warning@user", AlertCondition(monitor="a", level="warning", roles=("user",), has_fired=True)),
+    ],
+)
+def test_a_condition_is_read_with_and_before_or(text, condition):
+    policy = cli_steering.parse_policy(f"when={text},action=stop,hold=window,reveal=yes")
+    assert policy == Policy(condition=condition, action="stop", hold=Hold(reveal=True))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("action=stop", "monitor, when: give one of them."),
+        ("monitor=a,when=a,action=stop", "monitor, when: give one of them."),
+        ("monitor=a,action=halt", "action: must be one of annotate, stop, steer. Got 'halt'."),
+        ("monitor=a", "action: missing."),
+        ("monitor=a,action=stop,hold=few", "hold: must be a number of tokens, or window. Got 'few'."),
+        ("monitor=a,action=stop,reveal=yes", "reveal: needs hold, without which nothing is withheld."),
+        ("when=a and,action=stop", "when: must go on with a monitor. Got its end."),
+        ("when=(a,action=stop", "when: must go on with `)`. Got its end."),
+        ("when=a b,action=stop", "when: must go on with `and` or `or` before 'b'."),
+        ("when=and,action=stop", "when: must have a monitor's name, NAME:LEVEL or NAME@ROLE. Got 'and'."),
+        ("when=a:high,action=stop", "when: level must be one of warning, critical. Got 'high'."),
+        ("when=a@,action=stop", "when: roles must be joined by +. Got 'a@'."),
+    ],
+)
+def test_a_wrong_policy_names_flag_and_key(capsys, spec, message):
+    line = usage_error(capsys, "generate", "x", "--policy", spec)
+    assert line == f"telltale generate: error: argument --policy: {message}"
 
 
 async def test_policies_that_make_no_sense_are_wrong_usage(capsys):
     stop, steer = "monitor=a,action=stop", "monitor=a,feature=1,op=project_out"
     assert await run("generate", "x", "--policy", stop, "--policy-steer", steer) == cli.EXIT_USAGE
-    assert capsys.readouterr().err == "telltale: monitor a can't both stop and steer.\n"
+    assert capsys.readouterr().err == "telltale: a can't both stop and steer.\n"
+    assert await run("generate", "x", "--policy", stop, "--policy", stop) == cli.EXIT_USAGE
+    assert "two policies are called a" in capsys.readouterr().err
     assert await run("generate", "x", "--policy", "monitor=a,action=steer") == cli.EXIT_USAGE
     assert "needs --policy-steer monitor=a,..." in capsys.readouterr().err
-    assert "action: must be one of" in usage_error(capsys, "generate", "x", "--policy", "monitor=a,action=halt")
-    assert usage_error(capsys, "generate", "x", "--policy", "action=stop").endswith("monitor: missing.")
+    assert await run("generate", "x", "--policy-steer", "policy=n,feature=1,op=project_out") == cli.EXIT_USAGE
+    assert "needs a --policy of that name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [[], ["generate"], ["serve", "--grpc", "1"], ["generate", "x", "--temp", "1"]])

@@ -28,7 +28,7 @@ from service.client import TelltaleClient
 from service.client_calls import RetryPolicy
 from service.client_channel import open_channel
 from service.client_events import Alert, Finished, Started, Token
-from service.client_request import Message, Policy, Steering
+from service.client_request import AlertCondition, AllOf, AnyOf, Hold, Message, Policy, Steering
 from service.client_status import SLOW_CONSUMER, to_error
 
 AT_ONCE = RetryPolicy(base_delay_seconds=0.0)
@@ -469,6 +469,7 @@ PAIRS = [
     (client_monitors.MonitorComponent, types_pb2.MonitorComponent),
     (client_monitors.MonitorLevel, types_pb2.MonitorLevel),
     (client_monitors.MonitorStratum, types_pb2.MonitorStratum),
+    (client_events.Withheld, types_pb2.Withheld),
     (client_catalog.ModelInfo, types_pb2.ModelInfo),
     (client_catalog.SaeInfo, types_pb2.SaeInfo),
     (client_catalog.Limits, generation_pb2.Limits),
@@ -514,6 +515,26 @@ def test_every_field_of_the_contract_has_its_attribute(cls, message):
 def test_choices_are_those_of_the_contract(literal, enum, prefix):
     names = {name.removeprefix(prefix).lower() for name, _ in enum.items()}
     assert set(get_args(literal)) | {"unspecified"} == names
+
+
+def test_a_policy_is_written_in_full():
+    alert = AlertCondition(monitor="a", level="critical", roles=["user"], has_fired=True)
+    policy = Policy(
+        action="stop", name="p", condition=AllOf([alert, AnyOf([AlertCondition(monitor="b")])]), hold=Hold()
+    )
+    [written] = client_request.generate_request("x", {"policies": [policy]}, features=[]).policies
+    inner = types_pb2.AlertCondition(monitor="a", level=types_pb2.SEVERITY_CRITICAL, roles=["user"], has_fired=True)
+    other = types_pb2.Condition(alert=types_pb2.AlertCondition(monitor="b"))
+    parts = [types_pb2.Condition(alert=inner), types_pb2.Condition(any_of=types_pb2.Conditions(conditions=[other]))]
+    assert written == types_pb2.Policy(
+        action=types_pb2.POLICY_ACTION_STOP,
+        name="p",
+        condition=types_pb2.Condition(all_of=types_pb2.Conditions(conditions=parts)),
+        hold=types_pb2.Hold(),
+    )
+    short = Policy(monitor="a", action="stop", hold=Hold(tokens=3, reveal=True))
+    [written] = client_request.generate_request("x", {"policies": [short]}, features=[]).policies
+    assert (written.hold.tokens, written.hold.reveal, written.HasField("condition")) == (3, True, False)
 
 
 def test_every_option_of_a_request_exists_in_the_contract():

@@ -113,7 +113,7 @@ def exported() -> dict[str, set[str]]:
     metrics = Metrics(
         registry,
         watched=[WatchedMetric("f123_lying", 1.0)],
-        monitors={"deception": ["critical"]},
+        monitors={"deception": [("critical", "assistant")]},
         queue_limit=64,
         model="m",
         sae="s",

@@ -9,9 +9,9 @@ import tiny
 import tiny_packs
 import torch
 
-from monitors.bank import Policy, PolicyAction
 from monitors.components import Inputs
 from monitors.pack_tensors import PackTensor
+from monitors.policy import Policy, PolicyAction
 from monitors.reference import reply_scores, token_scores
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.probes import Probe

@@ -32,7 +32,7 @@ def make_metrics(registry, watched=WATCHED):
     return Metrics(
         registry,
         watched=watched,
-        monitors={"deception": ["warning", "critical"]},
+        monitors={"deception": [("warning", "assistant"), ("critical", "assistant"), ("critical", "user")]},
         queue_limit=64,
         model="tiny",
         sae="tiny-sae",
@@ -183,14 +183,14 @@ def test_state_sets_every_gauge(registry, metrics):
 
 def test_alerts_and_steering(registry, metrics):
     # At 0 from the start: the increase of a counter that appears at 1 is nothing.
-    assert value(registry, "telltale_alerts_total", monitor="deception", severity="critical") == 0
-    assert value(registry, "telltale_alerts_total", monitor="deception", severity="warning") == 0
+    assert value(registry, "telltale_alerts_total", monitor="deception", severity="critical", role="assistant") == 0
+    assert value(registry, "telltale_alerts_total", monitor="deception", severity="warning", role="assistant") == 0
     assert value(registry, "telltale_alert_requests_total", monitor="deception") == 0
     assert value(registry, "telltale_steered_requests_total", op="cap") == 0
-    metrics.observe_alert("deception", "critical")
-    metrics.observe_alert("deception", "critical")
+    metrics.observe_alert("deception", "critical", "assistant")
+    metrics.observe_alert("deception", "critical", "assistant")
     metrics.observe_request(request(alerts=[("deception", "critical")] * 2, steering_ops=["add", "add", "project_out"]))
-    assert value(registry, "telltale_alerts_total", monitor="deception", severity="critical") == 2
+    assert value(registry, "telltale_alerts_total", monitor="deception", severity="critical", role="assistant") == 2
     assert value(registry, "telltale_alert_requests_total", monitor="deception") == 1
     assert value(registry, "telltale_steered_requests_total", op="add") == 1
     assert value(registry, "telltale_steered_requests_total", op="project_out") == 1

@@ -115,7 +115,7 @@ async def test_prometheus_counts_what_happened(tmp_path):
             "telltale_feature_tokens_observed_total": prompt + generated - 9,
             'telltale_steered_requests_total{op="add"}': 1,
             # "always" fires once in each: the eight replies, and the text that was scored.
-            f'telltale_alerts_total{{monitor="{ALWAYS}"}}': 9,
+            f'telltale_alerts_total{{monitor="{ALWAYS}",role="assistant"}}': 9,
             "telltale_engine_up": 1,
             "telltale_requests_running": 0,
             'grpc_server_handled_total{grpc_method="Generate",grpc_code="OK"}': 8,

@@ -29,13 +29,14 @@ from serving import (
     parts,
     raw_channel,
     rpcs_started,
+    sample,
     serving,
     target,
 )
 from telltale.v1 import generation_pb2, generation_pb2_grpc, monitor_pb2, monitor_pb2_grpc, types_pb2
 
 from service.client_events import Alert, Finished, Started, Token
-from service.client_request import Message, Policy, Steering
+from service.client_request import AlertCondition, AnyOf, Hold, Message, Policy, Steering
 from service.config import Settings
 from service.errors import AccessDenied, ConfigError, InvalidRequest, NotFound, NotReady
 from service.grpc_server import FEATURES, GENERATION, MONITORS
@@ -247,6 +248,30 @@ async def test_policies_hold_through_the_wire(client, action):
         case "steer":
             assert [bool(token.steered_readings) for token in reply.tokens] == [False] * 3 + [True] * 7
             assert reply.finished.steering.positions_changed == 7
+
+
+@pytest.mark.parametrize("reveal", [False, True])
+async def test_a_hold_keeps_what_a_stop_is_about(server, client, reveal):
+    plain = await client.complete("The sea", max_tokens=10, ignore_eos=True)
+    condition = AnyOf([AlertCondition(monitor=ALWAYS, level="critical"), AlertCondition(monitor=NEVER)])
+    policy = Policy(condition=condition, name="guard", action="stop", hold=Hold(tokens=1, reveal=reveal))
+    async with connect(server) as watching:
+        watched = watching.monitors.WatchAlerts(monitor_pb2.WatchAlertsRequest())
+        await watched.initial_metadata()
+        reply = await client.complete("The sea", max_tokens=10, ignore_eos=True, policies=[policy])
+        seen = (await watched.read()).alert
+        watched.cancel()
+    assert reply.started.hold_tokens == 1 and plain.started.hold_tokens == 0
+    assert [token.id for token in reply.tokens] == [plain.tokens[0].id]
+    [alert], finished = reply.alerts, reply.finished
+    assert (alert.policies, finished.policies, finished.reason) == (("guard",), ("guard",), "alert_stop")
+    assert (alert.withheld.first_position, alert.withheld.tokens) == (plain.tokens[1].index, 2)
+    text = "".join(token.text for token in plain.tokens[1:3])
+    assert (alert.withheld.text or "").startswith(text) if reveal else alert.withheld.text is None
+    assert (finished.withheld_tokens, finished.usage.completion_tokens) == (2, 3)
+    # Watchers learn that text was withheld, never which.
+    assert seen.withheld.tokens == 2 and not seen.withheld.HasField("text")
+    assert sample(server, "telltale_withheld_tokens_total") >= 2
 
 
 async def test_watchers_see_the_alerts_of_other_requests(server, client):

@@ -199,12 +199,26 @@ def feature_row() -> list[Any]:
 def alert_row() -> list[Any]:
     alerted = rate("telltale_alert_requests_total", by="monitor")
     return [
-        lines("Alerts raised", "short", {"{{monitor}}": rate("telltale_alerts_total", by="monitor")}, "Per second."),
+        lines(
+            "Alerts raised",
+            "short",
+            {"{{monitor}}, {{severity}}, {{role}}": rate("telltale_alerts_total", by="monitor, severity, role")},
+            "Per second; the role is whose words an alert is about.",
+        ),
         lines(
             "Share of requests in which a monitor fired",
             "percentunit",
             {"{{monitor}}": f"{alerted} / on () group_left () {rate('telltale_request_duration_seconds_count')}"},
             "Compare with the false-positive rate the monitor was calibrated for.",
+        ),
+        lines(
+            "Policies that came to apply",
+            "short",
+            {
+                "{{action}}": rate("telltale_policies_applied_total", by="action"),
+                "tokens withheld": rate("telltale_withheld_tokens_total"),
+            },
+            "Per second.",
         ),
         lines(
             "Alerts of Prometheus",

@@ -61,7 +61,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., tokens: _Optional[_Union[_types_pb2.TokenChunk, _Mapping]] = ..., alert: _Optional[_Union[_types_pb2.Alert, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "seed", "prompt_tokens", "watched", "monitors", "model", "sae", "watch_generation", "last_prompt_token", "max_tokens")
+    __slots__ = ("request_id", "seed", "prompt_tokens", "watched", "monitors", "model", "sae", "watch_generation", "last_prompt_token", "max_tokens", "hold_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,7 @@ class Started(_message.Message):
     WATCH_GENERATION_FIELD_NUMBER: _ClassVar[int]
     LAST_PROMPT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HOLD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     seed: int
     prompt_tokens: int
@@ -82,7 +83,8 @@ class Started(_message.Message):
     watch_generation: int
     last_prompt_token: _types_pb2.Token
     max_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., monitors: _Optional[_Iterable[_Union[_types_pb2.Monitor, _Mapping]]] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., watch_generation: _Optional[int] = ..., last_prompt_token: _Optional[_Union[_types_pb2.Token, _Mapping]] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+    hold_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., monitors: _Optional[_Iterable[_Union[_types_pb2.Monitor, _Mapping]]] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., watch_generation: _Optional[int] = ..., last_prompt_token: _Optional[_Union[_types_pb2.Token, _Mapping]] = ..., max_tokens: _Optional[int] = ..., hold_tokens: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens")
@@ -143,7 +145,7 @@ class MonitorSummary(_message.Message):
     def __init__(self, monitor: _Optional[str] = ..., max_score: _Optional[float] = ..., mean_score: _Optional[float] = ..., scored_tokens: _Optional[int] = ..., fired: _Optional[bool] = ..., first_fired_position: _Optional[int] = ..., max_statistic: _Optional[float] = ..., level: _Optional[_Union[_types_pb2.Severity, str]] = ..., alerts: _Optional[int] = ..., role: _Optional[str] = ..., beyond_calibration: _Optional[bool] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("reason", "matched_stop", "matched_token_id", "usage", "timings", "steering", "monitors", "tapped_tokens")
+    __slots__ = ("reason", "matched_stop", "matched_token_id", "usage", "timings", "steering", "monitors", "tapped_tokens", "policies", "withheld_tokens")
     REASON_FIELD_NUMBER: _ClassVar[int]
     MATCHED_STOP_FIELD_NUMBER: _ClassVar[int]
     MATCHED_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +154,8 @@ class Finished(_message.Message):
     STEERING_FIELD_NUMBER: _ClassVar[int]
     MONITORS_FIELD_NUMBER: _ClassVar[int]
     TAPPED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    WITHHELD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     reason: FinishReason
     matched_stop: str
     matched_token_id: int
@@ -160,7 +164,9 @@ class Finished(_message.Message):
     steering: SteeringReport
     monitors: _containers.RepeatedCompositeFieldContainer[MonitorSummary]
     tapped_tokens: int
-    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., matched_stop: _Optional[str] = ..., matched_token_id: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., steering: _Optional[_Union[SteeringReport, _Mapping]] = ..., monitors: _Optional[_Iterable[_Union[MonitorSummary, _Mapping]]] = ..., tapped_tokens: _Optional[int] = ...) -> None: ...
+    policies: _containers.RepeatedScalarFieldContainer[str]
+    withheld_tokens: int
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., matched_stop: _Optional[str] = ..., matched_token_id: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., steering: _Optional[_Union[SteeringReport, _Mapping]] = ..., monitors: _Optional[_Iterable[_Union[MonitorSummary, _Mapping]]] = ..., tapped_tokens: _Optional[int] = ..., policies: _Optional[_Iterable[str]] = ..., withheld_tokens: _Optional[int] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("text", "chat", "token_ids", "watch", "steering", "label")
@@ -207,7 +213,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("slots", "context_length", "max_queued_requests", "max_queued_prompt_tokens", "max_steering_relative_norm", "prefill_chunk_tokens", "max_top_features", "max_watched_features", "max_steering_operations", "max_stop_strings", "max_request_seconds")
+    __slots__ = ("slots", "context_length", "max_queued_requests", "max_queued_prompt_tokens", "max_steering_relative_norm", "prefill_chunk_tokens", "max_top_features", "max_watched_features", "max_steering_operations", "max_stop_strings", "max_request_seconds", "max_policies", "max_hold_tokens")
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +225,8 @@ class Limits(_message.Message):
     MAX_STEERING_OPERATIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_STOP_STRINGS_FIELD_NUMBER: _ClassVar[int]
     MAX_REQUEST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_POLICIES_FIELD_NUMBER: _ClassVar[int]
+    MAX_HOLD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     slots: int
     context_length: int
     max_queued_requests: int
@@ -230,7 +238,9 @@ class Limits(_message.Message):
     max_steering_operations: int
     max_stop_strings: int
     max_request_seconds: float
-    def __init__(self, slots: _Optional[int] = ..., context_length: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_queued_prompt_tokens: _Optional[int] = ..., max_steering_relative_norm: _Optional[float] = ..., prefill_chunk_tokens: _Optional[int] = ..., max_top_features: _Optional[int] = ..., max_watched_features: _Optional[int] = ..., max_steering_operations: _Optional[int] = ..., max_stop_strings: _Optional[int] = ..., max_request_seconds: _Optional[float] = ...) -> None: ...
+    max_policies: int
+    max_hold_tokens: int
+    def __init__(self, slots: _Optional[int] = ..., context_length: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_queued_prompt_tokens: _Optional[int] = ..., max_steering_relative_norm: _Optional[float] = ..., prefill_chunk_tokens: _Optional[int] = ..., max_top_features: _Optional[int] = ..., max_watched_features: _Optional[int] = ..., max_steering_operations: _Optional[int] = ..., max_stop_strings: _Optional[int] = ..., max_request_seconds: _Optional[float] = ..., max_policies: _Optional[int] = ..., max_hold_tokens: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
     __slots__ = ("version", "model", "sae", "limits", "sampling_defaults", "default_watched", "default_monitors", "requests_running", "requests_waiting", "uptime_seconds", "watch_generation", "planned_memory_bytes", "steering_hook_point")

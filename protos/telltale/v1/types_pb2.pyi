@@ -176,14 +176,66 @@ class Steering(_message.Message):
     def __init__(self, feature: _Optional[int] = ..., vector: _Optional[bytes] = ..., name: _Optional[str] = ..., op: _Optional[_Union[SteeringOp, str]] = ..., strength: _Optional[float] = ..., unit: _Optional[_Union[StrengthUnit, str]] = ..., scope: _Optional[_Union[PositionScope, str]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("monitor", "action", "steering")
+    __slots__ = ("monitor", "action", "steering", "condition", "name", "hold")
     MONITOR_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     STEERING_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
     monitor: str
     action: PolicyAction
     steering: _containers.RepeatedCompositeFieldContainer[Steering]
-    def __init__(self, monitor: _Optional[str] = ..., action: _Optional[_Union[PolicyAction, str]] = ..., steering: _Optional[_Iterable[_Union[Steering, _Mapping]]] = ...) -> None: ...
+    condition: Condition
+    name: str
+    hold: Hold
+    def __init__(self, monitor: _Optional[str] = ..., action: _Optional[_Union[PolicyAction, str]] = ..., steering: _Optional[_Iterable[_Union[Steering, _Mapping]]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., name: _Optional[str] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ...) -> None: ...
+
+class Condition(_message.Message):
+    __slots__ = ("alert", "all_of", "any_of")
+    ALERT_FIELD_NUMBER: _ClassVar[int]
+    ALL_OF_FIELD_NUMBER: _ClassVar[int]
+    ANY_OF_FIELD_NUMBER: _ClassVar[int]
+    alert: AlertCondition
+    all_of: Conditions
+    any_of: Conditions
+    def __init__(self, alert: _Optional[_Union[AlertCondition, _Mapping]] = ..., all_of: _Optional[_Union[Conditions, _Mapping]] = ..., any_of: _Optional[_Union[Conditions, _Mapping]] = ...) -> None: ...
+
+class Conditions(_message.Message):
+    __slots__ = ("conditions",)
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    conditions: _containers.RepeatedCompositeFieldContainer[Condition]
+    def __init__(self, conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ...) -> None: ...
+
+class AlertCondition(_message.Message):
+    __slots__ = ("monitor", "level", "roles", "has_fired")
+    MONITOR_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    HAS_FIRED_FIELD_NUMBER: _ClassVar[int]
+    monitor: str
+    level: Severity
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    has_fired: bool
+    def __init__(self, monitor: _Optional[str] = ..., level: _Optional[_Union[Severity, str]] = ..., roles: _Optional[_Iterable[str]] = ..., has_fired: _Optional[bool] = ...) -> None: ...
+
+class Hold(_message.Message):
+    __slots__ = ("tokens", "reveal")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REVEAL_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    reveal: bool
+    def __init__(self, tokens: _Optional[int] = ..., reveal: _Optional[bool] = ...) -> None: ...
+
+class Withheld(_message.Message):
+    __slots__ = ("first_position", "tokens", "text")
+    FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    first_position: int
+    tokens: int
+    text: str
+    def __init__(self, first_position: _Optional[int] = ..., tokens: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class FeatureReading(_message.Message):
     __slots__ = ("feature", "value")
@@ -268,7 +320,7 @@ class ComponentPart(_message.Message):
     def __init__(self, component: _Optional[str] = ..., score: _Optional[float] = ..., contribution: _Optional[float] = ...) -> None: ...
 
 class Alert(_message.Message):
-    __slots__ = ("request_id", "label", "monitor", "state", "severity", "position", "span_start", "score", "threshold", "contributions", "validated", "time_seconds", "components", "role", "pack_sha256", "beyond_calibration")
+    __slots__ = ("request_id", "label", "monitor", "state", "severity", "position", "span_start", "score", "threshold", "contributions", "validated", "time_seconds", "components", "role", "pack_sha256", "beyond_calibration", "policies", "withheld")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     MONITOR_FIELD_NUMBER: _ClassVar[int]
@@ -285,6 +337,8 @@ class Alert(_message.Message):
     ROLE_FIELD_NUMBER: _ClassVar[int]
     PACK_SHA256_FIELD_NUMBER: _ClassVar[int]
     BEYOND_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    WITHHELD_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     label: str
     monitor: str
@@ -301,7 +355,9 @@ class Alert(_message.Message):
     role: str
     pack_sha256: str
     beyond_calibration: bool
-    def __init__(self, request_id: _Optional[str] = ..., label: _Optional[str] = ..., monitor: _Optional[str] = ..., state: _Optional[_Union[AlertState, str]] = ..., severity: _Optional[_Union[Severity, str]] = ..., position: _Optional[int] = ..., span_start: _Optional[int] = ..., score: _Optional[float] = ..., threshold: _Optional[float] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., validated: _Optional[bool] = ..., time_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentPart, _Mapping]]] = ..., role: _Optional[str] = ..., pack_sha256: _Optional[str] = ..., beyond_calibration: _Optional[bool] = ...) -> None: ...
+    policies: _containers.RepeatedScalarFieldContainer[str]
+    withheld: Withheld
+    def __init__(self, request_id: _Optional[str] = ..., label: _Optional[str] = ..., monitor: _Optional[str] = ..., state: _Optional[_Union[AlertState, str]] = ..., severity: _Optional[_Union[Severity, str]] = ..., position: _Optional[int] = ..., span_start: _Optional[int] = ..., score: _Optional[float] = ..., threshold: _Optional[float] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., validated: _Optional[bool] = ..., time_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentPart, _Mapping]]] = ..., role: _Optional[str] = ..., pack_sha256: _Optional[str] = ..., beyond_calibration: _Optional[bool] = ..., policies: _Optional[_Iterable[str]] = ..., withheld: _Optional[_Union[Withheld, _Mapping]] = ...) -> None: ...
 
 class WatchedFeature(_message.Message):
     __slots__ = ("feature", "name", "reference_scale", "validated")
