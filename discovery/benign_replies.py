@@ -36,9 +36,11 @@ def read_benign(
     min_tokens: int,
     max_scored: int,
     max_tokens: int,
+    reasoning: str = "auto",
     seen_groups: Iterable[str] = (),
 ) -> BenignRows:
-    """Those of the files. Groups that the monitor was fitted on are left out.
+    """Those of the files. Groups that the monitor was fitted on are left out. `reasoning` says what encloses reasoning,
+    for `sae_runtime.reasoning.parse_delimiters`.
 
     LabelledDataError for a reply with label 1, or if none is left.
     """
@@ -47,7 +49,9 @@ def read_benign(
         raise LabelledDataError(
             f"benign replies must have label 0, got {len(lies)} with 1, first {lies[0].dataset}, id {lies[0].id!r}"
         )
-    encoded = encode_all(lm.tokenizer, conversations, max_tokens=min(max_tokens, lm.context_length))
+    encoded = encode_all(
+        lm.tokenizer, conversations, max_tokens=min(max_tokens, lm.context_length), reasoning=reasoning
+    )
     seen, left_out = set(seen_groups), encoded.left_out
     kept, replies = [], []
 
@@ -63,7 +67,7 @@ def read_benign(
         else:
             if len(reply.scored) > max_scored:
                 note(conversation, "cut")
-                reply = Reply(reply.tokens[: reply.scored[max_scored - 1] + 1], reply.scored[:max_scored])
+                reply = reply.cut(max_scored)
             kept.append(conversation)
             replies.append(reply)
     if not kept:

@@ -40,7 +40,7 @@ def calibrated(
 ) -> MonitorPack:
     """The pack's next version, with thresholds. MonitorError if there are too few replies for any level."""
     bare = replace(pack, thresholds=None, calibration=None, validated=False)
-    scored = score_replies(bare, readings)
+    scored = score_replies(bare, readings, rows.replies)
     calibration = _calibrate(bare, rows, scored, settings)
     made = with_thresholds(bare, calibration.thresholds, _in_words(rows, settings))
     figures = {
@@ -70,12 +70,18 @@ def _calibrate(
     pack: MonitorPack, rows: BenignRows, scored: Sequence[ScoredReply], settings: CalibrationSettings
 ) -> Calibration:
     benign = [
-        BenignReply(reply.scores, conversation.full_group)
+        BenignReply(run, conversation.full_group)
         for reply, conversation in zip(scored, rows.conversations, strict=True)
+        for run in _long_enough(reply, pack.min_tokens)
     ]
     return calibrate(
         benign, min_tokens=pack.min_tokens, bounds=settings.bounds, alphas=settings.alphas, seed=settings.seed
     )
+
+
+def _long_enough(reply: ScoredReply, min_tokens: int) -> Sequence[Sequence[float]]:
+    """What each role's rate is set by. Of a reply of one role that is all of it, whatever its length."""
+    return reply.runs if len(reply.runs) <= 1 else [run for run in reply.runs if len(run) >= min_tokens]
 
 
 def _cross_fitted(
@@ -99,7 +105,7 @@ def _cross_fitted(
             continue
         if inside:
             made = with_thresholds(pack, calibration.thresholds, "Other folds.")
-            fresh += score_replies(made, readings.take(inside))
+            fresh += score_replies(made, readings.take(inside), [rows.replies[i] for i in inside])
             indices += inside
     strata = [next(bound for bound in settings.bounds if len(reply.scores) <= bound) for reply in fresh]
     return {
@@ -120,7 +126,7 @@ def _hard_negatives(pack: MonitorPack, given: tuple[BenignRows, ReplyReadings] |
     if given is None:
         return {}
     rows, readings = given
-    scored = score_replies(pack, readings)
+    scored = score_replies(pack, readings, rows.replies)
     return shares_by([conversation.dataset for conversation in rows.conversations], scored)
 
 

@@ -38,6 +38,8 @@ class EvaluationSettings:
     """How rows are read and what is computed of them."""
 
     max_tokens: int = 2048
+    reasoning: str = "auto"
+    """What encloses reasoning, for `sae_runtime.reasoning.parse_delimiters`."""
     batch_tokens: int = 4096
     cache: Path | None = None
     include_seen: bool = False
@@ -76,7 +78,7 @@ class Reader:
             return None, {}
         conversations, left_out = self._unseen(read_conversations(paths))
         longest = min(self.settings.max_tokens, self.lm.context_length)
-        encoded = encode_all(self.lm.tokenizer, conversations, max_tokens=longest)
+        encoded = encode_all(self.lm.tokenizer, conversations, max_tokens=longest, reasoning=self.settings.reasoning)
         for dataset, reasons in encoded.left_out.items():
             left_out.setdefault(dataset, {}).update(reasons)
         if not encoded.conversations:
@@ -93,7 +95,7 @@ class Reader:
             label=what,
         )
         points = tuple(map(str, plan.mean_points))
-        scored = score_replies(self.pack, readings)
+        scored = score_replies(self.pack, readings, encoded.replies)
         readings = replace(readings, off_scale_N=off_scale_to(self.pack, readings))
         rows = Rows(
             encoded.conversations,

@@ -14,6 +14,7 @@ from discovery.provenance import check_model
 from sae_runtime.checkpoint import LoadedSAE, Manifest, load_sae
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import EMBEDDED, DTypeName, LanguageModel, Quantization, load_language_model
+from sae_runtime.reasoning import parse_delimiters
 
 CORPUS_HELP = ".jsonl (text, messages or tokens), text files, either .gz, or hf:PATH_OR_NAME[:SPLIT[:COLUMN]]"
 
@@ -46,6 +47,25 @@ def add_reading_arguments(group: Group) -> None:
     group.add_argument("--cache", type=Path, help="folder to keep readings in; the same ones are never taken twice")
     group.add_argument("--dictionary", type=Path, help="for latents")
     group.add_argument("--unverified", action="store_true", help="accept another model than the dictionary's")
+
+
+def add_reasoning_argument(group: Group) -> None:
+    """What encloses reasoning, for monitors that score it by itself."""
+    group.add_argument(
+        "--reasoning-delimiters",
+        type=_delimiters,
+        default="auto",
+        metavar="PAIRS",
+        help="as of the server: auto, none, or 'OPENING CLOSING[,OPENING CLOSING...]'",
+    )
+
+
+def _delimiters(text: str) -> str:
+    try:
+        parse_delimiters(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _add_model(group: Group) -> None:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from discovery.benign_replies import BenignRows, read_benign
 from discovery.calibration_run import CalibrationSettings, calibrated
-from discovery.input_arguments import add_reading_arguments, load_model
+from discovery.input_arguments import add_reading_arguments, add_reasoning_argument, load_model
 from discovery.monitor_scores import reading_plan
 from discovery.pack_building import bound_to
 from discovery.pack_lookup import dictionary_for
@@ -44,6 +44,7 @@ def read_rows(
         min_tokens=pack.min_tokens,
         max_scored=args.bounds[-1],
         max_tokens=args.max_tokens,
+        reasoning=args.reasoning_delimiters,
         seen_groups=pack.evidence.get("fit", {}).get("seen_groups", []),
     )
     plan = reading_plan(pack, sae)
@@ -71,7 +72,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", default="", help="another seed, other halves")
     parser.add_argument("--rebind", action="store_true", help="bind the pack to the model that is given")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
-    add_reading_arguments(parser.add_argument_group("model"))
+    model = parser.add_argument_group("model")
+    add_reading_arguments(model)
+    add_reasoning_argument(model)
     return parser.parse_args(argv)
 
 

@@ -26,7 +26,7 @@ from discovery.errors import MonitorLabError
 from discovery.evaluation_run import Evaluation, EvaluationSettings, Reader, evaluate
 from discovery.failure_gallery import as_json, gallery
 from discovery.fitted_baselines import baselines_path, load_baselines
-from discovery.input_arguments import add_reading_arguments, load_model
+from discovery.input_arguments import add_reading_arguments, add_reasoning_argument, load_model
 from discovery.monitor_figures import summary_line
 from discovery.monitor_report import figure, interval, render, share_words
 from discovery.pack_building import bound_to
@@ -60,7 +60,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     output.add_argument("--output", type=Path, metavar="PACK", help="write the pack's next version, with this evidence")
     output.add_argument("--validated", metavar="REASON", help="with --output: evidence supports the name, and why")
     output.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
-    add_reading_arguments(parser.add_argument_group("model"))
+    model = parser.add_argument_group("model")
+    add_reading_arguments(model)
+    add_reasoning_argument(model)
     args = parser.parse_args(argv)
     if args.validated and not args.output:
         parser.error("--validated must come with --output, got none")
@@ -84,6 +86,7 @@ def measure(args: argparse.Namespace) -> tuple[Evaluation, Any]:
         include_seen=args.include_seen,
         predictions=not args.no_predictions,
         num_permutations=args.permutations,
+        reasoning=args.reasoning_delimiters,
     )
     reader = Reader(lm, sae, pack, fitted, settings)
     return evaluate(reader, args.data, args.control, args.hard_negative), lm.tokenizer

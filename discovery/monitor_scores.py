@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from discovery.errors import MonitorLabError
 from discovery.read_replies import ReadingPlan, ReadProbe
 from discovery.reply_readings import ReplyReadings
+from discovery.scored_tokens import Reply
+from monitors.bank import MonitorBank
 from monitors.components import Inputs
-from monitors.monitor_spec import MonitorSpec
+from monitors.monitor_spec import MonitorSpec, Role
 from monitors.pack import MonitorPack
 from monitors.pack_parts import PackCalibration
-from monitors.thresholds import Level, Levels, LevelThreshold, Stratum, Thresholds
-from monitors.track import Track
+from monitors.thresholds import LEVELS, Level, Levels, LevelThreshold, Stratum, Thresholds
 from sae_runtime.checkpoint import LoadedSAE
 from sae_runtime.hook_point import HookPoint
 
@@ -42,6 +43,9 @@ class ScoredReply(NamedTuple):
     level: Level | None
     """The highest that it reached."""
     num_fired: int
+    runs: tuple[tuple[float, ...], ...] = ()
+    """Scores of each role's tokens: the reply's alone, or those of answer and reasoning if the monitor scores reasoning
+    by itself. Rates hold for each."""
 
     def component_statistic(self, index: int, min_tokens: int) -> float:
         """The largest score of one component alone, as `statistic` is of all."""
@@ -79,11 +83,14 @@ def scoring_spec(pack: MonitorPack) -> MonitorSpec:
     return replace(pack, validated=False, thresholds=never, calibration=stand_in).spec()
 
 
-def score_replies(pack: MonitorPack, readings: ReplyReadings) -> list[ScoredReply]:
-    """Every reply through the streaming code. `readings.probes_NP` has the pack's probes, in their order."""
+def score_replies(pack: MonitorPack, readings: ReplyReadings, replies: Sequence[Reply] = ()) -> list[ScoredReply]:
+    """Every reply through the streaming code. `readings.probes_NP` has the pack's probes, in their order; `replies` say
+    which of the scored tokens are reasoning, none if they are not given."""
     spec = scoring_spec(pack)
     tokens = _inputs(spec, [probe.name for probe in pack.probes()], readings)
-    return [_run(spec, [next(tokens) for _ in range(count)]) for count in readings.counts_I.tolist()]
+    flags = [[at in reply.reasoning for at in reply.scored] for reply in replies]
+    flags = flags or [[False] * count for count in readings.counts_I.tolist()]
+    return [_run(spec, [(next(tokens), flag) for flag in of_reply]) for of_reply in flags]
 
 
 def off_scale_to(pack: MonitorPack, readings: ReplyReadings) -> NDArray[np.bool_]:
@@ -109,17 +116,31 @@ def _inputs(spec: MonitorSpec, probe_names: Sequence[str], readings: ReplyReadin
         )
 
 
-def _run(spec: MonitorSpec, tokens: Sequence[Inputs]) -> ScoredReply:
-    """A reply, tokens that are off scale left out."""
-    track = Track(spec, "assistant")
-    counted = [inputs for inputs in tokens if not spec.is_off_scale(inputs)]
-    updates = [track.observe(position, inputs) for position, inputs in enumerate(counted, start=1)]
-    summary = track.summary()
+def _run(spec: MonitorSpec, tokens: Sequence[tuple[Inputs, bool]]) -> ScoredReply:
+    """A reply of inputs, each with whether it is reasoning; tokens that are off scale are left out."""
+    roles = _reply_roles(spec)
+    bank, runs = MonitorBank([replace(spec, roles=roles)]), dict[Role, list[float]]()
+    updates = []
+    counted = [(inputs, is_reasoning) for inputs, is_reasoning in tokens if not spec.is_off_scale(inputs)]
+    for position, (inputs, is_reasoning) in enumerate(counted, start=1):
+        role: Role = "reasoning" if is_reasoning else "assistant"
+        for _, update in bank.observe(position, inputs, role):
+            updates.append(update)
+            runs.setdefault(role if role in roles else "assistant", []).append(update.score)
+    summaries = bank.summaries()
+    levels = [summary.level for summary in summaries if summary.level is not None]
     return ScoredReply(
-        statistic=-math.inf if summary.max_statistic is None else summary.max_statistic,
-        final_mean=-math.inf if summary.mean_score is None else summary.mean_score,
-        scores=tuple(update.score for update in updates if update.score is not None),
+        statistic=max((s.max_statistic for s in summaries if s.max_statistic is not None), default=-math.inf),
+        final_mean=max((s.mean_score for s in summaries if s.mean_score is not None), default=-math.inf),
+        scores=tuple(update.score for update in updates),
         components=tuple(zip(*(update.components for update in updates), strict=True)) or ((),) * len(spec.components),
-        level=summary.level,
-        num_fired=summary.num_fired,
+        level=max(levels, key=LEVELS.index, default=None),
+        num_fired=sum(summary.num_fired for summary in summaries),
+        runs=tuple(map(tuple, runs.values())),
     )
+
+
+def _reply_roles(spec: MonitorSpec) -> tuple[Role, ...]:
+    """What it scores of a reply. Labelled text is scored as the assistant's, whatever else the monitor scores."""
+    spoken = tuple(role for role in spec.roles if role in ("assistant", "reasoning"))
+    return spoken if "reasoning" in spoken else ("assistant",)

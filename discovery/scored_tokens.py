@@ -12,6 +12,7 @@ from discovery.conversations import PLAIN_TEXT, Conversation
 from discovery.errors import LabelledDataError
 from sae_runtime.chat_template import Span, content_spans, render
 from sae_runtime.errors import ConversationError
+from sae_runtime.reasoning import Delimiters, delimiters_of, reasoning_flags
 
 
 class Reply(NamedTuple):
@@ -20,6 +21,13 @@ class Reply(NamedTuple):
     tokens: tuple[int, ...]
     scored: tuple[int, ...]
     """Positions, rising, never 0."""
+    reasoning: frozenset[int] = frozenset()
+    """Those of them that are reasoning."""
+
+    def cut(self, num_scored: int) -> "Reply":
+        """The beginning, up to the `num_scored`-th scored token."""
+        scored = self.scored[:num_scored]
+        return Reply(self.tokens[: scored[-1] + 1], scored, self.reasoning & frozenset(scored))
 
 
 class Encoded(NamedTuple):
@@ -32,14 +40,18 @@ class Encoded(NamedTuple):
     """Data set -> reason -> conversations: `too_long`, `no_scored_token`."""
 
 
-def encode_all(tokenizer: Any, conversations: Iterable[Conversation], *, max_tokens: int) -> Encoded:
-    """Every conversation of at most `max_tokens` tokens that has a scored one; the others are counted.
+def encode_all(
+    tokenizer: Any, conversations: Iterable[Conversation], *, max_tokens: int, reasoning: str = "auto"
+) -> Encoded:
+    """Every conversation of at most `max_tokens` tokens that has a scored one; the others are counted. `reasoning` says
+    what encloses reasoning, for `sae_runtime.reasoning.parse_delimiters`.
 
     LabelledDataError names a conversation that the template refuses.
     """
     kept, replies, left_out = [], [], Counter[tuple[str, str]]()
+    delimiters = delimiters_of(tokenizer, reasoning)
     for conversation in conversations:
-        reply = encode(tokenizer, conversation)
+        reply = encode(tokenizer, conversation, delimiters)
         if len(reply.tokens) > max_tokens:
             left_out[conversation.dataset, "too_long"] += 1
         elif not reply.scored:
@@ -53,21 +65,28 @@ def encode_all(tokenizer: Any, conversations: Iterable[Conversation], *, max_tok
     return Encoded(kept, replies, nested)
 
 
-def encode(tokenizer: Any, conversation: Conversation) -> Reply:
+def encode(tokenizer: Any, conversation: Conversation, delimiters: Sequence[Delimiters] = ()) -> Reply:
     """One conversation as tokens. LabelledDataError if the template refuses it, or rewrites what is scored."""
     if conversation.messages[-1]["role"] == PLAIN_TEXT:
-        text, (first, end) = conversation.messages[-1]["content"], (conversation.first_char, conversation.end_char)
+        text, content = conversation.messages[-1]["content"], 0
+        first, end = conversation.first_char, conversation.end_char
         encoded = tokenizer(text, return_offsets_mapping=True)
     else:
-        text, (first, end) = _rendered(tokenizer, conversation)
+        text, content, (first, end) = _rendered(tokenizer, conversation)
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     spans = token_spans(text, encoded["offset_mapping"])
     scored = tuple(i for i, (start, stop) in enumerate(spans) if i and first <= start < stop <= end)
-    return Reply(tuple(encoded["input_ids"]), scored)
+    ids = tuple(encoded["input_ids"])
+    # As in the server: the message's own tokens are those that begin in it.
+    start = next((i for i, (begin, stop) in enumerate(encoded["offset_mapping"]) if content <= begin < stop), len(ids))
+    flags = reasoning_flags(tokenizer, ids, start, len(ids), delimiters) if delimiters else []
+    inside = frozenset(i for i, is_reasoning in enumerate(flags, start) if is_reasoning)
+    return Reply(ids, scored, inside & frozenset(scored))
 
 
-def _rendered(tokenizer: Any, conversation: Conversation) -> tuple[str, Span]:
-    """The conversation as text, and where its scored characters stand in it, as far as the template left them."""
+def _rendered(tokenizer: Any, conversation: Conversation) -> tuple[str, int, Span]:
+    """The conversation as text, where its last message begins in it, and where its scored characters stand, as far as
+    the template left them."""
     last = len(conversation.messages) - 1
     content = conversation.messages[-1]["content"]
     try:
@@ -77,7 +96,7 @@ def _rendered(tokenizer: Any, conversation: Conversation) -> tuple[str, Span]:
         raise LabelledDataError(f"{conversation.dataset}, id {conversation.id!r}: {error}") from None
     num_trimmed = len(content) - len(content.lstrip()) if span[1] - span[0] < len(content) else 0
     begin = span[0] - num_trimmed
-    return text, (max(span[0], begin + conversation.first_char), min(span[1], begin + conversation.end_char))
+    return text, span[0], (max(span[0], begin + conversation.first_char), min(span[1], begin + conversation.end_char))
 
 
 def token_spans(text: str, offsets: Sequence[tuple[int, int]]) -> list[Span]:

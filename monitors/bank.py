@@ -38,6 +38,8 @@ class MonitorBank:
         self._of_role: dict[Role, list[Track]] = {}
         for track in tracks:
             self._of_role.setdefault(track.role, []).append(track)
+            if track.role == "assistant" and "reasoning" not in track.spec.roles:
+                self._of_role.setdefault("reasoning", []).append(track)
         self.latents = tuple(sorted({latent for spec in self._specs for latent in spec.latents}))
         """Latents that `observe` needs the readings of, ascending."""
         self.probes = tuple(dict.fromkeys(probe for spec in self._specs for probe in spec.probes))
@@ -67,9 +69,9 @@ class MonitorBank:
     def observe(self, position: int, inputs: Inputs, role: Role | None) -> list[tuple[str, MonitorUpdate]]:
         """Shows one token to the monitors that score its role; (monitor name, update) in the order of the specs.
 
-        `role` is None for a token that nobody said (a template's). A monitor leaves out tokens that are off scale to
-        it; position 0 is to all. The first position may be any; each further one must be the next, so that no
-        token can be missed or counted twice.
+        Reasoning is the assistant's for a monitor that does not score it by itself. `role` is None for a token that
+        nobody said (a template's). A monitor leaves out tokens that are off scale to it; position 0 is to all. The
+        first position may be any; each further one must be the next, so that no token can be missed or counted twice.
 
         Raises MonitorError for a position out of turn and, at tokens that are scored, for a missing or non-finite
         input. Some monitors have then seen the token and others not: the request has to be failed.

@@ -14,8 +14,9 @@ from monitors.errors import Problem, shown
 from monitors.thresholds import Thresholds
 
 Kind = Literal["feature", "features", "probe", "ensemble", "cascade"]
-Role = Literal["system", "user", "assistant", "text"]
-"""Whose words a token belongs to; `text` is a prompt without a chat template."""
+Role = Literal["system", "user", "assistant", "text", "reasoning"]
+"""Whose words a token belongs to; `text` is a prompt without a chat template. `reasoning` is what the assistant thinks
+before it answers, for monitors that ask for it; for others it is the assistant's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,13 @@ def _shaped(pattern: str, wanted: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _delimiters(text: str) -> str:
+    pairs = [] if text in ("auto", "none") else [pair.split() for pair in text.split(",")]
+    if not all(len(pair) == 2 and pair[0] != pair[1] for pair in pairs):
+        raise ValueError("must be auto, none, or pairs of texts that differ, OPENING CLOSING[,OPENING CLOSING...]")
+    return text
+
+
 def _plain_host(host: str) -> str:
     if not host or any(mark in host for mark in "/[] "):
         raise ValueError("must be a host name or an IP address, without brackets, port or scheme")
@@ -141,6 +148,12 @@ class Settings(BaseModel):
         "of the same name replaces a shipped one.",
     )
     shipped_monitors: bool = Field(True, description="Load the monitor packs that ship for the served model.")
+    reasoning_delimiters: Annotated[str, AfterValidator(_delimiters)] = Field(
+        "auto",
+        description="What encloses reasoning in replies, for monitors that score it by itself: `OPENING CLOSING`, "
+        "several pairs joined by commas; `none`; or `auto`, those known ones that stand in the model's chat template "
+        "or vocabulary, else `<think> </think>`.",
+    )
     catalogue_file: File | None = Field(
         None,
         description="Latent catalogue: figures, explanations and examples of every latent. Unset: `catalogue.sqlite` "

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 from monitors.monitor_spec import Role
 from sae_runtime.chat_template import Message, content_spans, render
 from sae_runtime.errors import ConversationError
+from sae_runtime.reasoning import Delimiters, reasoning_flags
 from service.errors import InvalidRequest
 
 
@@ -19,6 +20,8 @@ class Prompt(NamedTuple):
     ids: tuple[int, ...]
     roles: tuple[Role | None, ...]
     """Whose words each token is; None for a template's own, and for roles that were not asked for."""
+    replies: tuple[range, ...] = ()
+    """Tokens of each of the assistant's messages, if they were asked for; all of a prompt without a template."""
 
     def positions_of(self, role: Role) -> frozenset[int]:
         """Positions of that role's words."""
@@ -33,7 +36,18 @@ def from_text(tokenizer: Any, text: str) -> Prompt:
 def from_ids(ids: Sequence[int]) -> Prompt:
     """Token ids as they are."""
     everywhere: tuple[Role, ...] = ("text",)
-    return Prompt(tuple(ids), everywhere * len(ids))
+    return Prompt(tuple(ids), everywhere * len(ids), (range(len(ids)),))
+
+
+def with_reasoning(tokenizer: Any, prompt: Prompt, delimiters: Sequence[Delimiters]) -> Prompt:
+    """The prompt with the role `reasoning` for those of its replies' tokens that are."""
+    roles = list(prompt.roles)
+    for reply in prompt.replies:
+        flags = reasoning_flags(tokenizer, prompt.ids, reply.start, reply.stop, delimiters)
+        for position, is_reasoning in zip(reply, flags, strict=True):
+            if is_reasoning and roles[position] is not None:
+                roles[position] = "reasoning"
+    return prompt._replace(roles=tuple(roles))
 
 
 def from_chat(tokenizer: Any, messages: Sequence[Message], *, add_reply: bool, roles: Collection[Role] = ()) -> Prompt:
@@ -49,8 +63,13 @@ def from_chat(tokenizer: Any, messages: Sequence[Message], *, add_reply: bool, r
         raise InvalidRequest.field(error.field, error.description) from None
     encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
     # A token that straddles the border counts if it begins inside.
-    found = (_role_at(start, spans) if start < end else None for start, end in encoded.offset_mapping)
-    return Prompt(tuple(encoded.input_ids), tuple(found))
+    found = [_span_at(start, spans) if start < end else None for start, end in encoded.offset_mapping]
+    replies: dict[_Span, range] = {}
+    for position, span in enumerate(found):
+        if span is not None and span.role == "assistant":
+            replies[span] = range(replies.get(span, range(position, 0)).start, position + 1)
+    whose = tuple(None if span is None else span.role for span in found)
+    return Prompt(tuple(encoded.input_ids), whose, tuple(replies.values()))
 
 
 class _Span(NamedTuple):
@@ -70,7 +89,7 @@ def _spans(
     return [_Span(start, end, cast(Role, messages[i]["role"])) for i, (start, end) in spans.items()]
 
 
-def _role_at(character: int, spans: Sequence[_Span]) -> Role | None:
-    """Whose of `spans`, which rise, holds it."""
+def _span_at(character: int, spans: Sequence[_Span]) -> _Span | None:
+    """Which of `spans`, which rise, holds it."""
     before = bisect_right(spans, character, key=lambda span: span.start)
-    return spans[before - 1].role if before > 0 and character < spans[before - 1].end else None
+    return spans[before - 1] if before > 0 and character < spans[before - 1].end else None

@@ -11,6 +11,7 @@ from monitors.monitor_spec import MonitorSpec, Role
 from monitors.policy import Policy
 from monitors.thresholds import Level
 from monitors.track import Alert, MonitorSummary
+from sae_runtime.reasoning import Delimiters
 from sae_runtime.steering import SteeringReport, SteeringSpec
 
 
@@ -66,6 +67,8 @@ class Request:
     """Read the prompt and end."""
     scored_positions: frozenset[int] | None = None
     """Prompt positions that monitors score as if the assistant had written them; None for none."""
+    reasoning: tuple[Delimiters, ...] = ()
+    """What encloses reasoning in the reply."""
     prompt_roles: tuple[Role | None, ...] = ()
     """Whose words each prompt token is, None for a template's; empty if no monitor scores prompts. An assistant's
     earlier words are None: they were scored when they were written."""
@@ -75,7 +78,8 @@ class Request:
     def prompt_role(self, position: int) -> Role | None:
         """Whose words a prompt token is, for monitors."""
         if self.scored_positions is not None and position in self.scored_positions:
-            return "assistant"
+            is_reasoning = bool(self.prompt_roles) and self.prompt_roles[position] == "reasoning"
+            return "reasoning" if is_reasoning else "assistant"
         return self.prompt_roles[position] if self.prompt_roles else None
 
 

@@ -19,6 +19,7 @@ from monitors.monitor_spec import Role
 from monitors.policy import PolicyAction
 from monitors.track import Alert
 from sae_runtime.latent_reader import LatentReader
+from sae_runtime.reasoning import ReasoningReader
 from sae_runtime.steering import Steering, SteeringLimits
 from service.detokenizer import Detokenizer
 from service.held_tokens import HeldTokens
@@ -94,6 +95,7 @@ class Row:
             self.steering = Steering(sae, len(request.prompt_ids), limits)
             self.steering.add(request.steering)
         self._text = Detokenizer(tokenizer, request.sampling.stop)
+        self._reasoning = ReasoningReader(tokenizer, request.reasoning, request.prompt_ids)
         self._prompt_text = Detokenizer(tokenizer)
         self._prompt_events: list[Event] = []
         self._last_prompt_event: TokenEvent | None = None
@@ -245,7 +247,7 @@ class Row:
         """The event of token `n` of a pass (row `b`, its `t`-th), monitors and policies done. Text comes later."""
         stats, position = fetched.stats, self.num_read
         readings_U = stats.readings_NU[n]
-        role: Role | None = self.request.prompt_role(position) if is_prompt else "assistant"
+        role = self.request.prompt_role(position) if is_prompt else self._reply_role(token_id)
         off_scale = bool(stats.off_scale_N[n])
         updates = self.bank.observe(position, self._inputs(fetched, columns, n, role), role)
         steered = fetched.steered.get(b)
@@ -268,6 +270,9 @@ class Row:
             role=role,
             off_scale=off_scale or self.bank.left_out,
         )
+
+    def _reply_role(self, token_id: int) -> Role:
+        return "reasoning" if self._reasoning.push(token_id) else "assistant"
 
     def _inputs(self, fetched: Fetched, columns: Columns, n: int, role: Role | None) -> Inputs:
         """What the monitors need of token `n`; nothing where none of them scores it."""

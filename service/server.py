@@ -17,6 +17,7 @@ from telltale.v1 import generation_pb2
 
 from monitors.monitor_spec import MonitorSpec
 from monitors.policy import MAX_HOLD_TOKENS
+from sae_runtime.reasoning import delimiters_of
 from sae_runtime.sae import SAE
 from service.admission import Admission
 from service.assembly import Parts
@@ -197,7 +198,9 @@ class Server:
             top_features_cap=min(settings.top_features_cap, catalog.num_latents),
             max_request_seconds=settings.max_request_seconds,
         )
-        reader = RequestReader(catalog, tokenizer, parts.steering_limits, limits)
+        reader = RequestReader(
+            catalog, tokenizer, parts.steering_limits, limits, delimiters_of(tokenizer, settings.reasoning_delimiters)
+        )
         writer = ResponseWriter(catalog, tokenizer.all_special_ids)
         server_info = make_server_info(
             self.engine, catalog, reader, writer, version=self.version, limits=_limits(settings, parts),

@@ -52,7 +52,7 @@ def monitor(served: ServedMonitor, request: Request | None = None, *, with_evide
         threshold_source=pack.calibration.source,
         validated=pack.validated,
         features=spec.latents,
-        scores_prompt=spec.roles != ("assistant",),
+        scores_prompt=not set(spec.roles) <= {"assistant", "reasoning"},
         kind=_KINDS[pack.kind],
         version=pack.version,
         pack_sha256=spec.pack_sha256,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from monitors.monitor_spec import MonitorSpec, Role
+from sae_runtime.reasoning import Delimiters
 from sae_runtime.steering import SteeringLimits
 from service import prompt as prompts
 from service.catalog import Catalog
@@ -39,8 +40,16 @@ class RequestLimits:
 class RequestReader:
     """Turns wire messages into requests, for one served model and dictionary."""
 
-    def __init__(self, catalog: Catalog, tokenizer: Any, steering: SteeringLimits, limits: RequestLimits) -> None:
-        self.catalog, self.limits = catalog, limits
+    def __init__(
+        self,
+        catalog: Catalog,
+        tokenizer: Any,
+        steering: SteeringLimits,
+        limits: RequestLimits,
+        reasoning: Sequence[Delimiters] = (),
+    ) -> None:
+        """`reasoning` is what encloses reasoning in replies."""
+        self.catalog, self.limits, self.reasoning = catalog, limits, tuple(reasoning)
         self._tokenizer = tokenizer
         self.steering = SteeringReader(catalog, steering)
 
@@ -63,6 +72,10 @@ class RequestReader:
             case _:
                 return prompts.from_ids(message.token_ids.ids)
 
+    def with_reasoning(self, prompt: Prompt) -> Prompt:
+        """The prompt with its replies' reasoning told apart."""
+        return prompts.with_reasoning(self._tokenizer, prompt, self.reasoning) if self.reasoning else prompt
+
 
 class _Reading:
     """One message being read."""
@@ -79,7 +92,7 @@ class _Reading:
         policies, policy_steering = PolicyReader(reader.steering, monitors, self._wrong).read(message.policies)
         common = self._common(monitors)
         # What the assistant said before was scored when it was written.
-        roles: set[Role] = {role for monitor in monitors for role in monitor.roles} - {"assistant"}
+        roles: set[Role] = {role for monitor in monitors for role in monitor.roles} - {"assistant", "reasoning"}
         prompt = self._prompt(add_reply=True, roles=roles)
         room = reader.limits.context_length - len(prompt.ids)
         asked = sampling.max_tokens if message.sampling.HasField("max_tokens") else None
@@ -99,6 +112,7 @@ class _Reading:
             sampling=replace(sampling, max_tokens=max_tokens),
             policies=policies,
             policy_steering=policy_steering,
+            reasoning=reader.reasoning,
             length_reason=FinishReason.CONTEXT_LENGTH if is_full else FinishReason.LENGTH,
             **common,
         )
@@ -117,6 +131,7 @@ class _Reading:
         self._wrong.raise_if_any()
         is_chat = message.WhichOneof("prompt") == "chat"
         positions = prompt.positions_of("assistant") if is_chat else frozenset(range(len(prompt.ids)))
+        prompt = reader.with_reasoning(prompt)
         common["include_prompt"] = True
         return Request(
             prompt_ids=prompt.ids, prompt_roles=prompt.roles, score_only=True, scored_positions=positions, **common

@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 from discovery.errors import MonitorLabError
 from discovery.monitor_scores import reading_plan, score_replies, scoring_spec
 from discovery.reply_readings import ReplyReadings
+from discovery.scored_tokens import Reply
 from monitors.components import Inputs
 from monitors.reference import reply_scores, reply_statistic, token_scores
 
@@ -100,6 +101,40 @@ def test_tokens_off_scale_are_not_scored():
         assert score_replies(pack, made) == score_replies(pack, shorter)
     everything = replace(clean, off_scale_N=np.ones(15, bool))
     assert [reply.statistic for reply in score_replies(PACKS["conjunction"], everything)] == [-math.inf] * 2
+
+
+def test_reasoning_is_scored_by_itself_where_the_monitor_asks_for_it():
+    """As if answer and thoughts were two replies; for other monitors nothing changes."""
+    made, thoughts = readings((6, 9)), [{0, 1, 2}, {2, 3, 8}]
+    replies = [Reply(tuple(range(n + 1)), tuple(range(1, n + 1)), frozenset(i + 1 for i in at))
+               for n, at in zip((6, 9), thoughts, strict=True)]  # fmt: skip
+    pack = PACKS["conjunction"]
+    assert score_replies(pack, made, replies) == score_replies(pack, made)
+    asking = replace(pack, roles=("assistant", "reasoning"))
+    for reply, (found, at) in enumerate(zip(score_replies(asking, made, replies), thoughts, strict=True)):
+        rows = list(range(*made.rows(reply).indices(15)))
+        parts = {}
+        for name, is_thought in (("answer", False), ("thoughts", True)):
+            chosen = [row for i, row in enumerate(rows) if (i in at) == is_thought]
+            parts[name] = score_replies(pack, one_reply(made, chosen))[0]
+        assert set(found.runs) == {part.scores for part in parts.values()}
+        assert found.statistic == max(part.statistic for part in parts.values())
+        assert found.num_fired == sum(part.num_fired for part in parts.values())
+        assert len(found.scores) == len(rows)
+        only = score_replies(replace(pack, roles=("reasoning",)), made, replies)[reply]
+        assert only.scores == parts["thoughts"].scores
+
+
+def one_reply(made, rows):
+    return replace(
+        made,
+        counts_I=np.array([len(rows)]),
+        mean_ILD=made.mean_ILD[:1],
+        probes_NP=made.probes_NP[rows],
+        latents_NF=made.latents_NF[rows],
+        token_ND=made.token_ND[rows],
+        off_scale_N=made.off_scale_N[rows],
+    )
 
 
 def test_a_plan_reads_what_the_monitor_does():

@@ -322,6 +322,15 @@ async def test_score_scores_what_the_assistant_said_and_nothing_else(client, mod
     assert result.tokens[1].logprob is not None
 
 
+async def test_score_tells_thoughts_from_the_answer(client):
+    result = await client.score([Message("user", "q <think>"), Message("assistant", "<think>hm</think>so")])
+    said = {role: "".join(t.text for t in result.tokens if t.role == role) for role in ("reasoning", "assistant")}
+    # In bytes the opening delimiter is known by its last one.
+    assert said == {"reasoning": ">hm</think>", "assistant": "<thinkso"}
+    # Monitors that don't ask for it score both together.
+    assert {s.role: s.scored_tokens for s in result.monitors if s.monitor == NEVER} == {"assistant": 19}
+
+
 async def test_score_of_a_text_scores_all_but_position_0(client):
     result = await client.score("It was me.")
     assert [bool(token.scores) for token in result.tokens] == [False] + [True] * 9

@@ -61,6 +61,14 @@ def test_a_definition_has_every_fact_of_its_pack():
     assert list(message.mismatches) == ["bindings.dtype: wanted a, got b"]
 
 
+@pytest.mark.parametrize(
+    ("roles", "scores_prompt"), [(("assistant", "reasoning"), False), (("assistant", "user"), True), (("text",), True)]
+)
+def test_thoughts_are_no_prompt(roles, scores_prompt):
+    message = wire_monitors.monitor(ServedMonitor(replace(PACK, roles=roles)))
+    assert (tuple(message.roles), message.scores_prompt) == (roles, scores_prompt)
+
+
 def test_a_definition_tells_levels_and_thresholds_by_length():
     message = wire_monitors.monitor(ServedMonitor(PACK))
     assert [(level.severity, level.alpha, list(level.absent)) for level in message.levels] == [
