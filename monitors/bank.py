@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 from monitors import checks
 from monitors.components import Inputs
-from monitors.condition import Standing
+from monitors.condition import Standing, alerts_in
 from monitors.errors import Problem, shown
 from monitors.monitor_spec import MonitorSpec, Role
 from monitors.policy import Policy, PolicyAction, PolicySet
-from monitors.track import MonitorSummary, MonitorUpdate, Track
+from monitors.track import Alert, MonitorSummary, MonitorUpdate, Track
 
 
 class MonitorBank:
@@ -90,6 +90,18 @@ class MonitorBank:
         if any(update.alert is not None and update.alert.state == "firing" for _, update in updates):
             self.policies.update({(t.spec.name, t.role): Standing(t.level, t.highest_level) for t in self._tracks})
         return updates
+
+    def applied_by(self, alert: Alert) -> tuple[Policy, ...]:
+        """The policies that an alert of the last token made apply: those that ask for alerts of its monitor."""
+        if alert.state != "firing":
+            return ()
+        latest = self.policies.latest
+        return tuple(p for p in latest if any(part.monitor == alert.monitor for part in alerts_in(p.when)))
+
+    def action_of(self, alert: Alert) -> PolicyAction:
+        """The weightiest thing that an alert of the last token led to."""
+        actions = [PolicyAction(policy.action) for policy in self.applied_by(alert)]
+        return max(actions, key=list(PolicyAction).index, default=PolicyAction.ANNOTATE)
 
     def summaries(self) -> list[MonitorSummary]:
         """One per monitor and role it scores, in the order the specs were given."""

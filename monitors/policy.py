@@ -17,14 +17,14 @@ MAX_HOLD_TOKENS = 256
 
 
 class PolicyAction(StrEnum):
-    """What a policy that applies leads to."""
+    """What a policy that applies leads to; weightiest last."""
 
     ANNOTATE = "annotate"
     """Nothing but the alert itself."""
-    STOP = "stop"
-    """The reply ends."""
     STEER = "steer"
     """The policy's steering is applied from then on, also after the alert has cleared."""
+    STOP = "stop"
+    """The reply ends."""
 
 
 @dataclass(frozen=True, slots=True)

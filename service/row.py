@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from monitors.bank import MonitorBank
 from monitors.components import Inputs
-from monitors.condition import alerts_in
 from monitors.monitor_spec import Role
 from monitors.policy import PolicyAction
 from monitors.track import Alert
@@ -301,12 +300,8 @@ class Row:
                 )
 
     def _alert_event(self, alert: Alert) -> AlertEvent:
-        """With the policies that it made apply: those of the latest that ask for alerts of its monitor."""
-        policies = tuple(
-            policy.name
-            for policy in self.bank.policies.latest
-            if alert.state == "firing" and any(part.monitor == alert.monitor for part in alerts_in(policy.when))
-        )
+        """With the policies that it made apply."""
+        policies = tuple(policy.name for policy in self.bank.applied_by(alert))
         return AlertEvent(self.request.request_id, self.request.label, alert, time.time(), policies)
 
     def _take_alerts(self, event: TokenEvent) -> list[AlertEvent]:

@@ -10,6 +10,7 @@ from tiny_packs import feature_component, pack, probe_component, thresholds
 
 from monitors.bank import MonitorBank
 from monitors.components import Inputs
+from monitors.condition import AlertOf, AnyOf
 from monitors.errors import MonitorError
 from monitors.monitor_spec import MonitorSpec
 from monitors.policy import Policy, PolicyAction
@@ -133,6 +134,22 @@ def test_policies_take_effect_when_their_monitor_fires_and_stay_in_effect():
     assert bank.triggered == (steer, stop)
 
 
+def test_an_alert_knows_what_it_led_to():
+    policies = [
+        Policy("a", PolicyAction.STOP),
+        Policy("b", PolicyAction.ANNOTATE),
+        Policy("both", PolicyAction.STEER, AnyOf((AlertOf(monitor="b"), AlertOf(monitor="c")))),
+    ]
+    bank = MonitorBank([named("a", 1), named("b", 2), named("c", 3, cooldown_tokens=0)], policies)
+    updates = bank.observe(1, latents(0.0, 9.0, 9.0), "assistant")
+    raised = [update.alert for _, update in updates if update.alert is not None]
+    assert [[p.name for p in bank.applied_by(alert)] for alert in raised] == [["b", "both"], ["both"]]
+    assert [bank.action_of(alert) for alert in raised] == [PolicyAction.STEER] * 2
+    [(_, first), (_, second), _] = bank.observe(2, latents(9.0, 0.0, 9.0), "assistant")
+    assert first.alert is not None and bank.action_of(first.alert) is PolicyAction.STOP
+    assert second.alert is not None and bank.applied_by(second.alert) == ()  # it cleared
+
+
 def test_an_annotating_monitor_asks_for_nothing():
     for policies in ([], [Policy("a", PolicyAction.ANNOTATE)]):
         bank = MonitorBank([named("a", 1)], policies)
@@ -171,5 +188,5 @@ def test_a_bad_bank_is_refused_by_field(specs, policies, message):
 
 
 def test_an_unknown_action_is_refused():
-    with pytest.raises(MonitorError, match=r"^action: wanted one of annotate, stop, steer, got 'shout'$"):
+    with pytest.raises(MonitorError, match=r"^action: wanted one of annotate, steer, stop, got 'shout'$"):
         Policy("a", "shout")  # type: ignore[arg-type]
