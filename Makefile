@@ -42,6 +42,7 @@ docs: setup
 	$(BIN)/python -m service.options docs/configuration.md
 	$(BIN)/python -m benchmarks.peers.training.table docs/training.md
 	$(BIN)/python -m benchmarks.growth_table docs/training.md
+	$(BIN)/python -m benchmarks.policies_table docs/monitors.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info
