@@ -74,6 +74,15 @@ class Message(Record):
     content: Text
 
 
+class Spoken(Record):
+    """Tokens of a prompt that monitors score as the words of one role."""
+
+    role: str
+    start: Count
+    end: Count
+    """Positions [start, end)."""
+
+
 class KeptText(Record):
     """The conversation up to the token that raised the alert."""
 
@@ -89,6 +98,8 @@ class KeptText(Record):
     """Generated tokens up to `position`, that one included; none if the alert is in the prompt."""
     stop: tuple[Text, ...] = ()
     """Texts that would have ended the reply."""
+    spoken: tuple[Spoken, ...] = ()
+    """Whose words the prompt's tokens are, as far as a monitor scores them; the reply's are the assistant's."""
 
     @property
     def span(self) -> str:
@@ -195,7 +206,7 @@ class Component(Record):
 
 
 class FeatureShare(Record):
-    """A latent's part in the score."""
+    """A latent's part in a component's score; one that has none is left out."""
 
     feature: Count
     contribution: float
@@ -238,6 +249,8 @@ class AlertRecord(Timed):
     score: float
     threshold: float
     """The one crossed."""
+    beyond_calibration: bool = False
+    """Whether more tokens had been scored than in any reply that thresholds were set on."""
     action: str = "annotate"
     """What the request's policy made of it."""
     components: tuple[Component, ...] = ()

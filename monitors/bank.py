@@ -66,6 +66,11 @@ class MonitorBank:
         """Whether any monitor scores tokens of that role: others need no inputs."""
         return role in self._of_role
 
+    @property
+    def span_start(self) -> int | None:
+        """No further alert is about a position before this one; None if none was scored yet."""
+        return min((track.span_start for track in self._tracks if track.span_start is not None), default=None)
+
     def observe(self, position: int, inputs: Inputs, role: Role | None) -> list[tuple[str, MonitorUpdate]]:
         """Shows one token to the monitors that score its role; (monitor name, update) in the order of the specs.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from monitors.alert_record import AlertRecord, time_of
 from monitors.errors import JournalError, Problem
@@ -44,11 +44,21 @@ class KeptAlert:
     """Oldest first."""
     reviews: tuple[Review, ...]
     """Oldest first: the last one counts."""
+    line: str
+    """The entry's line, whose sha256 is `hash`."""
 
     @property
     def review(self) -> Review | None:
         """The one that counts."""
         return self.reviews[-1] if self.reviews else None
+
+
+class Extent(NamedTuple):
+    """How much is in a journal."""
+
+    num_entries: int
+    head_seq: int
+    """Number of the last entry ever written; 0 if none was."""
 
 
 class Unsent(NamedTuple):
@@ -156,6 +166,13 @@ class JournalReader:
         with self._database.begin() as connection:
             return [row(each) for each in connection.execute(query.order_by(entries.c.seq).limit(limit))]
 
+    def extent(self, journal: str) -> Extent:
+        """How much is there; without counting, since entries are numbered and only beginnings are deleted."""
+        with self._database.begin() as connection:
+            own = select(func.min(entries.c.seq)).where(entries.c.journal == journal)
+            first, head = connection.execute(own).scalar(), _heads(connection)[journal]
+        return Extent(0 if first is None else head.seq - first + 1, head.seq)
+
     def unsent(self, journal: str) -> Unsent:
         """What another database is to have and has not yet, as far as is known here."""
         with self._database.begin() as connection:
@@ -235,6 +252,7 @@ def _kept_alert(line: Line, said: list[Acknowledgement | Review]) -> KeptAlert:
         hash=line.hash,
         acknowledgements=tuple(each for each in said if isinstance(each, Acknowledgement)),
         reviews=tuple(each for each in said if isinstance(each, Review)),
+        line=line.text,
     )
 
 

@@ -150,6 +150,11 @@ class Track:
         """Highest level reached so far."""
         return self._level
 
+    @property
+    def span_start(self) -> int | None:
+        """First position of the window as it is; None if nothing was scored."""
+        return self._positions[0] if self._positions else None
+
     def observe(self, position: int, inputs: Inputs) -> MonitorUpdate:
         """Scores one token. MonitorError, and nothing changed, for a missing or non-finite input."""
         parts = [run.component.score.parts(inputs) for run in self._runs]  # all, before anything is kept

@@ -1,4 +1,4 @@
-"""What `telltale alerts` does, on a journal's file or database. `cli_alerts` has the flags."""
+"""What `telltale alerts` does on a journal's file or database. `cli_alerts` has the flags."""
 
 import argparse
 import getpass
@@ -23,12 +23,13 @@ from sae_runtime.whole_files import whole_file
 from service.alert_view import alert_parts, alert_table, precision_table, verification_line
 from service.cli_terminal import Terminal
 from service.errors import ConfigError, NotFound
+from service.journal_place import default_place
 
 
 async def run_list(args: argparse.Namespace) -> int:
     """Alerts, newest first."""
     terminal = Terminal(args.color)
-    with JournalReader.open(args.journal) as reader:
+    with JournalReader.open(where(args)) as reader:
         page = reader.alerts(_filters(args), page_size=min(args.limit, MAX_PAGE), token=args.page)
     if args.json:
         _print_json({"alerts": [as_json(kept) for kept in page.alerts], "next_page": page.next_token})
@@ -42,7 +43,7 @@ async def run_list(args: argparse.Namespace) -> int:
 async def run_show(args: argparse.Namespace) -> int:
     """One alert."""
     terminal = Terminal(args.color)
-    with JournalReader.open(args.journal) as reader:
+    with JournalReader.open(where(args)) as reader:
         kept = reader.find(args.id)
     if kept is None:
         raise NotFound(f"alert {args.id!r}")
@@ -56,7 +57,7 @@ async def run_show(args: argparse.Namespace) -> int:
 
 async def run_review(args: argparse.Namespace) -> int:
     """A verdict."""
-    with Journal.open(args.journal, must_exist=True) as journal:
+    with Journal.open(where(args), must_exist=True) as journal:
         _check_there(journal.reader.find(args.id), args.id)
         receipt = journal.review(
             args.id, verdict=args.verdict, reviewer=args.reviewer or getpass.getuser(), note=args.note
@@ -66,7 +67,7 @@ async def run_review(args: argparse.Namespace) -> int:
 
 async def run_ack(args: argparse.Namespace) -> int:
     """An acknowledgement."""
-    with Journal.open(args.journal, must_exist=True) as journal:
+    with Journal.open(where(args), must_exist=True) as journal:
         _check_there(journal.reader.find(args.id), args.id)
         receipt = journal.acknowledge(args.id, by=args.by or getpass.getuser(), note=args.note)
     return _said(args, "acknowledged", receipt)
@@ -79,7 +80,7 @@ async def run_export(args: argparse.Namespace) -> int:
         raise ConfigError("--format parquet needs --output FILE.")
     if args.format == "journal" and filters != EVERYTHING:
         raise ConfigError("--format journal is all of the journal: no other flags say which alerts.")
-    with JournalReader.open(args.journal) as reader, _output(args.output) as path:
+    with JournalReader.open(where(args)) as reader, _output(args.output) as path:
         if args.format == "parquet":
             said = f"{journal_export.write_parquet(reader.all_alerts(filters), Path(path))} written"
         else:
@@ -104,7 +105,7 @@ def _export_text(args: argparse.Namespace, reader: JournalReader, filters: Filte
 async def run_precision(args: argparse.Namespace) -> int:
     """How often each monitor was right."""
     terminal = Terminal(args.color)
-    with JournalReader.open(args.journal) as reader:
+    with JournalReader.open(where(args)) as reader:
         found = precisions(reader.reviews())
     if not args.json:
         terminal.show(precision_table(found))
@@ -122,7 +123,7 @@ async def run_verify(args: argparse.Namespace) -> int:
     """Whether the journal is as it was written: 0 if it is, else 1."""
     terminal = Terminal(args.color)
     noted = None if args.head is None else NotedHead.read(args.head)
-    with JournalReader.open(args.journal) as reader:
+    with JournalReader.open(where(args)) as reader:
         results = reader.verify(noted)
     for result in results:
         finding = result.finding
@@ -144,7 +145,7 @@ async def run_retain(args: argparse.Namespace) -> int:
         raise ConfigError("retain needs --days or --alerts.")
     age = None if args.days is None else timedelta(days=args.days)
     keep = Keep(max_age=age, max_alerts=args.alerts, unsent_too=args.unsent_too)
-    with Journal.open(args.journal, must_exist=True) as journal:
+    with Journal.open(where(args), must_exist=True) as journal:
         done = journal.retain(keep, dry_run=args.dry_run)
     for each in done:
         if args.json:
@@ -159,14 +160,18 @@ async def run_retain(args: argparse.Namespace) -> int:
 
 async def run_upgrade(args: argparse.Namespace) -> int:
     """Bring the tables up to date: opening for writing does."""
-    with Journal.open(args.journal, must_exist=True) as journal:
+    with Journal.open(where(args), must_exist=True) as journal:
         place = journal.place
     print(f"{place} is up to date")
     return 0
 
 
-def _filters(args: argparse.Namespace) -> Filters:
+def where(args: argparse.Namespace) -> str | Path:
+    """The journal that is meant; by default that of the server on the usual port."""
+    return args.journal if args.journal is not None else default_place()
 
+
+def _filters(args: argparse.Namespace) -> Filters:
     return Filters(
         monitors=tuple(args.monitors),
         levels=tuple(args.levels),

@@ -4,7 +4,7 @@ What a model or a client wrote passes `sanitize`: a terminal would obey what is 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -14,6 +14,7 @@ from monitors.alert_record import AlertRecord, KeptText, Series
 from monitors.journal_chain import Verification
 from monitors.journal_precision import Precision
 from monitors.journal_reader import KeptAlert
+from service.client_alerts import AlertReplay, JournalAlert, ReplayComparison
 from service.rendering import sanitize
 
 CONTEXT_CHARS = 400
@@ -21,11 +22,16 @@ CONTEXT_CHARS = 400
 LEVEL_STYLES = {"info": "", "warning": "yellow", "critical": "bold red"}
 
 
-def alert_table(alerts: Iterable[KeptAlert]) -> Table:
-    """One line for each."""
+def _alert_table() -> Table:
     table = Table(box=None, pad_edge=False, show_edge=False)
     for name in ("time", "id", "monitor", "level", "score", "threshold", "tokens", "label", "review", "taken"):
         table.add_column(name, justify="right" if name in ("score", "threshold", "tokens") else "left", no_wrap=True)
+    return table
+
+
+def alert_table(alerts: Iterable[KeptAlert]) -> Table:
+    """One line for each."""
+    table = _alert_table()
     for kept in alerts:
         record = kept.record
         firing = record.state == "firing"
@@ -42,6 +48,57 @@ def alert_table(alerts: Iterable[KeptAlert]) -> Table:
             "yes" if kept.acknowledgements else "",
         )
     return table
+
+
+def told_alert_table(alerts: Iterable[JournalAlert]) -> Table:
+    """The same of a server's alerts."""
+    table = _alert_table()
+    for told in alerts:
+        alert = told.alert
+        firing = alert.state == "firing"
+        table.add_row(
+            _time(datetime.fromtimestamp(alert.time_seconds, UTC)),
+            Text(sanitize(alert.alert_id)),
+            Text(sanitize(alert.monitor)),
+            Text(
+                alert.severity if firing else "cleared", style=LEVEL_STYLES.get(alert.severity, "") if firing else "dim"
+            ),
+            f"{alert.score:.3g}",
+            f"{alert.threshold:.3g}",
+            f"{alert.span_start}-{alert.position}",
+            Text(sanitize(alert.label)),
+            told.review.verdict if told.review else "",
+            "yes" if told.acknowledgements else "",
+        )
+    return table
+
+
+def replay_lines(replay: AlertReplay) -> Iterator[RenderableType]:
+    """What came of a replay, and what is not as it was."""
+    for difference in replay.differences:
+        yield Text(sanitize(f"not as it was: {difference}"), style="yellow")
+    yield from _comparison("read again", replay.read)
+    if replay.generated is None:
+        yield Text("written again: nothing to write, the alert is not in a generated reply", style="dim")
+    else:
+        yield from _comparison("written again", replay.generated)
+
+
+def _comparison(title: str, of: ReplayComparison) -> Iterator[RenderableType]:
+    verdict = "reproduced" if of.reproduced else "NOT REPRODUCED"
+    tokens = f"{of.num_tokens} tokens of the reply the same"
+    if of.first_difference is not None:
+        tokens = f"another token at {of.first_difference}"
+    raised = "alert raised again" if of.raised_again else "alert not raised again"
+    style = "" if of.reproduced else "bold red"
+    yield Text(f"{title}: {verdict} within {of.tolerance:g}; {tokens}; {raised}", style=style)
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for name in ("series", "kind", "tokens", "largest difference", "of at most", "within"):
+        table.add_column(name, justify="left" if name in ("series", "kind") else "right", no_wrap=True)
+    for each in of.series:
+        figures = str(each.num_compared), f"{each.largest_difference:.3g}", f"{each.scale:.3g}"
+        table.add_row(Text(sanitize(each.name)), each.kind, *figures, "yes" if each.within_tolerance else "NO")
+    yield table
 
 
 def alert_parts(kept: KeptAlert) -> Iterator[RenderableType]:

@@ -1,7 +1,8 @@
-"""`telltale alerts`: the flags of the commands on an alert journal. `alert_commands` carries them out.
+"""`telltale alerts`: the flags of the commands on an alert journal.
 
-They work on the journal's file or database; no server is asked. The database's libraries are imported only when a
-command runs: `telltale generate` starts in a moment.
+With `--target` a running server is asked (`server_alerts`): while it runs, its file takes nobody else's reviews.
+Otherwise they work on the journal's file or database (`alert_commands`). The database's libraries are imported only
+when a command runs: `telltale generate` starts in a moment.
 """
 
 import argparse
@@ -12,13 +13,19 @@ from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import Any
 
-from service.cli_options import add_output_flags
+from service.cli_options import add_connection_flags, add_output_flags
 
 LEVELS = ("info", "warning", "critical")
 STATES = ("firing", "cleared")
 VERDICTS = ("true", "false", "unsure")
 FORMATS = ("jsonl", "journal", "parquet", "labelled")
+OF_SERVERS = ("list", "show", "review", "ack", "precision", "replay")
+"""Commands that can ask a server; with `--target` alone, so that a variable does not change which journal is meant."""
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+_COMMANDS = "service.alert_commands"
+_OF_FILES = {"replay": "service.local_replay"}
 
 
 def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -51,6 +58,21 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     export.add_argument("--dataset", metavar="NAME", help="for labelled data, its name")
     _add_filters(export)
     _command(which, "precision", "how often each monitor was right, by the reviews")
+    replay = _command(which, "replay", "do an alert's request again, on a server or here, and compare")
+    replay.add_argument("id", metavar="ID")
+    replay.add_argument(
+        "--tolerance",
+        metavar="SHARE",
+        type=float,
+        default=0.0,
+        help="largest difference that counts as none, as a share of a series' largest value; by default 0.001 for "
+        "float32, 0.05 for other formats",
+    )
+    replay.add_argument(
+        "--config",
+        metavar="FILE",
+        help="without --target: options of `telltale serve` that say what to load here, TELLTALE_ variables too",
+    )
     verify = _command(which, "verify", "whether the journal is as it was written")
     verify.add_argument("--head", metavar="[SEQ:]HASH", help="a head that was noted elsewhere")
     retain = _command(which, "retain", "delete the oldest")
@@ -63,15 +85,17 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _command(which: Any, name: str, help_: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = which.add_parser(name, help=help_, allow_abbrev=False)
-    journal = os.environ.get("TELLTALE_JOURNAL") or None
     parser.add_argument(
         "--journal",
         metavar="FILE_OR_URL",
-        default=journal,
-        required=journal is None,
-        help="the journal's file, or postgresql://USER@HOST/DATABASE [env: TELLTALE_JOURNAL, where a password belongs]",
+        default=os.environ.get("TELLTALE_JOURNAL") or None,
+        help="the journal's file, or postgresql://USER@HOST/DATABASE; by default that of the server on port 50051 "
+        "[env: TELLTALE_JOURNAL, where a password belongs]",
     )
     add_output_flags(parser)
+    if name in OF_SERVERS:
+        add_connection_flags(parser)
+        parser.set_defaults(target=None)
     parser.set_defaults(run=_late(name))
     return parser
 
@@ -94,8 +118,8 @@ def _late(name: str) -> Callable[[argparse.Namespace], Awaitable[int]]:
     """The command of that name, imported when it runs."""
 
     async def run(args: argparse.Namespace) -> int:
-        command = getattr(import_module("service.alert_commands"), f"run_{name}")
-        return int(await command(args))
+        module = "service.server_alerts" if getattr(args, "target", None) else _OF_FILES.get(name, _COMMANDS)
+        return int(await getattr(import_module(module), f"run_{name}")(args))
 
     return run
 

@@ -38,6 +38,7 @@ from service.client_catalog import ServerInfo, WatchedFeature
 from service.client_channel import open_channel
 from service.client_events import Alert, Event, Reply, ScoreResult, Started, gather
 from service.client_features import Feature, FeatureMatch, FeatureOrder
+from service.client_journal import JournalCalls
 from service.client_lookup import MAX_MATCHES, MAX_PAGE, all_pages, list_request, search_request
 from service.client_monitors import Monitor
 from service.client_request import GenerateOptions, Prompt, ScoreOptions, generate_request, score_request
@@ -67,6 +68,7 @@ class TelltaleClient:
         self.generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self.features = feature_pb2_grpc.FeatureServiceStub(self._channel)
         self.monitors = monitor_pb2_grpc.MonitorServiceStub(self._channel)
+        self.journal = JournalCalls(self._channel, self.call)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def __aenter__(self) -> Self:

@@ -91,6 +91,27 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JournalInfo:
+    """How the alert journal stands."""
+
+    num_entries: int
+    head_seq: int
+    """Number of the last entry ever written."""
+    keeps_text: bool
+    is_writable: bool
+    """Whether the last entry could be written."""
+    num_write_failures: int
+    write_error: str
+    is_forwarded: bool
+    """Whether a database gets a copy."""
+    num_waiting: int
+    """Entries that it has not got yet."""
+    lag_seconds: float
+    """Age of the oldest of them."""
+    forward_error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
     """What is served."""
 
@@ -109,3 +130,5 @@ class ServerInfo:
     planned_memory_bytes: int
     steering_hook_point: str = ""
     """Where steering acts; empty if it is refused, or the server is older than this field."""
+    journal: JournalInfo | None = None
+    """None if the server keeps none."""

@@ -139,6 +139,8 @@ class Alert:
     """Names of the policies that this alert made apply."""
     withheld: Withheld | None = None
     """What those policies kept from leaving."""
+    alert_id: str = ""
+    """In the server's alert journal; empty if it keeps none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

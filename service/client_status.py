@@ -16,10 +16,10 @@ from service.errors import FieldViolation, ServiceError
 
 DETAILS_KEY = "grpc-status-details-bin"
 RETRY_AFTER_KEY = "retry-after-ms"
-SLOW_CONSUMER = "SLOW_CONSUMER"
-"""ErrorInfo.reason that tells a slow consumer from a full queue: both are RESOURCE_EXHAUSTED."""
 NO_DICTIONARY = "NO_DICTIONARY"
 """ErrorInfo.reason of what only a dictionary could answer."""
+SLOW_CONSUMER, ALERT_NOT_KEPT = "SLOW_CONSUMER", "ALERT_NOT_KEPT"
+"""ErrorInfo.reason that tells these two from a full queue: all are RESOURCE_EXHAUSTED."""
 
 
 def to_error(error: grpc.RpcError) -> ServiceError:
@@ -28,7 +28,9 @@ def to_error(error: grpc.RpcError) -> ServiceError:
     match code:
         case grpc.StatusCode.FAILED_PRECONDITION if _error_info(error).reason == NO_DICTIONARY:
             return errors.NoDictionary(message)
-        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE | grpc.StatusCode.FAILED_PRECONDITION:
+        case grpc.StatusCode.FAILED_PRECONDITION:
+            return errors.NotPossible(message or code.name)
+        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
             return errors.InvalidRequest(_violations(error), _with_violations(message, _violations(error)))
         case grpc.StatusCode.NOT_FOUND:
             return errors.NotFound(message, message=message)
@@ -57,6 +59,8 @@ def retry_after_seconds(error: grpc.RpcError) -> float | None:
 def _exhausted(error: grpc.RpcError, message: str) -> ServiceError:
     if _error_info(error).reason == SLOW_CONSUMER:
         return errors.SlowConsumer(message)
+    if _error_info(error).reason == ALERT_NOT_KEPT:
+        return errors.AlertNotKept(message)
     asked = retry_after_seconds(error)
     if asked is not None:
         return errors.QueueFull(message, retry_after_seconds=asked)

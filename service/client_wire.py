@@ -7,6 +7,7 @@ that may be unset, a `Literal` an enum. So there is no converter to write per me
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -99,6 +100,8 @@ def _reader(name: str, hint: Any, descriptor: Any) -> Read:
         return lambda message: name_of(getattr(message, name))
     if origin is Mapping:
         return lambda message: MessageToDict(getattr(message, name))
+    if hint is datetime:
+        return lambda message: getattr(message, name).ToDatetime(tzinfo=UTC)
     if isinstance(hint, type) and is_dataclass(hint):
         return lambda message: decode(hint, getattr(message, name))
     return lambda message: getattr(message, name)

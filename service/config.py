@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from sae_runtime.hook_point import HookPoint
 
@@ -18,6 +18,8 @@ EMBEDDED = "embedded"
 """The model that needs no download, and the dictionary that was trained on it."""
 NO_DICTIONARY = "none"
 """Serve with probe monitors alone."""
+NO_JOURNAL = "none"
+"""As `journal`: alerts are not kept."""
 TOP_FEATURES_LIMIT = 64
 """Most top features per token that the wire contract allows."""
 
@@ -52,6 +54,18 @@ def _hook_point(text: str) -> str:
         return str(HookPoint.parse(text))
     except ValueError:
         raise ValueError("must look like 'layers.15.output' or 'blocks.15.hook_resid_post'") from None
+
+
+def _journal_file(path: str) -> str:
+    if "://" in path:
+        raise ValueError("must be a path, or none; journal_forward takes a database")
+    return path if path == NO_JOURNAL else str(Path(path).expanduser())
+
+
+def _database_url(url: SecretStr) -> SecretStr:
+    if not re.match(r"postgres(ql)?://", url.get_secret_value()):
+        raise ValueError("must be postgresql://USER@HOST/DATABASE")
+    return url
 
 
 def _shaped(pattern: str, wanted: str) -> AfterValidator:
@@ -209,6 +223,26 @@ class Settings(BaseModel):
         30.0, description="A client that has not read its stream for so long loses it."
     )
 
+    # The alert journal
+    journal: Annotated[str, AfterValidator(_journal_file)] | None = Field(
+        None,
+        min_length=1,
+        description="File that every alert is kept in before anybody is told of it; `none`, or the flag "
+        "`--no-journal`, keeps none. Unset: `alerts-PORT.sqlite` in `$XDG_STATE_HOME/telltale` or "
+        "`~/.local/state/telltale`.",
+    )
+    journal_text: bool = Field(
+        True,
+        description="Keep the text that an alert is about. Without, hashes with a key that lies beside the journal.",
+    )
+    journal_forward: Annotated[SecretStr, AfterValidator(_database_url)] | None = Field(
+        None,
+        description="PostgreSQL that gets a copy of every entry: `postgresql://USER@HOST/DATABASE`. With a password it "
+        "belongs into the variable or the file: others can read flags in `ps`.",
+    )
+    journal_max_days: Seconds = Field(0.0, description="Delete entries that are older than so many days; 0 keeps all.")
+    journal_max_alerts: Count = Field(0, description="Keep so many of the newest alerts; 0 keeps all.")
+
     # Life and death
     stall_seconds: PositiveSeconds = Field(
         60.0, description="With requests running and no step for so long, the health service says NOT_SERVING."
@@ -224,7 +258,12 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_clashes(self) -> "Settings":
-        clashes = [*self._tls_clashes(), *self._port_clashes(), *self._dictionary_clashes()]
+        clashes = [
+            *self._tls_clashes(),
+            *self._port_clashes(),
+            *self._dictionary_clashes(),
+            *self._journal_clashes(),
+        ]
         if clashes:
             raise ValueError("\n".join(clashes))
         return self
@@ -249,6 +288,11 @@ class Settings(BaseModel):
     def _port_clashes(self) -> list[str]:
         if self.grpc_port and self.grpc_port == self.http_port:
             return [f"grpc_port and http_port must differ. Got {self.grpc_port} for both."]
+        return []
+
+    def _journal_clashes(self) -> list[str]:
+        if self.journal == NO_JOURNAL and self.journal_forward is not None:
+            return ["journal_forward needs a journal: what is sent is sent from there. Got journal none."]
         return []
 
     @property

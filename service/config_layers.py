@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from service.config import Settings
 from service.errors import ConfigError
-from service.options import ENV_PREFIX, env_name, flag_name, is_switch
+from service.options import ENV_PREFIX, env_name, flag_name, is_secret, is_switch
 
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 CLIENT_VARIABLES = (f"{ENV_PREFIX}TARGET", f"{ENV_PREFIX}API_KEY", f"{ENV_PREFIX}TLS_CA")
@@ -78,9 +78,9 @@ def settings_of(given: Layer) -> Settings:
 
 
 def print_config(settings: Settings, given: Layer) -> str:
-    """The settings as a config file, each line with its origin. Secrets would show as asterisks."""
+    """The settings as a config file, each line with its origin. Secrets show as asterisks."""
     lines = []
-    # `mode="json"` is what masks a SecretStr. No option is one today: secrets live in files, options hold their paths.
+    # `mode="json"` is what masks a SecretStr.
     for name, value in settings.model_dump(mode="json").items():
         line = yaml.safe_dump({name: value}, width=10**6, allow_unicode=True).rstrip("\n")
         lines.append(f"{line}  # {given[name].origin if name in given else 'default'}")
@@ -165,4 +165,7 @@ def _line(detail: ErrorDetails, given: Layer) -> str:
         return message
     entry = given[str(detail["loc"][0])]
     wanted = re.sub(r"^(Input|String|Value) should", "must", message).partition(", unable")[0]
-    return f"{entry.origin}: {wanted}. Got {entry.value!r}."
+    # A database's URL may hold a password, wherever it was put.
+    is_hidden = is_secret(str(detail["loc"][0])) or "://" in str(entry.value)
+    got = "another value" if is_hidden else repr(entry.value)
+    return f"{entry.origin}: {wanted}. Got {got}."

@@ -8,14 +8,15 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from sae_runtime.steering import SteeringLimits
 from service.admission import Admission
-from service.errors import EngineFailed, NotReady, QueueFull, ServiceError
+from service.alert_evidence import Raised
+from service.errors import AlertNotKept, EngineFailed, NotReady, QueueFull, ServiceError
 from service.model_runner import ModelRunner
 from service.passes import Passes
 from service.published import Published
@@ -45,12 +46,15 @@ class Engine:
         server_watch: Sequence[int] = (),
         slow_consumer_seconds: float = 30.0,
         publish: Callable[[Published], None] = lambda _published: None,
+        keep: Callable[[Sequence[Raised]], Collection[str]] | None = None,
     ) -> None:
         """
         Args:
             server_watch: latents that the metrics follow in all requests.
             slow_consumer_seconds: end a request whose events lie unread for longer.
             publish: called on the engine thread after every step that has something to say; must not block.
+            keep: called with a step's alerts before anything of the step is published; ids of the requests whose alerts
+                could not be kept. None keeps none.
         """
         self.runner = runner
         self.scheduler = scheduler
@@ -59,6 +63,7 @@ class Engine:
         self._steering_limits = steering_limits
         self._slow_consumer_seconds = slow_consumer_seconds
         self._publish_to = publish
+        self._keep = keep
         self._rows: list[Row] = []
         self._out = Published()
         self._is_stopping = False
@@ -215,6 +220,7 @@ class Engine:
             sae=self.runner.sae,
             limits=self._steering_limits,
             device=model.device,
+            keeps_alerts=self._keep is not None,
         )
 
     # --- prompts: one bounded chunk after another ---
@@ -321,7 +327,7 @@ class Engine:
             self._out.alerts.extend(row.alerts)
         row.abandon()
         self._flush(row)
-        self._out.fail(row.submission.mailbox, failure)
+        self._out.fail(row.submission, failure)
         self._retire(row, outcome)
 
     def _retire(self, row: Row, outcome: Outcome) -> None:
@@ -335,7 +341,7 @@ class Engine:
     def _refuse(self, submission: Submission, outcome: Outcome, failure: Exception) -> None:
         """End a request that never got a slot."""
         self.admission.left_queue(submission, to_slot=False)
-        self._out.fail(submission.mailbox, failure)
+        self._out.fail(submission, failure)
         waited = time.monotonic() - submission.arrived
         self._out.requests.append(RequestRecord.of_waiting(outcome, waited, submission.request.request_id))
 
@@ -348,7 +354,7 @@ class Engine:
         for row in self._rows:
             row.abandon()
             self._flush(row)
-            self._out.fail(row.submission.mailbox, failure)
+            self._out.fail(row.submission, failure)
             self._out.requests.append(row.record(outcome))
         self.scheduler.waiting.clear()
         self._rows.clear()
@@ -356,12 +362,26 @@ class Engine:
 
     def _flush(self, row: Row) -> None:
         if row.outbox:
-            self._out.put(row.submission.mailbox, row.outbox)
+            self._out.put(row.submission, row.outbox)
             row.outbox = []
+        if row.evidence is not None:
+            self._out.raised.extend(row.evidence.take())
+
+    def _keep_alerts(self) -> None:
+        """On disk before anybody is told. Where that fails nothing of the step is told to the requests concerned."""
+        raised, self._out.raised = self._out.raised, []
+        lost = self._keep(raised) if self._keep is not None and raised else ()
+        if lost:
+            failure = AlertNotKept()
+            for row in [row for row in self._rows if row.request.request_id in lost]:
+                self._fail_row(row, Outcome.ALERT_NOT_KEPT, failure)
+            self._out.withhold(lost, Outcome.ALERT_NOT_KEPT, failure)
 
     def _publish(self) -> None:
         for row in self._rows:
             self._flush(row)
+        self._keep_alerts()
+        self._out.deliver()
         out, self._out = self._out, Published()
         if not out.is_empty:
             if out.steps:

@@ -5,8 +5,10 @@
     ├── InvalidRequest     a request that makes no sense, with every field that is wrong     INVALID_ARGUMENT
     ├── NotFound           a feature or monitor that the server does not have                NOT_FOUND
     ├── NoDictionary       what only a dictionary could answer, of a server that has none     FAILED_PRECONDITION
+    ├── NotPossible        what is asked makes sense, and not here or not now                FAILED_PRECONDITION
     ├── AccessDenied       no key, or a key that may not do this       UNAUTHENTICATED, PERMISSION_DENIED
     ├── QueueFull          too many requests wait already                                    RESOURCE_EXHAUSTED
+    ├── AlertNotKept       an alert of the request could not be written to the journal       RESOURCE_EXHAUSTED
     ├── SlowConsumer       the client did not read its stream for too long                   RESOURCE_EXHAUSTED
     ├── NotReady           starting, shutting down, or unreachable                           UNAVAILABLE
     ├── DeadlineExceeded   the client's deadline, or the server's own limit, has passed      DEADLINE_EXCEEDED
@@ -73,6 +75,10 @@ class NoDictionary(ServiceError):
         super().__init__(message or "This server has no dictionary (--sae none), and so no features.")
 
 
+class NotPossible(ServiceError):
+    """What is asked makes sense, and the state of things does not allow it: there is no journal, or no text in it."""
+
+
 class AccessDenied(ServiceError):
     """The API key is missing or unknown, or does not allow what was asked."""
 
@@ -83,6 +89,13 @@ class QueueFull(ServiceError):
     def __init__(self, message: str = "The queue is full.", *, retry_after_seconds: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class AlertNotKept(ServiceError):
+    """A monitor fired in the request, and the alert could not be kept: so nothing more of the reply is sent."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or "An alert of this request could not be written to the server's alert journal.")
 
 
 class SlowConsumer(ServiceError):

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from telltale.v1 import feature_pb2, generation_pb2, monitor_pb2
+from telltale.v1 import alert_pb2, feature_pb2, generation_pb2, monitor_pb2
 
 from service import rpc
 from service.config import Settings
@@ -16,6 +16,7 @@ from service.errors import ConfigError, ServiceError
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 FEATURES = feature_pb2.DESCRIPTOR.services_by_name["FeatureService"]
 MONITORS = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"]
+ALERTS = alert_pb2.DESCRIPTOR.services_by_name["AlertService"]
 
 _MAX_MESSAGE_BYTES = 4 * 2**20
 

@@ -12,6 +12,7 @@ from sae_runtime.chat_template import Message, content_spans, render
 from sae_runtime.errors import ConversationError
 from sae_runtime.reasoning import Delimiters, reasoning_flags
 from service.errors import InvalidRequest
+from service.request import Place
 
 
 class Prompt(NamedTuple):
@@ -22,6 +23,8 @@ class Prompt(NamedTuple):
     """Whose words each token is; None for a template's own, and for roles that were not asked for."""
     replies: tuple[range, ...] = ()
     """Tokens of each of the assistant's messages, if they were asked for; all of a prompt without a template."""
+    places: tuple[Place | None, ...] = ()
+    """Where in the conversation that is; empty for a prompt that is none."""
 
     def positions_of(self, role: Role) -> frozenset[int]:
         """Positions of that role's words."""
@@ -69,7 +72,8 @@ def from_chat(tokenizer: Any, messages: Sequence[Message], *, add_reply: bool, r
         if span is not None and span.role == "assistant":
             replies[span] = range(replies.get(span, range(position, 0)).start, position + 1)
     whose = tuple(None if span is None else span.role for span in found)
-    return Prompt(tuple(encoded.input_ids), whose, tuple(replies.values()))
+    places = (_place(span, *ends) for span, ends in zip(found, encoded.offset_mapping, strict=True))
+    return Prompt(tuple(encoded.input_ids), whose, tuple(replies.values()), tuple(places) if any(whose) else ())
 
 
 class _Span(NamedTuple):
@@ -78,6 +82,9 @@ class _Span(NamedTuple):
     start: int
     end: int
     role: Role
+    message: int
+    shift: int
+    """Characters of the content before it, which the template trimmed."""
 
 
 def _spans(
@@ -86,10 +93,25 @@ def _spans(
     """Where the contents of messages of these roles stand, in order."""
     spoken = [i for i, message in enumerate(messages) if message["role"] in roles]
     spans = content_spans(tokenizer, messages, spoken, rendered, add_reply=add_reply)
-    return [_Span(start, end, cast(Role, messages[i]["role"])) for i, (start, end) in spans.items()]
+    return [
+        _Span(start, end, cast(Role, messages[i]["role"]), i, _num_trimmed(messages[i]["content"], end - start))
+        for i, (start, end) in spans.items()
+    ]
+
+
+def _num_trimmed(content: str, length: int) -> int:
+    """Blanks before what is left of a content after the template; `content_spans` says how much that is."""
+    return 0 if length == len(content) else len(content) - len(content.lstrip())
 
 
 def _span_at(character: int, spans: Sequence[_Span]) -> _Span | None:
     """Which of `spans`, which rise, holds it."""
     before = bisect_right(spans, character, key=lambda span: span.start)
     return spans[before - 1] if before > 0 and character < spans[before - 1].end else None
+
+
+def _place(span: _Span | None, start: int, end: int) -> Place | None:
+    if span is None:
+        return None
+    shift = span.shift - span.start
+    return Place(span.message, start + shift, min(end, span.end) + shift)

@@ -1,9 +1,25 @@
-"""What one step of the engine has to say: events in mailboxes, alerts for watchers, records for the metrics."""
+"""What one step of the engine has to say: events for mailboxes, alerts for watchers, records for the metrics.
 
-from dataclasses import dataclass, field
+Nothing reaches a mailbox before `deliver`: until then what a request was to be told can be taken back.
+"""
 
-from service.records import EngineState, RequestRecord, RowFailure, StepRecord
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from service.alert_evidence import Raised
+from service.records import EngineState, Outcome, RequestRecord, RowFailure, StepRecord
 from service.request import AlertEvent, Event, Mailbox
+from service.submission import Submission
+
+
+class Post(NamedTuple):
+    """What is to be put into one mailbox."""
+
+    submission: Submission
+    events: list[Event]
+    failure: Exception | None
+    """The error that ends the stream, if one does."""
 
 
 @dataclass(slots=True)
@@ -17,17 +33,43 @@ class Published:
     requests: list[RequestRecord] = field(default_factory=list)
     alerts: list[AlertEvent] = field(default_factory=list)
     state: EngineState | None = None
+    raised: list[Raised] = field(default_factory=list)
+    """Alerts that have to be kept before anything is delivered."""
+    posts: list[Post] = field(default_factory=list)
 
-    def put(self, mailbox: Mailbox, events: list[Event]) -> None:
-        """Deliver events; alerts among them are for those who watch all requests, too."""
-        mailbox.put(events)
-        self.mailboxes.append(mailbox)
-        self.alerts.extend(event for event in events if isinstance(event, AlertEvent))
+    def put(self, submission: Submission, events: list[Event]) -> None:
+        """Events for a request; alerts among them are for those who watch all requests, too."""
+        self.posts.append(Post(submission, events, None))
+        if submission.request.replay is None:
+            self.alerts.extend(event for event in events if isinstance(event, AlertEvent))
 
-    def fail(self, mailbox: Mailbox, failure: Exception) -> None:
+    def fail(self, submission: Submission, failure: Exception) -> None:
         """End a stream with an error."""
-        mailbox.fail(failure)
-        self.mailboxes.append(mailbox)
+        self.posts.append(Post(submission, [], failure))
+
+    def withhold(self, request_ids: Collection[str], outcome: Outcome, failure: Exception) -> None:
+        """Tell these requests nothing of this step but that they failed."""
+
+        def is_concerned(post: Post) -> bool:
+            return post.submission.request.request_id in request_ids
+
+        concerned = {post.submission.request.request_id: post.submission for post in filter(is_concerned, self.posts)}
+        self.posts = [post for post in self.posts if not is_concerned(post)]
+        self.posts += [Post(submission, [], failure) for submission in concerned.values()]
+        self.alerts = [event for event in self.alerts if event.request_id not in request_ids]
+        self.requests = [
+            replace(record, outcome=outcome) if record.request_id in request_ids else record for record in self.requests
+        ]
+
+    def deliver(self) -> None:
+        """Put everything where it belongs."""
+        for submission, events, failure in self.posts:
+            if events:
+                submission.mailbox.put(events)
+            if failure is not None:
+                submission.mailbox.fail(failure)
+            self.mailboxes.append(submission.mailbox)
+        self.posts = []
 
     @property
     def is_empty(self) -> bool:

@@ -37,6 +37,7 @@ class Outcome(StrEnum):
     REJECTED_QUEUE = "rejected_queue"
     UNAVAILABLE = "unavailable"
     SLOW_CONSUMER = "slow_consumer"
+    ALERT_NOT_KEPT = "alert_not_kept"
     ENGINE_ERROR = "engine_error"
 
 
@@ -119,6 +120,8 @@ class RequestRecord:
     """Generated tokens that a policy kept from leaving."""
     policy_actions: list[str] = field(default_factory=list)
     """Actions of the policies that came to apply: annotate, stop, steer."""
+    is_replay: bool = False
+    """Whether it did another request again: that is no traffic."""
 
     @classmethod
     def of_waiting(cls, outcome: Outcome, waited_seconds: float, request_id: str) -> "RequestRecord":

@@ -43,6 +43,25 @@ class SamplingParams:
     ignore_eos: bool = False
 
 
+class Place(NamedTuple):
+    """Where a token stands in a conversation."""
+
+    message: int
+    start: int
+    end: int
+    """Characters [start, end) of that message's content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """That a request does again what another did: its alerts are compared, and nobody else is told of them."""
+
+    num_prompt: int
+    """Tokens of the first one's prompt."""
+    steering: tuple[tuple[tuple[SteeringSpec, ...], str, int], ...] = ()
+    """What policies had switched on: (operations, whose, from which position on)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """Everything the engine needs to know of one request."""
@@ -74,6 +93,22 @@ class Request:
     earlier words are None: they were scored when they were written."""
     length_reason: FinishReason = FinishReason.LENGTH
     """What to call reaching `max_tokens`: CONTEXT_LENGTH if the context, not the client, set it."""
+    conversation: tuple[tuple[str, str], ...] = ()
+    """Role and content of each message that the prompt was made of; empty for a text and for token ids."""
+    places: tuple["Place | None", ...] = ()
+    """Where each prompt token stands in the conversation; empty if no monitor scores prompts."""
+    replay: "Replay | None" = None
+    """For a request that does again what another did."""
+
+    @property
+    def all_steering(self) -> list[tuple[tuple[SteeringSpec, ...], str, int]]:
+        """Operations that are in force from the beginning, or from a known position on: (specs, whose, from where)."""
+        return [(self.steering, "request", 0), *(self.replay.steering if self.replay else ())]
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens that are prompt to steering; others of `prompt_ids` are a reply that is read and not written anew."""
+        return len(self.prompt_ids) if self.replay is None else self.replay.num_prompt
 
     def prompt_role(self, position: int) -> Role | None:
         """Whose words a prompt token is, for monitors."""
@@ -113,6 +148,8 @@ class TokenEvent:
     """Whose words it is; None in a prompt whose roles nobody asked for, and for a template's tokens."""
     off_scale: bool
     """A massive activation, position 0 always: its readings mean nothing and are not scored."""
+    probes: Mapping[str, float] = field(default_factory=dict)
+    """Values of the probes that the request's monitors read; empty where none of them scored the token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +181,8 @@ class AlertEvent:
     """Policies that this alert made apply."""
     withheld: Withheld | None = None
     """What they kept from leaving, the alert's own token included; None if they hold nothing back."""
+    id: str = ""
+    """In the journal; empty if none is kept."""
 
 
 @dataclass(frozen=True, slots=True)

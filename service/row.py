@@ -20,6 +20,7 @@ from monitors.track import Alert
 from sae_runtime.latent_reader import LatentReader
 from sae_runtime.reasoning import ReasoningReader
 from sae_runtime.steering import Steering, SteeringLimits
+from service.alert_evidence import AlertEvidence
 from service.detokenizer import Detokenizer
 from service.held_tokens import HeldTokens
 from service.model_runner import Fetched
@@ -63,7 +64,9 @@ class Row:
         sae: LatentReader,
         limits: SteeringLimits,
         device: torch.device,
+        keeps_alerts: bool = False,
     ) -> None:
+        """With `keeps_alerts` each alert comes with what is to be kept of it."""
         request = submission.request
         self.submission, self.request, self.slot = submission, request, slot
         self.admitted = time.monotonic()
@@ -90,9 +93,14 @@ class Row:
         self.sampler = Sampler.build(request.sampling, device)
         self.bank = MonitorBank(request.monitors, request.policies)
         self.steering: Steering | None = None
-        if request.steering or request.policy_steering:
-            self.steering = Steering(sae, len(request.prompt_ids), limits)
-            self.steering.add(request.steering)
+        if request.policy_steering or any(specs for specs, _, _ in request.all_steering):
+            self.steering = Steering(sae, request.num_prompt, limits)
+            for specs, _, active_from in request.all_steering:
+                self.steering.add(specs, active_from=active_from)
+        self.evidence: AlertEvidence | None = None
+        """Of its alerts; None if they are not kept."""
+        if keeps_alerts and request.monitors and request.replay is None:
+            self.evidence = AlertEvidence(request)
         self._text = Detokenizer(tokenizer, request.sampling.stop)
         self._reasoning = ReasoningReader(tokenizer, request.reasoning, request.prompt_ids)
         self._prompt_text = Detokenizer(tokenizer)
@@ -248,13 +256,12 @@ class Row:
         readings_U = stats.readings_NU[n]
         role = self.request.prompt_role(position) if is_prompt else self._reply_role(token_id)
         off_scale = bool(stats.off_scale_N[n])
-        updates = self.bank.observe(position, self._inputs(fetched, columns, n, role), role)
+        inputs = self._inputs(fetched, columns, n, role)
+        updates = self.bank.observe(position, inputs, role)
         steered = fetched.steered.get(b)
         was_steered = steered is not None and bool(steered.covered_T[t])
         top = zip(stats.top_indices_Nk[n].tolist(), stats.top_values_Nk[n].tolist(), strict=True)
-        self.alerts += [self._alert_event(update.alert) for _, update in updates if update.alert is not None]
-        self._apply_policies(position)
-        return TokenEvent(
+        event = TokenEvent(
             index=position,
             id=token_id,
             text="",
@@ -268,7 +275,21 @@ class Row:
             l0=int(stats.l0_N[n]),
             role=role,
             off_scale=off_scale or self.bank.left_out,
+            probes=inputs.probes,
         )
+        if self.evidence is not None:
+            self.evidence.observe(event, self.bank.span_start)
+        self.alerts.extend(self._raised(update.alert) for _, update in updates if update.alert is not None)
+        self._apply_policies(position)
+        return event
+
+    def _raised(self, alert: Alert) -> AlertEvent:
+        """With the policies that it made apply."""
+        policies = tuple(policy.name for policy in self.bank.applied_by(alert))
+        event = AlertEvent(self.request.request_id, self.request.label, alert, time.time(), policies)
+        if self.evidence is None:
+            return event
+        return self.evidence.add(event, self.ids[: alert.position + 1], self.bank.action_of(alert).value)
 
     def _reply_role(self, token_id: int) -> Role:
         return "reasoning" if self._reasoning.push(token_id) else "assistant"
@@ -295,14 +316,10 @@ class Row:
         for policy in self.bank.policies.latest:
             if policy.action is PolicyAction.STEER:
                 assert self.steering is not None
-                self.steering.add(
-                    self.request.policy_steering[policy.name], active_from=max(position + 1, self.num_prompt)
-                )
-
-    def _alert_event(self, alert: Alert) -> AlertEvent:
-        """With the policies that it made apply."""
-        policies = tuple(policy.name for policy in self.bank.applied_by(alert))
-        return AlertEvent(self.request.request_id, self.request.label, alert, time.time(), policies)
+                specs, active_from = self.request.policy_steering[policy.name], max(position + 1, self.num_prompt)
+                self.steering.add(specs, active_from=active_from)
+                if self.evidence is not None:
+                    self.evidence.steer(policy.name, specs, active_from)
 
     def _take_alerts(self, event: TokenEvent) -> list[AlertEvent]:
         return [a for a in self.alerts if a.alert.position == event.index]
@@ -352,6 +369,7 @@ class Row:
             request_id=self.request.request_id,
             withheld_tokens=self.num_withheld,
             policy_actions=[policy.action.value for policy in self.bank.triggered],
+            is_replay=self.request.replay is not None,
         )
 
 

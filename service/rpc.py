@@ -193,6 +193,8 @@ def to_status(error: ServiceError) -> status_pb2.Status:
         case errors.NoDictionary():
             code = code_pb2.FAILED_PRECONDITION
             details = [error_details_pb2.ErrorInfo(reason="NO_DICTIONARY", domain=DOMAIN)]
+        case errors.NotPossible():
+            code = code_pb2.FAILED_PRECONDITION
         case errors.AccessDenied():
             code = code_pb2.UNAUTHENTICATED
         case errors.QueueFull():
@@ -200,6 +202,9 @@ def to_status(error: ServiceError) -> status_pb2.Status:
         case errors.SlowConsumer():
             code = code_pb2.RESOURCE_EXHAUSTED
             details = [error_details_pb2.ErrorInfo(reason="SLOW_CONSUMER", domain=DOMAIN)]
+        case errors.AlertNotKept():
+            code = code_pb2.RESOURCE_EXHAUSTED
+            details = [error_details_pb2.ErrorInfo(reason="ALERT_NOT_KEPT", domain=DOMAIN)]
         case errors.NotReady():
             code = code_pb2.UNAVAILABLE
         case errors.DeadlineExceeded():

@@ -17,7 +17,10 @@ from service.assembly import Parts, assemble
 from service.catalog import Catalog
 from service.config import Settings
 from service.errors import ConfigError
+from service.journal_keeper import JournalKeeper
 from service.server import Server
+
+logger = logging.getLogger(__name__)
 
 
 async def serve(settings: Settings) -> int:
@@ -26,10 +29,17 @@ async def serve(settings: Settings) -> int:
     _check_ports(settings)  # loading the model takes longer
     # In a thread that ends: OpenMP keeps a team of workers for every thread that has computed, and where all teams
     # together outnumber the cores it stops spinning at its barriers, which made a step half as slow again.
-    with ThreadPoolExecutor(1) as pool:
-        load = partial(assemble, settings, progress=sys.stderr.isatty())
-        parts = await asyncio.get_running_loop().run_in_executor(pool, load)
-    server = Server(settings, parts)
+    journal = JournalKeeper.open(settings)  # before the model, which takes longer
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            load = partial(assemble, settings, progress=sys.stderr.isatty())
+            parts = await asyncio.get_running_loop().run_in_executor(pool, load)
+        server = Server(settings, parts, journal)
+    except BaseException:
+        if journal is not None:
+            journal.close()
+        raise
+    logger.info("alerts are kept in %s", "no journal" if journal is None else journal.status.place)
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:

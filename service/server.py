@@ -19,7 +19,11 @@ from monitors.monitor_spec import MonitorSpec
 from monitors.policy import MAX_HOLD_TOKENS
 from sae_runtime.reasoning import delimiters_of
 from sae_runtime.sae import SAE
+from service import wire_alerts
 from service.admission import Admission
+from service.alert_keeper import AlertKeeper
+from service.alert_records import RecordMaker
+from service.alert_servicer import AlertServicer
 from service.assembly import Parts
 from service.config import NO_DICTIONARY, Settings
 from service.decoder_likeness import DecoderLikeness
@@ -27,11 +31,14 @@ from service.delivery import Delivery
 from service.engine import Engine
 from service.errors import ConfigError, NotReady
 from service.feature_servicer import FeatureServicer, NoFeatures
-from service.grpc_server import FEATURES, GENERATION, MONITORS, bind, make_grpc_server
+from service.grpc_server import ALERTS, FEATURES, GENERATION, MONITORS, bind, make_grpc_server
 from service.http import HttpServer
+from service.journal_keeper import JournalKeeper, JournalStatus
+from service.journal_metrics import JournalMetrics
 from service.metrics import Metrics, WatchedMetric
 from service.published import Published
 from service.records import RequestRecord
+from service.replay import ReplayHost
 from service.scheduler import Scheduler
 from service.servicer import GenerationServicer, MonitorServicer, make_server_info
 from service.wire_policies import MAX_POLICIES
@@ -52,8 +59,10 @@ _FINISH_SECONDS = 10.0
 class Server:
     """All that runs in the process; made on the event loop it serves on."""
 
-    def __init__(self, settings: Settings, parts: Parts) -> None:
+    def __init__(self, settings: Settings, parts: Parts, journal: JournalKeeper | None = None) -> None:
+        """`journal` is what alerts are kept in, None for nowhere; it is closed with the server."""
         self.settings = settings
+        self.journal = journal
         self.registry = CollectorRegistry()
         self.version = metadata.version("telltale-llm")
         catalog = parts.catalog
@@ -67,6 +76,13 @@ class Server:
             quantization=catalog.model.identity.quantization,
             version=self.version,
         )
+        self._journal_metrics: JournalMetrics | None = None
+        keep = None
+        if journal is not None:
+            packs = {monitor.pack.name: monitor.spec.pack_sha256 for monitor in catalog.monitors}
+            self._journal_metrics = JournalMetrics(self.registry, packs)
+            maker = RecordMaker(catalog, parts.runner.language_model.tokenizer, self.version)
+            keep = AlertKeeper(maker, journal).keep
         self.delivery = Delivery(self._observe)
         self.engine = Engine(
             parts.runner,
@@ -80,6 +96,7 @@ class Server:
             server_watch=catalog.default_latents,
             slow_consumer_seconds=settings.slow_consumer_seconds,
             publish=self.delivery.publish,
+            keep=keep,
         )
         self.health = health.aio.HealthServicer()
         self._grpc = make_grpc_server(settings, self._make_servicers(parts), self.health, self.metrics)
@@ -103,6 +120,8 @@ class Server:
         except (OSError, RuntimeError) as error:
             raise ConfigError(f"grpc_port and http_port must be free on {host}. Got: {error}") from None
         await self._grpc.start()
+        if self.journal is not None:
+            self.journal.start()
         self.engine.start()
         await asyncio.to_thread(self.engine.wait_warm)
         if not self.engine.is_healthy:
@@ -139,7 +158,11 @@ class Server:
         await self._grpc.stop(_STOP_GRACE_SECONDS)
         if self._http is not None:
             await asyncio.to_thread(self._http.close)
-        return await asyncio.to_thread(self.engine.stop)
+        has_stopped = await asyncio.to_thread(self.engine.stop)
+        if self.journal is not None:
+            # After the engine, which may still raise alerts. One that hangs may find the journal closed.
+            await asyncio.to_thread(self.journal.close)
+        return has_stopped
 
     # --- health and metrics ---
 
@@ -147,6 +170,9 @@ class Server:
         """Tell the health service how things are."""
         live = self._is_live()
         self.metrics.observe_state(self.engine.state())
+        if self.journal is not None and self._journal_metrics is not None:
+            seconds, precisions = self.journal.take_append_seconds(), self.journal.precisions
+            self._journal_metrics.observe(self.journal.status, seconds, precisions)
         await self._set_health(live=live, ready=live and not self.engine.admission.is_draining)
 
     def _is_live(self) -> bool:
@@ -161,6 +187,9 @@ class Server:
         await self.health.set(LIVENESS, status(live))
         for service in (GENERATION, FEATURES, MONITORS):
             await self.health.set(service.full_name, status(ready))
+        # Requests without alerts go on when the journal can't be written, so that only this service is not ready then.
+        keeps_alerts = self.journal is not None and self.journal.status.is_writable
+        await self.health.set(ALERTS.full_name, status(ready and keeps_alerts))
 
     def _health_facts(self) -> dict[str, Any]:
         state = self.engine.state()
@@ -171,6 +200,7 @@ class Server:
             "stalled_seconds": round(self.engine.stalled_seconds(), 3),
             "requests_running": state.requests_running,
             "requests_waiting": state.requests_waiting,
+            "journal": None if self.journal is None else _journal_facts(self.journal.status),
         }
 
     def _observe(self, published: Published) -> None:
@@ -182,7 +212,8 @@ class Server:
             if event.alert.state == "firing":
                 self.metrics.observe_alert(event.alert.monitor, event.alert.level, event.alert.role)
         for record in published.requests:
-            self.metrics.observe_request(record)
+            if not record.is_replay:
+                self.metrics.observe_request(record)
             _log_request(record)
         if published.state is not None:
             self.metrics.observe_state(published.state)
@@ -204,13 +235,37 @@ class Server:
         writer = ResponseWriter(catalog, tokenizer.all_special_ids)
         server_info = make_server_info(
             self.engine, catalog, reader, writer, version=self.version, limits=_limits(settings, parts),
-            planned_memory_bytes=parts.planned_memory_bytes,
+            planned_memory_bytes=parts.planned_memory_bytes, journal=self._journal_info,
         )  # fmt: skip
+        host = ReplayHost(
+            catalog, tokenizer, parts.steering_limits, parts.context_length, self.version, reader.reasoning
+        )
         return {
             GENERATION: GenerationServicer(self.engine, self.delivery, reader, writer, self.metrics, server_info),
             FEATURES: _feature_servicer(parts, writer),
             MONITORS: MonitorServicer(catalog, self.delivery),
+            ALERTS: AlertServicer(
+                self.journal, self.engine, self.delivery, host, max_request_seconds=settings.max_request_seconds
+            ),
         }
+
+    def _journal_info(self) -> Any:
+        if self.journal is None:
+            return None
+        return wire_alerts.journal_info(self.journal.status, keeps_text=self.settings.journal_text)
+
+
+def _journal_facts(status: JournalStatus) -> dict[str, Any]:
+    """For `/healthz`. Without errors' texts, which name places: whoever may know them has the log."""
+    return {
+        "entries": status.num_entries,
+        "writable": status.is_writable,
+        "write_failures": status.num_write_failures,
+        "forwarded": status.is_forwarded,
+        "forward_up": not status.forward_error,
+        "waiting": status.num_waiting,
+        "lag_seconds": round(status.lag_seconds, 3),
+    }
 
 
 def _feature_servicer(parts: Parts, writer: ResponseWriter) -> FeatureServicer | NoFeatures:

@@ -163,9 +163,10 @@ class MonitorServicer:
 
 def make_server_info(
     engine: Engine, catalog: Catalog, reader: RequestReader, writer: ResponseWriter, *, version: str, limits: Any,
-    planned_memory_bytes: int,
+    planned_memory_bytes: int, journal: Callable[[], Any] = lambda: None,
 ) -> Callable[[], Any]:  # fmt: skip
-    """The answer to GetServerInfo, as a function of the moment. `limits` is a Limits message."""
+    """The answer to GetServerInfo, as a function of the moment. `limits` is a Limits message, `journal` gives a
+    JournalInfo or None."""
     started = time.monotonic()
 
     def server_info() -> Any:
@@ -182,6 +183,7 @@ def make_server_info(
             watch_generation=catalog.generation,
             planned_memory_bytes=planned_memory_bytes,
             steering_hook_point=catalog.steering_point or "",
+            journal=journal(),
         )
         default = info.sampling_defaults
         default.temperature, default.top_p, default.min_p, default.repetition_penalty = 0, 1, 0, 1

@@ -175,6 +175,7 @@ def alert(event: AlertEvent, *, with_text: bool = True) -> Any:
         beyond_calibration=raised.beyond_calibration,
         policies=event.policies,
         withheld=None if event.withheld is None else _withheld(event.withheld, with_text=with_text),
+        alert_id=event.id,
     )
 
 

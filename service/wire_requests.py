@@ -109,6 +109,8 @@ class _Reading:
         return Request(
             prompt_ids=prompt.ids,
             prompt_roles=prompt.roles if roles else (),
+            conversation=_conversation(message),
+            places=prompt.places,
             sampling=replace(sampling, max_tokens=max_tokens),
             policies=policies,
             policy_steering=policy_steering,
@@ -134,7 +136,13 @@ class _Reading:
         prompt = reader.with_reasoning(prompt)
         common["include_prompt"] = True
         return Request(
-            prompt_ids=prompt.ids, prompt_roles=prompt.roles, score_only=True, scored_positions=positions, **common
+            prompt_ids=prompt.ids,
+            prompt_roles=prompt.roles,
+            conversation=_conversation(message),
+            places=prompt.places,
+            score_only=True,
+            scored_positions=positions,
+            **common,
         )
 
     def _common(self, monitors: tuple[MonitorSpec, ...]) -> dict[str, Any]:
@@ -276,3 +284,7 @@ class _Reading:
 
 def _prompt_field(message: Any) -> str:
     return str(message.WhichOneof("prompt") or "prompt")
+
+
+def _conversation(message: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((m.role, m.content) for m in message.chat.messages)

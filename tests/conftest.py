@@ -1,6 +1,8 @@
 """Fixtures shared by all tests; the parts are made in `tests/tiny.py`."""
 
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 
 import pytest
 import tiny
@@ -11,6 +13,14 @@ from sae_runtime.language_model import LanguageModel, load_language_model
 from sae_runtime.sae import SAE
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_home() -> Iterator[None]:
+    """Servers that tests start keep their alerts in a folder of the tests' own."""
+    with tempfile.TemporaryDirectory(prefix="telltale-state-") as folder:
+        os.environ["XDG_STATE_HOME"] = folder
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ from service.assembly import Parts, model_facts
 from service.catalog import Catalog
 from service.client import TelltaleClient
 from service.client_calls import RetryPolicy
-from service.config import Settings
+from service.config import NO_JOURNAL, Settings
+from service.journal_keeper import JournalKeeper
 from service.model_runner import PassOutput
 from service.monitor_packs import ServedMonitor
 from service.server import Server
@@ -114,8 +115,9 @@ def parts(*, slots: int = 4, mismatches: tuple[str, ...] = (), latents: LatentCa
 async def serving(
     *, slots: int = 4, latents: LatentCatalogue | None = None, **settings: object
 ) -> AsyncIterator[Server]:
-    """A started server; closed at the end, whatever the test did to it."""
-    server = Server(Settings(**({"grpc_port": 0, "http_port": 0} | settings)), parts(slots=slots, latents=latents))
+    """A started server; closed at the end, whatever the test did to it. It keeps alerts if a `journal` is given."""
+    chosen = Settings(**({"grpc_port": 0, "http_port": 0, "journal": NO_JOURNAL} | settings))
+    server = Server(chosen, parts(slots=slots, latents=latents), JournalKeeper.open(chosen))
     await server.start()
     try:
         yield server

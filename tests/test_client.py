@@ -12,9 +12,10 @@ import pytest
 from fake_server import Failure, FakeServer, invalid, reply
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from telltale.v1 import feature_pb2, generation_pb2, types_pb2
+from telltale.v1 import alert_pb2, feature_pb2, generation_pb2, types_pb2
 
 from service import (
+    client_alerts,
     client_catalog,
     client_events,
     client_features,
@@ -29,7 +30,7 @@ from service.client_calls import RetryPolicy
 from service.client_channel import open_channel
 from service.client_events import Alert, Finished, Started, Token
 from service.client_request import AlertCondition, AllOf, AnyOf, Hold, Message, Policy, Steering
-from service.client_status import SLOW_CONSUMER, to_error
+from service.client_status import ALERT_NOT_KEPT, SLOW_CONSUMER, to_error
 
 AT_ONCE = RetryPolicy(base_delay_seconds=0.0)
 UNAVAILABLE = Failure(grpc.StatusCode.UNAVAILABLE, "draining")
@@ -298,6 +299,8 @@ def error_info(reason: str, **metadata: str) -> list:
         (Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "late"), errors.DeadlineExceeded),
         (Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large"), errors.RpcFailed),
         (Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "slow", error_info(SLOW_CONSUMER)), errors.SlowConsumer),
+        (Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "disk", error_info(ALERT_NOT_KEPT)), errors.AlertNotKept),
+        (Failure(grpc.StatusCode.FAILED_PRECONDITION, "no journal"), errors.NotPossible),
         (Failure(grpc.StatusCode.INTERNAL, "id e1", error_info("ENGINE_FAILED", error_id="e1")), errors.EngineFailed),
         (Failure(grpc.StatusCode.INTERNAL, "what"), errors.RpcFailed),
         (Failure(grpc.StatusCode.UNIMPLEMENTED, "newer"), errors.RpcFailed),
@@ -320,6 +323,8 @@ async def test_each_status_becomes_its_exception(client, fake, failure, kind):
         errors.AccessDenied("no key"),
         errors.QueueFull(retry_after_seconds=2.5),
         errors.SlowConsumer("too slow"),
+        errors.AlertNotKept(),
+        errors.NotPossible("no journal"),
         errors.NotReady("draining"),
         errors.DeadlineExceeded("late"),
         errors.EngineFailed("e1"),
@@ -475,6 +480,15 @@ PAIRS = [
     (client_catalog.Limits, generation_pb2.Limits),
     (client_catalog.SamplingParams, types_pb2.SamplingParams),
     (client_catalog.ServerInfo, generation_pb2.GetServerInfoResponse),
+    (client_catalog.JournalInfo, generation_pb2.JournalInfo),
+    (client_alerts.Acknowledgement, alert_pb2.Acknowledgement),
+    (client_alerts.Review, alert_pb2.Review),
+    (client_alerts.JournalAlert, alert_pb2.JournalAlert),
+    (client_alerts.AlertPage, alert_pb2.ListAlertsResponse),
+    (client_alerts.MonitorPrecision, alert_pb2.MonitorPrecision),
+    (client_alerts.SeriesComparison, alert_pb2.SeriesComparison),
+    (client_alerts.ReplayComparison, alert_pb2.ReplayComparison),
+    (client_alerts.AlertReplay, alert_pb2.ReplayAlertResponse),
     (client_features.Feature, feature_pb2.Feature),
     (client_features.LatentStatistics, feature_pb2.LatentStatistics),
     (client_features.SourceShare, feature_pb2.SourceShare),
@@ -508,6 +522,7 @@ def test_every_field_of_the_contract_has_its_attribute(cls, message):
         (client_request.StrengthUnit, types_pb2.StrengthUnit, "STRENGTH_UNIT_"),
         (client_request.PositionScope, types_pb2.PositionScope, "POSITION_SCOPE_"),
         (client_request.PolicyAction, types_pb2.PolicyAction, "POLICY_ACTION_"),
+        (client_alerts.Verdict, alert_pb2.Verdict, "VERDICT_"),
         (client_features.FeatureOrder, feature_pb2.FeatureOrder, "FEATURE_ORDER_"),
         (client_features.MatchedField, feature_pb2.MatchedField, "MATCHED_FIELD_"),
     ],

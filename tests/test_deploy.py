@@ -20,7 +20,10 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from monitors.journal_precision import Precision
 from service.config import Settings
+from service.journal_keeper import JournalStatus
+from service.journal_metrics import JournalMetrics
 from service.metrics import Metrics, WatchedMetric
 from service.records import Outcome, Phase, RequestRecord, StepRecord
 
@@ -122,6 +125,12 @@ def exported() -> dict[str, set[str]]:
     )
     metrics.observe_step(StepRecord(Phase.DECODE, 1, 1, 1, 0.1, 0.1, 0, np.ones((1, 1), dtype=np.float32), [0.1]))
     metrics.observe_request(RequestRecord(Outcome.EOS, 1, 1, 1.0, 0.1, 0.1, 0.1, 0.1, [1.0]))
+    status = JournalStatus(
+        place="", num_entries=1, head_seq=1, is_writable=True, num_write_failures=0, write_error="",
+        is_forwarded=True, num_waiting=0, lag_seconds=0.0, forward_error="",
+    )  # fmt: skip
+    reviewed = Precision("deception", "a" * 64, 1, 0, 0)
+    JournalMetrics(registry, {"deception": "a" * 64}).observe(status, [0.1], [reviewed])
     metrics.observe_rpc_started("s", "m", "unary")
     metrics.observe_rpc_ended("s", "m", "unary", code="OK", seconds=0.1)
     labels: dict[str, set[str]] = defaultdict(set)

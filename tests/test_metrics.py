@@ -10,7 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from monitors.journal_precision import Precision
 from service.feature_metrics import MAX_EXPORTED_FEATURES, READING_BUCKETS, FeatureHistogram, FeatureMetrics
+from service.journal_keeper import JournalStatus
+from service.journal_metrics import JournalMetrics
 from service.metrics import Metrics, WatchedMetric, feature_slug
 from service.records import EngineState, Outcome, Phase, RequestRecord, RowFailure, StepRecord
 
@@ -320,7 +323,38 @@ def test_nothing_goes_to_the_global_registry():
     assert not [family.name for family in REGISTRY.collect() if family.name.startswith("telltale")]
 
 
+def journal_status(**changes):
+    status = JournalStatus(
+        place="alerts.sqlite", num_entries=3, head_seq=4, is_writable=True, num_write_failures=0, write_error="",
+        is_forwarded=True, num_waiting=0, lag_seconds=0.0, forward_error="",
+    )  # fmt: skip
+    return replace(status, **changes)
+
+
+def test_the_journals_metrics_are_its_status_and_what_reviewers_said_of_the_served_packs(registry):
+    metrics = JournalMetrics(registry, {"deception": "a" * 64, "stance": "b" * 64})
+    assert value(registry, "telltale_alert_reviews", monitor="stance", verdict="true") == 0
+    found = [Precision("deception", "a" * 64, 3, 1, 2), Precision("deception", "f" * 64, 9, 0, 0)]
+    metrics.observe(journal_status(), [0.002, 0.03], found)
+    assert value(registry, "telltale_journal_entries") == 3
+    assert value(registry, "telltale_journal_writable") == value(registry, "telltale_journal_forward_up") == 1
+    assert value(registry, "telltale_journal_append_seconds_count") == 2
+    assert value(registry, "telltale_alert_precision_ratio", monitor="deception") == 0.75
+    assert value(registry, "telltale_alert_reviews", monitor="deception", verdict="unsure") == 2
+    failing = journal_status(
+        is_writable=False, num_write_failures=2, num_waiting=7, lag_seconds=9.5, forward_error="it is gone"
+    )
+    for _ in range(2):
+        metrics.observe(failing, [], found)
+    assert value(registry, "telltale_journal_write_failures_total") == 2
+    assert value(registry, "telltale_journal_writable") == value(registry, "telltale_journal_forward_up") == 0
+    assert value(registry, "telltale_journal_forward_waiting_entries") == 7
+    assert value(registry, "telltale_journal_forward_lag_seconds") == 9.5
+
+
 def test_the_documentation_lists_every_family_with_its_labels(registry, metrics):
+    reviewed = Precision("deception", None, 1, 1, 0)
+    JournalMetrics(registry, {"deception": None}).observe(journal_status(), [], [reviewed])
     metrics.observe_rpc_started("s", "m", "unary")
     metrics.observe_rpc_ended("s", "m", "unary", code="OK", seconds=0.1)
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) ?\|", DOCS.read_text(), re.M)

@@ -197,6 +197,11 @@ def feature_row() -> list[Any]:
 
 
 def alert_row() -> list[Any]:
+    return [*raised_lines(), *journal_lines()]
+
+
+def raised_lines() -> list[Any]:
+    """What monitors and rules say."""
     alerted = rate("telltale_alert_requests_total", by="monitor")
     return [
         lines(
@@ -225,6 +230,36 @@ def alert_row() -> list[Any]:
             "short",
             {"{{alertname}} {{severity}}": 'count by (alertname, severity) (ALERTS{alertstate="firing"})'},
             "Of all servers: some alerts are about the service and carry no instance.",
+        ),
+    ]
+
+
+def journal_lines() -> list[Any]:
+    """Whether alerts are kept, how long that takes, and what people say of them."""
+    return [
+        lines(
+            "Alert journal: failed writes, and entries that wait",
+            "short",
+            {
+                "failed writes, {{instance}}": f"increase({series('telltale_journal_write_failures_total')}[$__range])",
+                "waiting, {{instance}}": series("telltale_journal_forward_waiting_entries"),
+            },
+            "Failed writes over the time shown; entries that the database has not got yet.",
+        ),
+        lines(
+            "Alert journal: time to disk, and lag of the database",
+            "s",
+            {
+                "to disk, p95": quantile(0.95, "telltale_journal_append_seconds"),
+                "lag, {{instance}}": series("telltale_journal_forward_lag_seconds"),
+            },
+            "The engine waits for the disk once in a step that raises alerts, and never for the database.",
+        ),
+        lines(
+            "Precision by reviews",
+            "percentunit",
+            {"{{monitor}}": f"avg by (monitor) ({series('telltale_alert_precision_ratio')})"},
+            "true / (true + false) of the alerts that somebody reviewed.",
         ),
     ]
 

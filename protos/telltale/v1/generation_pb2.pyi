@@ -243,7 +243,7 @@ class Limits(_message.Message):
     def __init__(self, slots: _Optional[int] = ..., context_length: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_queued_prompt_tokens: _Optional[int] = ..., max_steering_relative_norm: _Optional[float] = ..., prefill_chunk_tokens: _Optional[int] = ..., max_top_features: _Optional[int] = ..., max_watched_features: _Optional[int] = ..., max_steering_operations: _Optional[int] = ..., max_stop_strings: _Optional[int] = ..., max_request_seconds: _Optional[float] = ..., max_policies: _Optional[int] = ..., max_hold_tokens: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "model", "sae", "limits", "sampling_defaults", "default_watched", "default_monitors", "requests_running", "requests_waiting", "uptime_seconds", "watch_generation", "planned_memory_bytes", "steering_hook_point")
+    __slots__ = ("version", "model", "sae", "limits", "sampling_defaults", "default_watched", "default_monitors", "requests_running", "requests_waiting", "uptime_seconds", "watch_generation", "planned_memory_bytes", "steering_hook_point", "journal")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SAE_FIELD_NUMBER: _ClassVar[int]
@@ -257,6 +257,7 @@ class GetServerInfoResponse(_message.Message):
     WATCH_GENERATION_FIELD_NUMBER: _ClassVar[int]
     PLANNED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     STEERING_HOOK_POINT_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: _types_pb2.ModelInfo
     sae: _types_pb2.SaeInfo
@@ -270,4 +271,29 @@ class GetServerInfoResponse(_message.Message):
     watch_generation: int
     planned_memory_bytes: int
     steering_hook_point: str
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., default_watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., default_monitors: _Optional[_Iterable[str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., watch_generation: _Optional[int] = ..., planned_memory_bytes: _Optional[int] = ..., steering_hook_point: _Optional[str] = ...) -> None: ...
+    journal: JournalInfo
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., default_watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., default_monitors: _Optional[_Iterable[str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., watch_generation: _Optional[int] = ..., planned_memory_bytes: _Optional[int] = ..., steering_hook_point: _Optional[str] = ..., journal: _Optional[_Union[JournalInfo, _Mapping]] = ...) -> None: ...
+
+class JournalInfo(_message.Message):
+    __slots__ = ("num_entries", "head_seq", "keeps_text", "is_writable", "num_write_failures", "write_error", "is_forwarded", "num_waiting", "lag_seconds", "forward_error")
+    NUM_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_SEQ_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_TEXT_FIELD_NUMBER: _ClassVar[int]
+    IS_WRITABLE_FIELD_NUMBER: _ClassVar[int]
+    NUM_WRITE_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    WRITE_ERROR_FIELD_NUMBER: _ClassVar[int]
+    IS_FORWARDED_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    LAG_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_ERROR_FIELD_NUMBER: _ClassVar[int]
+    num_entries: int
+    head_seq: int
+    keeps_text: bool
+    is_writable: bool
+    num_write_failures: int
+    write_error: str
+    is_forwarded: bool
+    num_waiting: int
+    lag_seconds: float
+    forward_error: str
+    def __init__(self, num_entries: _Optional[int] = ..., head_seq: _Optional[int] = ..., keeps_text: _Optional[bool] = ..., is_writable: _Optional[bool] = ..., num_write_failures: _Optional[int] = ..., write_error: _Optional[str] = ..., is_forwarded: _Optional[bool] = ..., num_waiting: _Optional[int] = ..., lag_seconds: _Optional[float] = ..., forward_error: _Optional[str] = ...) -> None: ...

@@ -320,7 +320,7 @@ class ComponentPart(_message.Message):
     def __init__(self, component: _Optional[str] = ..., score: _Optional[float] = ..., contribution: _Optional[float] = ...) -> None: ...
 
 class Alert(_message.Message):
-    __slots__ = ("request_id", "label", "monitor", "state", "severity", "position", "span_start", "score", "threshold", "contributions", "validated", "time_seconds", "components", "role", "pack_sha256", "beyond_calibration", "policies", "withheld")
+    __slots__ = ("request_id", "label", "monitor", "state", "severity", "position", "span_start", "score", "threshold", "contributions", "validated", "time_seconds", "components", "role", "pack_sha256", "beyond_calibration", "policies", "withheld", "alert_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     MONITOR_FIELD_NUMBER: _ClassVar[int]
@@ -339,6 +339,7 @@ class Alert(_message.Message):
     BEYOND_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
+    ALERT_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     label: str
     monitor: str
@@ -357,7 +358,8 @@ class Alert(_message.Message):
     beyond_calibration: bool
     policies: _containers.RepeatedScalarFieldContainer[str]
     withheld: Withheld
-    def __init__(self, request_id: _Optional[str] = ..., label: _Optional[str] = ..., monitor: _Optional[str] = ..., state: _Optional[_Union[AlertState, str]] = ..., severity: _Optional[_Union[Severity, str]] = ..., position: _Optional[int] = ..., span_start: _Optional[int] = ..., score: _Optional[float] = ..., threshold: _Optional[float] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., validated: _Optional[bool] = ..., time_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentPart, _Mapping]]] = ..., role: _Optional[str] = ..., pack_sha256: _Optional[str] = ..., beyond_calibration: _Optional[bool] = ..., policies: _Optional[_Iterable[str]] = ..., withheld: _Optional[_Union[Withheld, _Mapping]] = ...) -> None: ...
+    alert_id: str
+    def __init__(self, request_id: _Optional[str] = ..., label: _Optional[str] = ..., monitor: _Optional[str] = ..., state: _Optional[_Union[AlertState, str]] = ..., severity: _Optional[_Union[Severity, str]] = ..., position: _Optional[int] = ..., span_start: _Optional[int] = ..., score: _Optional[float] = ..., threshold: _Optional[float] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., validated: _Optional[bool] = ..., time_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentPart, _Mapping]]] = ..., role: _Optional[str] = ..., pack_sha256: _Optional[str] = ..., beyond_calibration: _Optional[bool] = ..., policies: _Optional[_Iterable[str]] = ..., withheld: _Optional[_Union[Withheld, _Mapping]] = ..., alert_id: _Optional[str] = ...) -> None: ...
 
 class WatchedFeature(_message.Message):
     __slots__ = ("feature", "name", "reference_scale", "validated")

@@ -1,0 +1,260 @@
+"""An alert's request done again gives the alert again, and what differs is said."""
+
+import asyncio
+import json
+
+import pytest
+import serving as serving_module
+import tiny
+import tiny_packs
+from alerts import alert, text
+from serving import connect, eventually, outcomes, sample, serving
+from tiny_files import write_dictionary, write_features, write_model, write_packs
+
+from monitors.alert_record import ModelRef, PackRef
+from monitors.journal import Journal
+from monitors.text_key import TextKey
+from service import cli
+from service.client import TelltaleClient
+from service.client_request import Policy, Steering
+from service.errors import InvalidRequest, NotPossible
+from service.replay_result import SeriesDifference
+
+CHAT = [{"role": "user", "content": "Tell me of the sea."}]
+PROBE_LATENTS = tuple(range(8))
+
+
+def packs():
+    """One that reads latents, fires and clears again and again; one with a probe; one that scores users' words."""
+    loud = tiny_packs.thresholds(4.0, 12.0)
+    latents = tiny_packs.feature_component(*PROBE_LATENTS)
+    return [
+        tiny_packs.pack("restless", [latents], thresholds=loud, window=3, cooldown_tokens=0),
+        tiny_packs.pack("probing", [tiny_packs.probe_component()], thresholds=tiny_packs.thresholds(0.2), window=2),
+        tiny_packs.pack("listening", [latents], thresholds=loud, window=3, roles=("user", "assistant")),
+    ]
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(serving_module, "monitor_packs", packs)
+    parts = serving_module.parts
+    patch.setattr(serving_module, "parts", lambda **options: with_probes(parts(**options)))
+    async with serving(journal=str(tmp_path_factory.mktemp("replay") / "alerts.sqlite")) as server:
+        yield server
+    patch.undo()
+
+
+def with_probes(parts):
+    from dataclasses import replace
+
+    probes = [
+        tiny.Probe(probe.name, tiny.HookPoint.parse(probe.hook_point), probe.direction, probe.bias)
+        for pack in packs()
+        for probe in pack.probes()
+    ]
+    return replace(parts, runner=tiny.model_runner(tiny.language_model(), tiny.sae(), probes=probes))
+
+
+@pytest.fixture
+async def client(server):
+    async with connect(server) as client:
+        yield client
+
+
+STEERED = {
+    "steering": [
+        Steering(direction=5, op="add", strength=1.5, scope="generated"),
+        Steering(direction=[0.25] * tiny.D_MODEL, op="add", strength=0.25, unit="relative", scope="prompt"),
+        Steering(direction=9, op="scale", strength=0.0, window=(3, 60)),
+    ],
+    "policies": [
+        Policy(monitor="restless", action="steer", steering=[Steering(direction=7, op="add", strength=2.0)]),
+        Policy(monitor="probing", action="steer", steering=[Steering(direction=3, op="set", strength=4.0)]),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.5, "top_p": 0.9, "seed": 2**64 - 1}, {"temperature": 1.0} | STEERED]
+)
+async def test_every_alert_of_a_generation_is_reproduced(server, client, options):
+    bystanders = [client.complete(f"By the way {i}", max_tokens=40, ignore_eos=True, temperature=1.0) for i in range(2)]
+    asked = client.complete(CHAT, max_tokens=40, ignore_eos=True, watch=[3, 17, 5, 7], **options)
+    reply, *_ = await asyncio.gather(asked, *bystanders)
+    assert {alert.monitor for alert in reply.alerts} >= {"restless", "probing"}
+    head = server.journal.journal.reader.heads()
+    counted = outcomes(server), sample(server, "telltale_alerts_total", monitor="restless", severity="warning")
+    last = {told.monitor: told for told in reply.alerts}
+    for told in {told.alert_id: told for told in (*reply.alerts[:2], *last.values())}.values():
+        replay = await client.journal.replay(told.alert_id)
+        assert replay.differences == ()
+        for comparison in (replay.read, replay.generated):
+            if comparison is None:  # a user's words
+                assert told.position < reply.started.prompt_tokens
+                continue
+            assert comparison.reproduced, (told, comparison)
+            assert comparison.tolerance == 0.001 and comparison.first_difference is None and comparison.raised_again
+            length = told.position - told.span_start + 1
+            assert {series.num_compared for series in comparison.series} == {length}
+            kinds = {series.kind for series in comparison.series}
+            assert kinds >= {"feature", "score"} and ("probe" in kinds) == (told.monitor == "probing")
+    # A replay is no traffic: nothing of it is kept or counted.
+    assert server.journal.journal.reader.heads() == head
+    assert (
+        outcomes(server),
+        sample(server, "telltale_alerts_total", monitor="restless", severity="warning"),
+    ) == counted
+
+
+async def test_steering_that_is_left_out_is_found_out(client, monkeypatch):
+    """What is compared depends on the steering: else the test above would show nothing of it."""
+    reply = await client.complete(
+        CHAT, max_tokens=40, ignore_eos=True, temperature=1.0, seed=5, watch=[3, 17], **STEERED
+    )
+    from service import replay as module
+
+    monkeypatch.setattr(module, "_steering", lambda _refs, _limits: ((), ()))
+    results = [await client.journal.replay(told.alert_id) for told in reply.alerts[:3]]
+    assert not any(result.read.reproduced for result in results)
+
+
+async def test_alerts_in_what_a_client_gave_are_read_again(client):
+    result = await client.score([*CHAT, {"role": "assistant", "content": " It is wet, and very deep."}],
+                                steering=[Steering(direction=5, op="add", strength=1.5)])  # fmt: skip
+    assert {alert.role for alert in result.alerts} == {"user", "assistant"}
+    for told in result.alerts:
+        replay = await client.journal.replay(told.alert_id)
+        assert replay.read.reproduced and replay.generated is None
+
+
+async def test_another_seed_writes_another_reply_and_is_said_to(server, client):
+    reply = await client.complete(CHAT, max_tokens=40, ignore_eos=True, temperature=1.5, seed=1)
+    record = server.journal.journal.reader.find(reply.alerts[-1].alert_id).record
+    other = changed(record, generation=record.generation.model_copy(update={"seed": 2}))
+    server.journal.append([other])
+    replay = await client.journal.replay(other.id)
+    assert replay.read.reproduced and not replay.generated.reproduced
+    assert replay.generated.first_difference >= reply.started.prompt_tokens
+
+
+def changed(record, **changes):
+    """The same alert with something else, as one of its own."""
+    from monitors.time_ids import new_id
+
+    return record.model_copy(update={"id": new_id()} | changes)
+
+
+async def test_what_is_served_now_and_was_not_then_is_named(server, client):
+    reply = await client.complete(CHAT, max_tokens=40, ignore_eos=True)
+    record = server.journal.journal.reader.find(reply.alerts[0].alert_id).record
+    model = ModelRef(**record.model.model_dump() | {"sha256": "e" * 64, "dtype": "bfloat16"})
+    other = changed(record, model=model, pack=PackRef(version="0", sha256="d" * 64), server_version="0.0.9")
+    server.journal.append([other])
+    replay = await client.journal.replay(other.id)
+    said = "\n".join(replay.differences)
+    for what in (
+        "model sha256: e",
+        "model dtype: bfloat16 then, float32 now",
+        "pack of ",
+        "server version: 0.0.9 then",
+    ):
+        assert what in said
+    assert len(replay.differences) == 4 and replay.read.tolerance == 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"text": None}, "its text was not kept"),
+        ({"monitor": "gone"}, "its monitor 'gone' is not served"),
+        ({"text": text(prompt_ids=(1, 2, 3, 5000))}, "token 5000 is beyond the served vocabulary"),
+        ({"text": text(prompt_ids=(1, 2), reply_ids=())}, "it has no tokens up to its position"),
+        ({"text": text(prompt_ids=(1,) * 300)}, "tokens do not fit into 256"),
+    ],
+)
+async def test_what_cannot_be_replayed_is_refused_by_name(server, client, changes, reason):
+    record = alert(**({"monitor": "restless", "readings": (), "steering": ()} | changes))
+    server.journal.append([record])
+    with pytest.raises(NotPossible, match=reason):
+        await client.journal.replay(record.id)
+
+
+async def test_hidden_text_cannot_be_replayed(server, client):
+    record = TextKey(b"x" * 32).hide(alert(monitor="restless"))
+    server.journal.append([record])
+    with pytest.raises(NotPossible, match="its text was not kept"):
+        await client.journal.replay(record.id)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1.5, float("nan")])
+async def test_a_tolerance_that_makes_no_sense_is_invalid(client, tolerance):
+    with pytest.raises(InvalidRequest, match=r"tolerance: must lie in \[0, 1\]"):
+        await client.journal.replay("01a21b19-2dc5-717b-bd14-841b1bca0632", tolerance=tolerance)
+
+
+def test_a_series_is_measured_against_its_own_largest_value():
+    assert SeriesDifference("a", "feature", 3, 0.01, 10.0).is_within(0.001)
+    assert not SeriesDifference("a", "feature", 3, 0.011, 10.0).is_within(0.001)
+    assert SeriesDifference("silent", "feature", 3, 0.0, 0.0).is_within(0.001)
+    assert not SeriesDifference("a", "probe", 2, 0.0, 10.0, num_missing=1).is_within(0.5)
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The tiny model on disk, and the config of a server of it."""
+    folder = tmp_path_factory.mktemp("served")
+    sha256 = write_model(folder / "model", context_length=256)
+    made = write_dictionary(folder / "sae", sha256, resid_norm_mean=1000.0)
+    write_features(folder / "sae", made.sae_sha256)
+    write_packs(folder / "packs", sha256, made.sae_sha256)
+    config = {
+        "model": str(folder / "model"), "sae": str(folder / "sae"), "monitor_packs": str(folder / "packs"),
+        "cache_dir": str(folder / "cache"), "device": "cpu", "dtype": "float32", "threads": 1, "slots": 2,
+        "grpc_port": 0, "http_port": 0, "journal": str(folder / "alerts.sqlite"),
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(json.dumps(config))
+    return folder, config
+
+
+async def test_the_command_replays_on_the_server_and_without_one(files, capsys):
+    from service.assembly import assemble
+    from service.config import Settings
+    from service.journal_keeper import JournalKeeper
+    from service.server import Server
+
+    folder, config = files
+    settings = Settings(**config)
+    server = Server(settings, assemble(settings), JournalKeeper.open(settings))
+    await server.start()
+    try:
+        async with TelltaleClient(f"127.0.0.1:{server.grpc_port}") as client:
+            reply = await client.complete(CHAT, max_tokens=8, ignore_eos=True, temperature=1.0)
+        alert_id = reply.alerts[0].alert_id
+        words = ["alerts", "replay", alert_id]
+        code = await run(*words, "--target", f"127.0.0.1:{server.grpc_port}")
+        shown = capsys.readouterr().out
+        assert code == 0
+        assert "read again: reproduced within 0.001" in shown and "written again: reproduced within 0.001" in shown
+        await eventually(lambda: server.journal.status.num_entries == len(reply.alerts))
+    finally:
+        await server.close()
+    words += ["--journal", str(folder / "alerts.sqlite"), "--config", str(folder / "config.yaml"), "--json"]
+    assert await run(*words) == 0
+    replay = json.loads(capsys.readouterr().out)
+    assert replay["read"]["reproduced"] and replay["generated"]["reproduced"]
+    with Journal.open(folder / "alerts.sqlite") as journal:
+        record = journal.reader.find(alert_id).record
+        other = changed(record, score=9.0, readings=(record.readings[-1].model_copy(update={"values": (9.0,)}),))
+        journal.append([other])
+    words[2] = other.id
+    assert await run(*words[:-1]) == 1
+    assert "read again: NOT REPRODUCED" in capsys.readouterr().out
+
+
+async def run(*words):
+    return await cli.execute(cli.build_parser().parse_args(words))
