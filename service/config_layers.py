@@ -165,7 +165,7 @@ def _line(detail: ErrorDetails, given: Layer) -> str:
         return message
     entry = given[str(detail["loc"][0])]
     wanted = re.sub(r"^(Input|String|Value) should", "must", message).partition(", unable")[0]
-    # A database's URL may hold a password, wherever it was put.
-    is_hidden = is_secret(str(detail["loc"][0])) or "://" in str(entry.value)
+    # A URL with a user may hold a password, wherever it was put.
+    is_hidden = is_secret(str(detail["loc"][0])) or re.search(r"://[^/]*@", str(entry.value))
     got = "another value" if is_hidden else repr(entry.value)
     return f"{entry.origin}: {wanted}. Got {got}."

@@ -220,8 +220,41 @@ def test_wrong_usage_is_named(capsys, words, says):
     assert error.value.code == cli.EXIT_USAGE and says in capsys.readouterr().err
 
 
-def test_the_journal_must_be_given(monkeypatch, capsys):
+def test_the_journal_is_by_default_that_of_the_server_on_the_usual_port(monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("TELLTALE_JOURNAL", raising=False)
-    with pytest.raises(SystemExit):
-        cli.main(["alerts", "list"])
-    assert "--journal" in capsys.readouterr().err
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    code, _, err = run(capsys, "list")
+    assert code == 1 and f"{tmp_path}/telltale/alerts-50051.sqlite" in err and "no such file" in err
+    with Journal.open(tmp_path / "telltale" / "alerts-50051.sqlite") as journal:
+        journal.append([kept := alert()])
+    assert kept.id in said(capsys, "list")
+
+
+async def test_commands_ask_a_server_and_show_the_same(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    from serving import serving, target
+
+    path = tmp_path / "alerts.sqlite"
+    async with serving(journal=str(path)) as server:
+        server.journal.append([alert(0, label="odd \x1b[2J"), alert(1, state="cleared")])
+        first, last = [kept.record for kept in server.journal.journal.reader.all_alerts()][::-1]
+
+        async def asked(*words, code=0):
+            args = cli.build_parser().parse_args(["alerts", *words, "--target", target(server)])
+            assert await cli.execute(args) == code
+            return capsys.readouterr()
+
+        assert "entry 3" in (await asked("review", first.id, "--verdict", "false", "--note", "a novel")).out
+        assert "entry 4" in (await asked("ack", first.id, "--by", "ann")).out
+        shown = {words: (await asked(*words)).out for words in (("list",), ("show", first.id), ("precision",))}
+        told = json.loads((await asked("list", "--json", "--limit", "1")).out)
+        assert told["alerts"][0]["alert"]["alert_id"] == last.id and told["next_page_token"]
+        assert first.id in (await asked("list", "--page", told["next_page_token"])).out
+        assert "one that cleared" in (await asked("review", last.id, "--verdict", "true", code=1)).err
+        assert "No such alert" in (await asked("show", "01a21b19-2dc5-717b-bd14-841b1bca0632", code=2)).err
+        assert "alert_id: must be an alert's id" in (await asked("show", "what", code=2)).err
+    for words, text_ in shown.items():
+        args = cli.build_parser().parse_args(["alerts", *words, "--journal", str(path)])
+        assert await cli.execute(args) == 0
+        assert capsys.readouterr().out == text_

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from service.config import Settings, is_loopback
 from service.config_layers import load_settings, print_config, read_layers, settings_of
 from service.errors import ConfigError
+from service.journal_place import default_place, places
 from service.options import describe, with_table
 
 DOCS_PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -65,6 +66,8 @@ def test_every_option_can_be_set_in_every_layer(config_file, tmp_path):
     values = {option.key: option.default for option in describe()}
     values |= {"model_sha256": "a" * 64, "cache_dir": str(tmp_path), "sae": str(tmp_path)}
     values |= {"monitor_packs": str(tmp_path), "hook_point": "layers.15.output"}
+    values |= {"monitor_packs": str(tmp_path), "journal": str(tmp_path / "alerts.sqlite")}
+    values |= {"journal_forward": "postgresql://somebody@somewhere/alerts"}
     values |= dict.fromkeys(
         ("features_file", "catalogue_file", "tls_certificate", "tls_key", "api_keys_file"), str(some_file)
     )
@@ -75,6 +78,35 @@ def test_every_option_can_be_set_in_every_layer(config_file, tmp_path):
     from_flags = load_settings(values, {})
     assert from_file == from_env == from_flags
     assert from_flags.tls_key == some_file
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("journal_forward", "mysql://ann:secret@db/x"), ("journal", "postgresql://ann:secret@db/x")]
+)
+def test_no_password_is_shown(name, value):
+    assert "secret" not in refusal({name: value}) and "Got another value." in refusal({name: value})
+    given = read_layers({"journal_forward": "postgresql://ann:secret@db/x"}, {})
+    assert "secret" not in print_config(settings_of(given), given) + repr(settings_of(given))
+
+
+def test_no_journal_and_a_copy_of_it_clash():
+    message = "journal_forward needs a journal: what is sent is sent from there. Got journal none."
+    assert message in refusal({"journal": "none", "journal_forward": "postgresql://somebody@db/x"})
+
+
+def test_a_journal_is_named_after_the_port_that_one_server_has(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert places(Settings()) == [tmp_path / "telltale" / "alerts-50051.sqlite"] == [default_place()]
+    assert places(Settings(grpc_port=7)) == [tmp_path / "telltale" / "alerts-7.sqlite"]
+    assert places(Settings(grpc_port=0))[:2] == [
+        tmp_path / "telltale" / "alerts-any.sqlite",
+        tmp_path / "telltale" / "alerts-any-2.sqlite",
+    ]
+    assert places(Settings(journal="x.sqlite")) == [Path("x.sqlite")]
+    assert places(Settings(journal="none")) == []
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_place() == tmp_path / ".local" / "state" / "telltale" / "alerts-50051.sqlite"
 
 
 def test_settings_read_no_environment_by_themselves(monkeypatch):
@@ -157,6 +189,10 @@ def test_what_kubernetes_injects_for_a_service_called_telltale_is_no_mistake():
         ),
         ({"features_file": "/no/such"}, "--features-file: must be an existing file. Got '/no/such'."),
         ({"monitor_packs": "/no/such"}, "--monitor-packs: must be an existing folder. Got '/no/such'."),
+        (
+            {"journal": "sqlite:///x"},
+            "--journal: must be a path, or none; journal_forward takes a database. Got 'sqlite:///x'.",
+        ),
         (
             {"host": "http://x"},
             "--host: must be a host name or an IP address, without brackets, port or scheme. Got 'http://x'.",
