@@ -107,6 +107,8 @@ def set_up_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
+    # It tells every plugin that it sets up.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 class _JsonFormatter(logging.Formatter):
