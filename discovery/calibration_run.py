@@ -14,6 +14,7 @@ from discovery.benign_replies import BenignRows, alert_rates, shares_by
 from discovery.monitor_scores import ScoredReply, score_replies
 from discovery.reply_readings import ReplyReadings
 from monitors.conformal import BenignReply, Calibration, calibrate, needed_replies, order_statistic
+from monitors.drift import REFERENCE_KEY, Reference
 from monitors.errors import MonitorError
 from monitors.pack import MonitorPack
 from monitors.pack_parts import PackCalibration
@@ -51,6 +52,9 @@ def calibrated(
         "curve": _curve(calibration),
         "frozen_sha256": pack.frozen_sha256,
     }
+    reference = _reference(made, score_replies(made, readings))
+    if reference is not None:
+        figures[REFERENCE_KEY] = reference.as_json()
     assert made.calibration is not None
     return replace(
         made,
@@ -58,6 +62,12 @@ def calibrated(
         validated_reason="Calibrated; not evaluated since.",
         calibration=replace(made.calibration, figures=figures),
     )
+
+
+def _reference(pack: MonitorPack, scored: Sequence[ScoredReply]) -> Reference | None:
+    """What a server compares its traffic with: the pack's own statistic and scores on the replies, both halves."""
+    long_enough = [reply for reply in scored if len(reply.scores) >= pack.min_tokens]
+    return Reference.of([(reply.statistic, reply.scores[pack.min_tokens - 1 :]) for reply in long_enough])
 
 
 def with_thresholds(pack: MonitorPack, thresholds: Thresholds, source: str) -> MonitorPack:

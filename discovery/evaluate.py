@@ -51,10 +51,14 @@ from sae_runtime.language_model import (
 )
 from sae_runtime.sae import SAE
 from sae_runtime.tap import Tap
+from sae_runtime.usual_fvu import KEY as TOKEN_FVU
+from sae_runtime.usual_fvu import MIN_TOKENS
 
 TOTAL = "all"
-_TAKEN = (TOTAL, "decoder", "density", "fidelity")
-"""Keys of the JSON that are no names of sets."""
+_TAKEN = (TOTAL, "decoder", "density", "fidelity", "fit", TOKEN_FVU)
+"""Keys of the JSON and of manifests that are no names of sets."""
+_KEPT = ("fidelity", "fit")
+"""What other commands put into a manifest's metrics."""
 
 
 class Evaluation(NamedTuple):
@@ -70,6 +74,11 @@ class Evaluation(NamedTuple):
             name: sums.figures() | (self.splicing[name].figures() if name in self.splicing else {})
             for name, sums in self.reconstruction.items()
         }
+
+    def token_fvu(self) -> dict[str, Any]:
+        """What a token's FVU usually is, over all sets, for the server's guard; {} if there are too few tokens."""
+        usual = list(self.reconstruction.values())[-1].usual_fvu()
+        return {TOKEN_FVU: usual.as_json()} if usual.tokens >= MIN_TOKENS else {}
 
 
 def full_contexts(shards: list[Path], max_tokens: int, batch_tokens: int = 4096) -> Iterator[Tensor]:
@@ -125,8 +134,10 @@ def _total(sums: list[Any]) -> Any:
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Put `metrics` into the dictionary's manifest."""
-    manifest = load_manifest(folder).model_copy(update={"metrics": metrics})
+    """Put `metrics` into the dictionary's manifest, in the place of all but what other commands have put there."""
+    manifest = load_manifest(folder)
+    kept = {name: manifest.metrics[name] for name in _KEPT if name in manifest.metrics}
+    manifest = manifest.model_copy(update={"metrics": metrics | kept})
     write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
 
 
@@ -196,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     lm = load_model(args, sae.manifest) if args.ce_tokens else None
     with nullcontext() if lm is None else tapped(lm, sae.manifest.hook) as tap:
         evaluation = evaluate(sae, lm, tap, sets, args.ce_tokens)
-    metrics: dict[str, Any] = evaluation.figures()
+    metrics: dict[str, Any] = evaluation.figures() | evaluation.token_fvu()
     if args.write:
         write_metrics(args.dictionary, metrics)
     if args.report:

@@ -14,7 +14,8 @@ Reads the same tokens through both and compares what the dictionary makes of the
 The first model is the one the dictionary was trained on; position 0 and massive activations are left out, by its
 residuals. The answer is yes if all of `fidelity_sums.LIMITS` hold. They are a judgement: within them a typical latent
 reads the same on both, and no more is lost than a slightly worse dictionary would lose. A threshold or a scale that was
-calibrated on one form should be calibrated again on the other, whatever the answer. Each named feature (the
+calibrated on one form should be calibrated again on the other, whatever the answer. `--write` puts the figures into the
+dictionary's manifest, and a server tells them to its clients. Each named feature (the
 dictionary's features.json) has an answer of its own: its readings correlate at MIN_CORRELATION or more, and its flips
 are within the limit; a typical latent's figures say nothing of one.
 
@@ -42,7 +43,8 @@ from discovery.latent_names import load_watchlist
 from discovery.provenance import check_model
 from discovery.residuals import read_in_batches, tapped
 from discovery.shards import ordinary
-from sae_runtime.checkpoint import Manifest, load_sae
+from sae_runtime.checkpoint import MANIFEST_FILE, Manifest, load_manifest, load_sae, write_atomically
+from sae_runtime.fidelity_figures import FidelityFigures
 from sae_runtime.language_model import (
     EMBEDDED,
     DTypeName,
@@ -104,6 +106,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--context-tokens", type=int, default=256)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--write", action="store_true", help="put the figures into the dictionary's manifest")
     return parser.parse_args(argv)
 
 
@@ -158,6 +161,25 @@ def feature_table(features: Sequence[FeatureFidelity]) -> Table:
     return table
 
 
+def write_fidelity(folder: Path, names: Sequence[str], figures: dict[str, Any], answered: Answer) -> None:
+    """Put a comparison into the dictionary's manifest, in the place of an earlier one of the same two."""
+    first, against = names
+    compared = FidelityFigures(
+        first=first,
+        against=against,
+        tokens=figures["tokens"],
+        residual_relative_error=figures["residual_relative_error"],
+        median_correlation=figures["correlation"]["50%"],
+        flip_ratio=figures["flip_ratio"],
+        l0=figures["l0"],
+        variance_explained=figures["variance_explained"],
+        may_be_served=answered.may_be_served,
+    )
+    manifest = load_manifest(folder)
+    manifest = manifest.model_copy(update={"metrics": compared.added_to(manifest.metrics)})
+    write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     sae = load_sae(args.dictionary, device=resolve_device(args.device))
@@ -177,6 +199,8 @@ def main(argv: list[str] | None = None) -> int:
     figures = sums.figures()
     answered, features = answer(figures), sums.features(named)
     names = [f"{lm.identity.name} {lm.identity.quantization} {lm.identity.dtype}" for lm in models]
+    if args.write:
+        write_fidelity(args.dictionary, names, figures, answered)
     if args.json:
         said = answered._asdict() | {"features": [feature._asdict() for feature in features]}
         print(json.dumps({"models": names} | figures | {"by_latent": sums.by_latent(), "answer": said}))

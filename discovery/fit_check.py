@@ -10,7 +10,7 @@ Shape suffixes: N harvested tokens, D model width.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from discovery.shards import finished_shards, load_manifest, load_resid
 from sae_runtime.checkpoint import LoadedSAE
 from sae_runtime.formats import UNKNOWN
 from sae_runtime.hook_point import HookPoint
+from sae_runtime.usual_fvu import UsualFVU
 
 MAX_FVU = 0.5
 MAX_L0_FACTOR = 3.0
@@ -43,6 +44,12 @@ class Fit:
     """According to the dictionary's files."""
     mean_norm: float
     """Mean ||x|| of the harvest."""
+    usual_fvu: UsualFVU
+    """Of single tokens: what the server's guard compares with."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures of the whole; those of single tokens have a place of their own in manifests."""
+        return {name: value for name, value in asdict(self).items() if name != "usual_fvu"}
 
 
 @torch.inference_mode()
@@ -65,6 +72,7 @@ def check_fit(sae: LoadedSAE, folder: Path, *, max_tokens: int = 50_000, progres
         l0=sums.num_active / sums.num_tokens,
         expected_l0=record.get("expected_l0"),
         mean_norm=harvest["mean_norm"],
+        usual_fvu=sums.usual_fvu(),
     )
     _refuse_misfit(sae, folder, fit)
     return fit

@@ -10,7 +10,6 @@ formats.
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from sae_runtime.errors import CheckpointError
 from sae_runtime.formats import UNKNOWN, import_sae
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel, load_language_model
+from sae_runtime.usual_fvu import KEY, MIN_TOKENS
 
 
 def bind(sae: LoadedSAE, lm: LanguageModel) -> None:
@@ -44,7 +44,9 @@ def bind(sae: LoadedSAE, lm: LanguageModel) -> None:
 
 def record_fit(sae: LoadedSAE, fit: Fit) -> None:
     """Put what a harvest says of a dictionary into its manifest."""
-    metrics = sae.manifest.metrics | {"fit": asdict(fit)}
+    metrics = sae.manifest.metrics | {"fit": fit.as_json()}
+    if fit.usual_fvu.tokens >= MIN_TOKENS:
+        metrics[KEY] = fit.usual_fvu.as_json()
     sae.manifest = sae.manifest.model_copy(update={"metrics": metrics, "resid_norm_mean": fit.mean_norm})
 
 
@@ -132,7 +134,7 @@ def report_json(sae: LoadedSAE, fit: Fit | None) -> str:
     report: dict[str, Any] = {
         "found": describe(sae),
         "assumed": _assumed(sae),
-        "fit": asdict(fit) if fit is not None else None,
+        "fit": fit.as_json() if fit is not None else None,
         "manifest": sae.manifest.model_dump(exclude={"tensors"}) | {"sae_sha256": sae.manifest.sae_sha256},
     }
     return json.dumps(report)

@@ -6,6 +6,8 @@
     l0                         mean number of active latents
     dead_ratio                 share of latents that are active at none of the tokens
     dense_ratio                share of latents that are active at more than a tenth of them
+    token_fvu                  quantiles over tokens of ||x - x_hat||^2 / ||x - mean||^2     (mean: the dictionary's):
+                               the very figure that the server streams with each token, for its guard to compare with
 
 Tokens with massive activations (see `shards.ordinary`) are left out: the figures would be about them alone.
 
@@ -17,12 +19,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from discovery.errors import LabError
 from discovery.shards import ordinary
 from sae_runtime.sae import SAE
+from sae_runtime.usual_fvu import QUANTILES, UsualFVU
 
 DENSE = 0.1
 """Density above which a latent counts as dense."""
@@ -57,6 +61,8 @@ class ReconstructionSums:
     """Sum of ||x||^2."""
     num_active: int = 0
     token_variance_explained: list[Tensor] = field(default_factory=list)
+    token_fvu: list[Tensor] = field(default_factory=list)
+    """As the server has it: against the mean that the dictionary carries."""
     firing_F: Tensor = field(init=False)
     """Tokens at which each latent is active."""
     sum_D: Tensor = field(init=False)
@@ -91,6 +97,7 @@ class ReconstructionSums:
         self.num_active += int(active_F.sum())
         self.firing_F += active_F.cpu()
         self.token_variance_explained.append((1 - error_N / spread_N).cpu())
+        self.token_fvu.append((error_N / (resid_ND - sae.resid_mean).square().sum(-1)).cpu())
 
     def __add__(self, other: "ReconstructionSums") -> "ReconstructionSums":
         both = ReconstructionSums(self.num_latents, self.d_model)
@@ -99,6 +106,7 @@ class ReconstructionSums:
         both.error, both.square = self.error + other.error, self.square + other.square
         both.num_active = self.num_active + other.num_active
         both.token_variance_explained = self.token_variance_explained + other.token_variance_explained
+        both.token_fvu = self.token_fvu + other.token_fvu
         both.firing_F = self.firing_F + other.firing_F
         both.sum_D = self.sum_D + other.sum_D
         return both
@@ -122,6 +130,14 @@ class ReconstructionSums:
             "dead_ratio": float((self.firing_F == 0).float().mean()),
             "dense_ratio": float((density_F > DENSE).float().mean()),
         }
+
+    def usual_fvu(self) -> UsualFVU:
+        """What a token's FVU usually is. LabError without a token."""
+        if not self.num_tokens:
+            raise LabError("what a token's FVU usually is needs ordinary tokens, got none")
+        # numpy: torch.quantile takes 16 million values at most.
+        found = np.quantile(torch.cat(self.token_fvu).double().numpy(), list(QUANTILES.values()))
+        return UsualFVU(tokens=self.num_tokens, quantiles=dict(zip(QUANTILES, found.tolist(), strict=True)))
 
     def density_histogram(self) -> DensityHistogram:
         """Latents by log10 of density, from the rarest that this many tokens can show up to 1."""

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from monitors import checks
 from monitors.components import Component, FeatureScore, ProbeScore, Transform, WeightedFeature
-from monitors.errors import Problem, shown
+from monitors.drift import Reference
+from monitors.errors import MonitorError, Problem, shown
 
 ProbeMethod = Literal["logistic_regression", "difference_of_means", "lda"]
 CalibrationMethod = Literal["conformal_by_length", "plain_quantile", "by_hand"]
@@ -165,7 +166,8 @@ class PackCalibration:
     source: str
     """In words, for whoever sees an alert."""
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """Free JSON object: replies by stratum, control sets with their rates and intervals, alerts per 1,000 replies."""
+    """JSON object, free but for `reference` (see `monitors.drift`): replies by stratum, control sets with their rates
+    and intervals, alerts per 1,000 replies."""
 
     def __post_init__(self) -> None:
         checks.refuse(
@@ -173,6 +175,15 @@ class PackCalibration:
             checks.sentence("source", self.source),
             checks.json_object("figures", self.figures),
         )
+        try:
+            Reference.from_figures(self.figures)
+        except MonitorError as error:
+            raise MonitorError(*(problem.within("figures") for problem in error.problems)) from None
+
+    @property
+    def reference(self) -> Reference | None:
+        """What live values are compared with; None if the calibration kept no histograms."""
+        return Reference.from_figures(self.figures)
 
 
 def probe_name(pack: str, component: str) -> str:

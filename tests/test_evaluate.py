@@ -29,6 +29,7 @@ from discovery.shards import load_resid, shard_paths
 from sae_runtime.checkpoint import LoadedSAE, Manifest, load_manifest, load_sae, save_sae
 from sae_runtime.formats import UNKNOWN
 from sae_runtime.tap import Tap
+from sae_runtime.usual_fvu import MIN_TOKENS, UsualFVU
 
 MANIFEST = Manifest(
     name="tiny",
@@ -272,7 +273,7 @@ def test_the_command_prints_json_and_writes_the_manifest(dictionary, tmp_path, c
     write_manifest(tmp_path / "one", MANIFEST.model_dump(include=set(COMPARED)))
     assert main([str(tmp_path / "sae"), "--set", f"one={tmp_path / 'one'}", "--ce-tokens", "0", "--write"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert load_manifest(tmp_path / "sae").metrics == {"one": said["one"]}
+    assert load_manifest(tmp_path / "sae").metrics == {"one": said["one"]}  # too few tokens for a guard's limit
     assert 0 < said["decoder"]["max_cosine_quantiles"]["50%"] < 1
     density = said["density"]["one"]
     assert sum(density["counts"]) + density["num_dead"] == tiny.NUM_LATENTS
@@ -282,6 +283,25 @@ def test_the_command_prints_json_and_writes_the_manifest(dictionary, tmp_path, c
     shares_F = (dictionary.encode(resid_ND) > 0).float().mean(0)
     counts, _ = np.histogram(shares_F[shares_F > 0].log10().numpy(), bins=density["edges"])
     assert density["counts"] == counts.tolist()
+
+
+def test_what_a_tokens_fvu_usually_is_equals_what_the_server_streams(dictionary, tmp_path):
+    with torch.no_grad():
+        dictionary.resid_mean.copy_(torch.randn(tiny.D_MODEL) / 4)
+    metrics = {"fidelity": [], "gone": 1}
+    save_sae(dictionary, MANIFEST.model_copy(update={"metrics": metrics}), tmp_path / "sae")
+    resid_ND = torch.randn(MIN_TOKENS, tiny.D_MODEL).bfloat16()
+    (tmp_path / "one").mkdir()
+    save_file({"resid_ND": resid_ND}, tmp_path / "one" / "shard-00000.safetensors")
+    write_manifest(tmp_path / "one", MANIFEST.model_dump(include=set(COMPARED)))
+    assert main([str(tmp_path / "sae"), "--set", f"one={tmp_path / 'one'}", "--ce-tokens", "0", "--write"]) == 0
+    manifest = load_manifest(tmp_path / "sae")
+    assert set(manifest.metrics) == {"one", "token_fvu", "fidelity"}
+    usual = UsualFVU.of(manifest)
+    fvu_N = dictionary.read_tokens(resid_ND.float(), torch.tensor([0]), 0).fvu_T
+    assert usual.tokens == MIN_TOKENS
+    assert usual.limit == pytest.approx(float(np.quantile(fvu_N.numpy(), 0.999)), rel=1e-5)
+    assert float((fvu_N > usual.limit).float().mean()) == pytest.approx(0.001, abs=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from discovery.errors import FitError, LabError
 from discovery.fidelity import compare, main, paired_residuals
 from discovery.fidelity_sums import LIMITS, MIN_FIRINGS, FidelitySums, answer
 from sae_runtime.checkpoint import load_manifest, save_sae
+from sae_runtime.errors import CheckpointError
+from sae_runtime.fidelity_figures import FidelityFigures
 from sae_runtime.tap import Tap
 
 D = tiny.D_MODEL
@@ -132,6 +134,32 @@ def test_the_command_compares_two_forms_of_one_model(argv, capsys):
     assert 0 < figures["residual_relative_error"] < 0.05
     assert figures["answer"]["may_be_served"] is True
     assert len(figures["by_latent"]["correlation"]) == tiny.NUM_LATENTS
+
+
+def test_what_is_written_is_what_a_server_tells(argv, tmp_path, capsys):
+    words = [*argv, "--quantization", "none", "--dtype", "float32", "--against-dtype", "bfloat16", "--json", "--write"]
+    assert main(words) == 0
+    figures = json.loads(capsys.readouterr().out)
+    [told] = FidelityFigures.all_of(load_manifest(tmp_path / "sae"))
+    assert [told.first, told.against] == figures["models"]
+    assert (told.tokens, told.median_correlation) == (figures["tokens"], figures["correlation"]["50%"])
+    assert (list(told.l0), told.may_be_served) == (figures["l0"], True)
+    assert main([*words, "--max-tokens", "500"]) == 0  # the same two again
+    [again] = FidelityFigures.all_of(load_manifest(tmp_path / "sae"))
+    assert again.tokens < told.tokens
+
+
+@pytest.mark.parametrize(
+    ("records", "wanted"),
+    [
+        ("yes", "metrics.fidelity must be a list of comparisons, got str"),
+        ([{"first": "a"}], "metrics.fidelity: against: "),
+    ],
+)
+def test_a_record_that_makes_no_sense_is_refused_by_name(records, wanted):
+    with pytest.raises(CheckpointError, match=wanted):
+        FidelityFigures.all_of(tiny_files.manifest(metrics={"fidelity": records}))
+    assert FidelityFigures.all_of(tiny_files.manifest()) == ()
 
 
 def test_named_features_are_in_the_table_and_the_answer(argv, tmp_path, capsys):

@@ -10,12 +10,18 @@ from format_files import FIXTURES, oracle
 from serving import manifest
 from tiny_files import write_model
 
+from discovery import import_sae as import_command
 from discovery.corpus import Context
+from discovery.fit_check import check_fit
 from discovery.harvest import harvest
+from discovery.import_sae import record_fit
+from sae_runtime import usual_fvu
 from sae_runtime.checkpoint import load_manifest, load_sae, save_sae
 from sae_runtime.exports import export_sae
+from sae_runtime.formats import import_sae
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.sae import SAE
+from sae_runtime.usual_fvu import UsualFVU
 from service import cli
 
 STANDARD = FIXTURES / "saelens" / "standard"
@@ -193,9 +199,19 @@ def test_checked_on_a_harvest(capsys, exported, harvested, tmp_path):
     assert "check explains 100.0% of the variance of 144 tokens of held-out, with 32.0 active latents a token" in out
     made = load_manifest(tmp_path / "out")
     assert made.metrics["fit"]["fvu"] == pytest.approx(0, abs=1e-6)
+    assert "token_fvu" not in made.metrics  # of so few tokens
     harvest_manifest = json.loads((harvested / "manifest.json").read_text())
     assert made.resid_norm_mean == harvest_manifest["mean_norm"]
     torch.testing.assert_close(load_sae(tmp_path / "out").resid_mean, torch.tensor(harvest_manifest["mean"]))
+
+
+def test_a_long_enough_check_gives_the_servers_guard_its_limit(exported, harvested, monkeypatch):
+    monkeypatch.setattr(import_command, "MIN_TOKENS", 100)
+    monkeypatch.setattr(usual_fvu, "MIN_TOKENS", 100)
+    sae = import_sae(exported)
+    record_fit(sae, check_fit(sae, harvested))
+    usual = UsualFVU.of(sae.manifest)
+    assert usual.tokens == 144 and 0 <= usual.quantiles["50%"] <= usual.limit < 1e-6  # it is exact
 
 
 def test_a_misfit_writes_nothing(capsys, exported, harvested, tmp_path):

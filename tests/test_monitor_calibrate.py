@@ -15,6 +15,7 @@ from discovery.monitor_scores import reading_plan, score_replies
 from discovery.read_replies import read_replies
 from monitors.conformal import BenignReply, calibrate
 from monitors.pack import MonitorPack
+from monitors.stability import bin_counts
 from sae_runtime.language_model import load_language_model
 
 BOUNDS, LEVELS = (16, 64), {"warning": 0.05, "critical": 0.02}
@@ -72,6 +73,18 @@ def test_thresholds_are_the_conformal_ones_and_hold_on_fresh_replies(model, pack
     fresh = files.write(tmp_path / "fresh.jsonl", files.benign(300, dataset="fresh", seed=5))
     fired = [reply.level is not None for reply in scored(model, made, [fresh])[1]]
     assert sum(fired) / 300 <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
+
+
+def test_the_pack_keeps_what_a_server_compares_its_traffic_with(model, pack, benign, capsys):
+    run(capsys, pack, "--benign", *benign, *HOW, *monitor_files.options(model))
+    made = MonitorPack.load(pack)
+    _, replies = scored(model, made, benign)
+    kept = [reply for reply in replies if len(reply.scores) >= made.min_tokens]
+    reference = made.calibration.reference
+    assert list(reference.statistic.counts) == bin_counts(reference.statistic.edges, [r.statistic for r in kept])
+    tokens = [score for reply in kept for score in reply.scores[made.min_tokens - 1 :]]
+    assert list(reference.token_score.counts) == bin_counts(reference.token_score.edges, tokens)
+    assert reference.statistic.num_values == 460
 
 
 def test_rates_come_from_replies_that_thresholds_were_not_set_on(model, pack, benign, capsys):
