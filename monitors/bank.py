@@ -37,9 +37,8 @@ class MonitorBank:
         self._tracks = tuple(tracks)
         self._of_role: dict[Role, list[Track]] = {}
         for track in tracks:
-            self._of_role.setdefault(track.role, []).append(track)
-            if track.role == "assistant" and "reasoning" not in track.spec.roles:
-                self._of_role.setdefault("reasoning", []).append(track)
+            for role in track.spec.token_roles(track.role):
+                self._of_role.setdefault(role, []).append(track)
         self.latents = tuple(sorted({latent for spec in self._specs for latent in spec.latents}))
         """Latents that `observe` needs the readings of, ascending."""
         self.probes = tuple(dict.fromkeys(probe for spec in self._specs for probe in spec.probes))

@@ -68,6 +68,10 @@ class MonitorSpec:
         scores = (component.score for component in self.components)
         return tuple(score.probe for score in scores if isinstance(score, ProbeScore))
 
+    def token_roles(self, role: Role) -> tuple[Role, ...]:
+        """Roles of the tokens that are scored as `role`: thoughts are the assistant's unless scored by themselves."""
+        return (role, "reasoning") if role == "assistant" and "reasoning" not in self.roles else (role,)
+
     def is_off_scale(self, inputs: Inputs) -> bool:
         """Whether a token carries a massive activation where any component reads, so that it is not to be scored.
 

@@ -4,12 +4,11 @@ Places are checked and counted in one step before any work is done for a request
 """
 
 import threading
-import time
 from collections import deque
 
 from service.errors import NotReady, QueueFull
 from service.records import Outcome
-from service.request import Mailbox, Request
+from service.request import Request
 from service.submission import Submission
 
 
@@ -33,47 +32,48 @@ class Admission:
 
     # --- event loop ---
 
-    def reserve(self) -> None:
-        """Take a place; NotReady if the server is shutting down, QueueFull if there is none."""
+    def reserve(self, num_places: int = 1) -> None:
+        """Take places; NotReady if the server is shutting down, QueueFull if there are not so many."""
         with self.bell:
             if self.is_draining:
                 raise NotReady("The server is shutting down.")
             free_slots = self._num_slots - self._num_running
-            if self.num_waiting >= self._max_requests + free_slots:
+            if self.num_waiting + num_places > self._max_requests + free_slots:
                 raise QueueFull(f"The queue is full: {self._max_requests} requests wait already.")
-            self.num_waiting += 1
+            self.num_waiting += num_places
 
-    def unreserve(self) -> None:
-        """Give a place back that nothing was submitted for."""
+    def unreserve(self, num_places: int = 1) -> None:
+        """Give places back that nothing was submitted for."""
         with self.bell:
-            self.num_waiting -= 1
+            self.num_waiting -= num_places
 
     def submit(self, request: Request) -> Submission:
-        """Hand over a request whose place was reserved. Its place is given back if it can't be taken.
+        """Hand over a request whose place was reserved, or two places if it has a twin. They are given back if it can't
+        be taken.
 
         QueueFull if its prompt is too much; NotReady if the engine has gone since.
         """
-        num_tokens = len(request.prompt_ids)
+        submissions = Submission.of(request)
+        num_tokens = len(request.prompt_ids) * len(submissions)
         with self.bell:
             if self._is_closed:
-                self.num_waiting -= 1
+                self.num_waiting -= len(submissions)
                 raise NotReady("The engine is not running.")
             # A prompt longer than the bound alone may still pass when nobody waits.
             if self._num_tokens and self._num_tokens + num_tokens > self._max_prompt_tokens:
-                self.num_waiting -= 1
+                self.num_waiting -= len(submissions)
                 most = self._max_prompt_tokens
                 raise QueueFull(f"The queue is full: {self._num_tokens} of {most} prompt tokens wait already.")
             self._num_tokens += num_tokens
-            submission = Submission(request, Mailbox(), time.monotonic())
-            self._inbox.append(submission)
+            self._inbox.extend(submissions)
             self.bell.notify()
-        return submission
+        return submissions[0]
 
     def cancel(self, submission: Submission, outcome: Outcome = Outcome.CANCELLED) -> None:
         """The client is gone, or will get no answer. Harmless for a request that has ended; the first outcome holds."""
-        if not submission.is_cancelled:
-            submission.cancelled_as = outcome
-        submission.is_cancelled = True
+        submission.cancel(outcome)
+        if submission.twin is not None:
+            submission.twin.cancel(outcome)
         self.ring()
 
     def ring(self) -> None:

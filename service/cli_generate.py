@@ -33,6 +33,9 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     chat = commands.add_parser("chat", help="talk, through the model's chat template", allow_abbrev=False)
     chat.add_argument("--message", metavar="TEXT", help="send this one message, show the reply, and end")
     chat.add_argument("--system", metavar="TEXT", help="system message to begin with")
+    generate.add_argument(
+        "--baseline", action="store_true", help="with --steer: generate the same unsteered beside it, and compare"
+    )
     for parser, run in ((generate, run_generate), (chat, run_chat)):
         parser.set_defaults(run=run)
         for add in (add_read_flags, add_generation_flags, add_output_flags, add_connection_flags):
@@ -43,7 +46,10 @@ async def run_generate(args: argparse.Namespace) -> int:
     """Go on from one text."""
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     async with connect(args) as client:
-        await _Talk(args, client, await generate_options(args, client)).reply(prompt)
+        options = await generate_options(args, client)
+        if args.baseline:
+            options["baseline"] = True
+        await _Talk(args, client, options).reply(prompt)
     return 0
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from telltale.v1 import generation_pb2, monitor_pb2
 
-from service import monitor_view, rendering
+from service import guard_view, monitor_view, rendering
 from service.cli_options import add_connection_flags, add_output_flags, add_read_flags, connect, read_options
 from service.cli_terminal import ReplyView, Terminal
 from service.client_catalog import ServerInfo
@@ -179,6 +179,9 @@ def _info_grid(info: ServerInfo) -> Table:
         "model": f"{model.name} ({model.quantization}, {model.dtype}, {model.device}), {model.num_layers} blocks of "
         f"width {model.d_model}, sha256 {model.weights_sha256[:12]}",
         "dictionary": _dictionary(info),
+        "guard": guard_view.guard(info.reconstruction_guard),
+        "fidelity": guard_view.fidelity(info.fidelity),
+        "inputs": guard_view.inputs(info.inputs),
         "limits": f"{limits.slots} slots of {limits.context_length} tokens, {limits.max_queued_requests} requests and "
         f"{limits.max_queued_prompt_tokens} prompt tokens may wait, steering up to "
         f"{limits.max_steering_relative_norm:g} of the residual's norm",

@@ -11,8 +11,8 @@ from google.protobuf.json_format import MessageToJson
 from rich.console import Console, RenderableType
 from rich.segment import Segment, Segments
 
-from service import monitor_view, rendering
-from service.client_events import Alert, Event, Finished, Started, Token
+from service import monitor_view, rendering, twin_view
+from service.client_events import Alert, Baseline, Event, Finished, Started, Token
 from service.rendering import Peak
 
 
@@ -83,6 +83,10 @@ class ReplyView:
                 self.show_token(event)
             case Alert():
                 self._terminal.note(rendering.alert_line(event))
+            case Baseline(Alert() as alert):
+                self._terminal.note(twin_view.baseline_alert(alert))
+            case Baseline():
+                pass  # its text is shown beside the reply, at the end
             case Finished():
                 self._show_end(event)
 
@@ -101,6 +105,9 @@ class ReplyView:
         for line in rendering.monitor_lines(finished.monitors, self._started.monitors):
             self._terminal.note(line)
         self._terminal.note(rendering.footer(finished, seed=self._started.seed))
+        if finished.twin is not None:
+            for part in twin_view.comparison(finished.twin, self._started):
+                self._terminal.note(part)
 
 
 def _console(file: Any, color: str) -> Console:

@@ -36,7 +36,7 @@ from telltale.v1 import (
 from service.client_calls import Calls, RetryPolicy
 from service.client_catalog import ServerInfo, WatchedFeature
 from service.client_channel import open_channel
-from service.client_events import Alert, Event, Reply, ScoreResult, Started, gather
+from service.client_events import Alert, Baseline, Event, Reply, ScoreResult, Started, gather
 from service.client_features import Feature, FeatureMatch, FeatureOrder
 from service.client_journal import JournalCalls
 from service.client_lookup import MAX_MATCHES, MAX_PAGE, all_pages, list_request, search_request
@@ -98,8 +98,9 @@ class TelltaleClient:
         async with aclosing(self.stream(request, timeout_seconds=options.get("timeout_seconds"))) as responses:
             async for response in responses:
                 for event in decode_event(response, watched):
-                    if isinstance(event, Started):
-                        watched = event.watched
+                    begun = event.event if isinstance(event, Baseline) else event
+                    if isinstance(begun, Started):
+                        watched = begun.watched
                     yield event
 
     async def complete(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Reply:

@@ -5,6 +5,8 @@ Conventions as in `client_events`. Knows nothing of gRPC.
 
 from dataclasses import dataclass
 
+from service.client_guards import NO_GUARD, Fidelity, MonitorInput, ReconstructionGuard
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
@@ -132,3 +134,8 @@ class ServerInfo:
     """Where steering acts; empty if it is refused, or the server is older than this field."""
     journal: JournalInfo | None = None
     """None if the server keeps none."""
+    reconstruction_guard: ReconstructionGuard = NO_GUARD
+    fidelity: tuple[Fidelity, ...] = ()
+    """Empty if it was not measured."""
+    inputs: tuple[MonitorInput, ...] = ()
+    """Watched features and monitors' inputs, and whether they fire at all."""

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from service.client_catalog import ModelInfo, SaeInfo, WatchedFeature
+from service.client_guards import NO_GUARD, ReconstructionGuard
 from service.client_monitors import Monitor, Severity
+from service.client_twin import FeatureDifference, MonitorDifference
 
 FinishReason = Literal["unspecified", "eos", "stop_sequence", "length", "context_length", "alert_stop", "shutdown"]
 AlertState = Literal["unspecified", "firing", "cleared"]
@@ -65,6 +67,8 @@ class Token:
     """Active latents."""
     role: str = ""
     """Whose words it is; empty for a template's, and in prompts that no monitor scores."""
+    off_distribution: bool = False
+    """The dictionary does not describe this residual: do not trust what was read here."""
     watched: tuple[WatchedFeature, ...] = field(default=(), repr=False, compare=False)
     """What `readings` are readings of: the request's watched features, shared by all its tokens."""
 
@@ -141,6 +145,8 @@ class Alert:
     """What those policies kept from leaving."""
     alert_id: str = ""
     """In the server's alert journal; empty if it keeps none."""
+    off_distribution_tokens: int | None = None
+    """Of the averaged window, tokens that the dictionary does not describe; None without a guard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +167,7 @@ class Started:
     max_tokens: int
     hold_tokens: int = 0
     """Tokens by which the reply is held back for its policies."""
+    reconstruction_guard: ReconstructionGuard = NO_GUARD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +215,8 @@ class MonitorSummary:
     alerts: int = 0
     role: str = ""
     beyond_calibration: bool = False
+    off_distribution_tokens: int | None = None
+    """Scored tokens that the dictionary does not describe; None without a guard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,10 +236,38 @@ class Finished:
     """Names of the policies that came to apply, in that order."""
     withheld_tokens: int = 0
     """Generated tokens that a policy kept from leaving."""
+    twin: "Twin | None" = None
+    """The unsteered twin and how it differs; None if none was asked for."""
+    off_distribution_tokens: int | None = None
+    """Tokens read that the dictionary does not describe; None without a guard."""
 
 
-Event = Started | Token | Alert | Finished
-"""What a generation yields: one Started, then tokens and alerts, then exactly one Finished."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twin:
+    """The unsteered twin's end, and how the two replies differ."""
+
+    baseline: Finished
+    """The twin's own end."""
+    features: tuple[FeatureDifference, ...]
+    """In the order of `Started.watched`."""
+    monitors: tuple[MonitorDifference, ...]
+    first_difference_position: int | None
+    """Where the tokens first differ, one reply's end included; None if they are the same."""
+    text: str
+    """The steered reply."""
+    baseline_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """An event of the unsteered twin, told apart from those of the reply by its type. Its end is in `Finished.twin`."""
+
+    event: Started | Token | Alert
+
+
+Event = Started | Token | Alert | Finished | Baseline
+"""What a generation yields: one Started, then tokens and alerts, then exactly one Finished. With a baseline its events
+come in between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +286,9 @@ class ScoreResult:
     """None if the model is served without a dictionary."""
     monitor_definitions: tuple[Monitor, ...] = ()
     """The monitors that ran, with their thresholds."""
+    reconstruction_guard: ReconstructionGuard = NO_GUARD
+    off_distribution_tokens: int | None = None
+    """Tokens that the dictionary does not describe; None without a guard."""
 
     def readings(self, feature: str | int) -> list[float]:
         """A watched feature's reading at every token, by name or latent."""
@@ -266,6 +306,8 @@ class Reply:
     """Prompt tokens, if they were asked for."""
     alerts: tuple[Alert, ...]
     finished: Finished
+    baseline: "Reply | None" = None
+    """The unsteered twin, if one was asked for."""
 
     @property
     def text(self) -> str:
@@ -283,15 +325,19 @@ def gather(events: Iterable[Event]) -> Reply:
     Raises:
         ValueError: the events do not begin with Started and end with Finished.
     """
-    match list(events):
+    gathered = list(events)
+    of_baseline: list[Event] = [event.event for event in gathered if isinstance(event, Baseline)]
+    match [event for event in gathered if not isinstance(event, Baseline)]:
         case [Started() as started, *between, Finished() as finished]:
             tokens = [event for event in between if isinstance(event, Token)]
+            twin = finished.twin
             return Reply(
                 started=started,
                 tokens=tuple(token for token in tokens if not token.is_prompt),
                 prompt=tuple(token for token in tokens if token.is_prompt),
                 alerts=tuple(event for event in between if isinstance(event, Alert)),
                 finished=finished,
+                baseline=None if twin is None else gather([*of_baseline, twin.baseline]),
             )
         case other:
             raise ValueError(f"events must begin with Started and end with Finished. Got {len(other)} events.")

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from service.client_guards import MonitorDrift, MonitorInput
+
 Severity = Literal["unspecified", "info", "warning", "critical"]
 MonitorKind = Literal["unspecified", "feature", "features", "probe", "ensemble", "cascade"]
 
@@ -89,3 +91,7 @@ class Monitor:
     """Numbers; from `get_monitor` alone."""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     """Measurements for and against it; from `get_monitor` alone."""
+    inputs: tuple[MonitorInput, ...] = ()
+    """How they have behaved since the server started; from `list_monitors` and `get_monitor` alone."""
+    drift: MonitorDrift | None = None
+    """How far its values have moved; from `list_monitors` and `get_monitor` alone."""

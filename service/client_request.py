@@ -144,6 +144,8 @@ class GenerateOptions(ReadOptions, total=False):
     stop: Sequence[str]
     ignore_eos: bool
     policies: Sequence[Policy]
+    baseline: bool
+    """Generate the same beside it without steering, and compare."""
 
 
 _SAMPLING = ("temperature", "top_p", "min_p", "top_k", "repetition_penalty", "max_tokens", "seed", "ignore_eos", "stop")
@@ -165,6 +167,7 @@ def generate_request(prompt: Prompt, options: GenerateOptions, *, features: Sequ
             _set(request.sampling, name, options[name], path="sampling")  # type: ignore[literal-required]
     for position, policy in enumerate(options.get("policies", ())):
         _fill_policy(request.policies.add(), policy, path=f"policies[{position}]")
+    _set(request, "baseline", options.get("baseline", False))
     return request
 
 

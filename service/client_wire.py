@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 from google.protobuf.json_format import MessageToDict
 
 from service.client_catalog import WatchedFeature
-from service.client_events import Alert, Event, Finished, ScoreResult, Started, Token
+from service.client_events import Alert, Baseline, Event, Finished, ScoreResult, Started, Token
 
 T = TypeVar("T")
 Read = Callable[[Any], Any]
@@ -36,8 +36,15 @@ def decode_event(response: Any, watched: tuple[WatchedFeature, ...]) -> list[Eve
             return [decode(Alert, response.alert)]
         case "finished":
             return [decode(Finished, response.finished)]
+        case "baseline":
+            # One event inside another of the same shape.
+            return [Baseline(event) for event in decode_event(response.baseline, watched) if _is_of_a_twin(event)]
         case _:
             return []
+
+
+def _is_of_a_twin(event: Event) -> TypeGuard[Started | Token | Alert]:
+    return isinstance(event, Started | Token | Alert)
 
 
 def decode_score(response: Any) -> ScoreResult:

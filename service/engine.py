@@ -44,6 +44,8 @@ class Engine:
         *,
         steering_limits: SteeringLimits,
         server_watch: Sequence[int] = (),
+        guarded: Sequence[int] = (),
+        max_fvu: float | None = None,
         slow_consumer_seconds: float = 30.0,
         publish: Callable[[Published], None] = lambda _published: None,
         keep: Callable[[Sequence[Raised]], Collection[str]] | None = None,
@@ -51,6 +53,8 @@ class Engine:
         """
         Args:
             server_watch: latents that the metrics follow in all requests.
+            guarded: latents that are read in all requests, so that it is known whether they fire at all.
+            max_fvu: FVU above which a token is marked as off the dictionary's distribution; None marks none.
             slow_consumer_seconds: end a request whose events lie unread for longer.
             publish: called on the engine thread after every step that has something to say; must not block.
             keep: called with a step's alerts before anything of the step is published; ids of the requests whose alerts
@@ -59,7 +63,8 @@ class Engine:
         self.runner = runner
         self.scheduler = scheduler
         self.admission = admission
-        self._passes = Passes(runner, server_watch)
+        self._passes = Passes(runner, server_watch, guarded=guarded, max_fvu=max_fvu)
+        self._max_fvu = max_fvu
         self._steering_limits = steering_limits
         self._slow_consumer_seconds = slow_consumer_seconds
         self._publish_to = publish
@@ -200,7 +205,7 @@ class Engine:
         return reason
 
     def _admit(self) -> None:
-        for slot, submission in self.scheduler.admit():
+        for slot, submission in self.scheduler.admit(lambda waiting: waiting.num_slots):
             try:
                 row = self._make_row(submission, slot)
             except Exception as error:
@@ -221,6 +226,7 @@ class Engine:
             limits=self._steering_limits,
             device=model.device,
             keeps_alerts=self._keep is not None,
+            max_fvu=self._max_fvu,
         )
 
     # --- prompts: one bounded chunk after another ---
@@ -328,6 +334,7 @@ class Engine:
         row.abandon()
         self._flush(row)
         self._out.fail(row.submission, failure)
+        row.submission.cancel_twin()
         self._retire(row, outcome)
 
     def _retire(self, row: Row, outcome: Outcome) -> None:
@@ -336,14 +343,20 @@ class Engine:
         self.runner.release(row.slot, row.num_written)
         self.scheduler.release(row.slot)
         self.admission.left_slot()
-        self._out.requests.append(row.record(outcome))
+        self._count(row.submission, row.record(outcome))
+
+    def _count(self, submission: Submission, record: RequestRecord) -> None:
+        joined = submission.joined(record)
+        if joined is not None:
+            self._out.requests.append(joined)
 
     def _refuse(self, submission: Submission, outcome: Outcome, failure: Exception) -> None:
         """End a request that never got a slot."""
         self.admission.left_queue(submission, to_slot=False)
         self._out.fail(submission, failure)
+        submission.cancel_twin()
         waited = time.monotonic() - submission.arrived
-        self._out.requests.append(RequestRecord.of_waiting(outcome, waited, submission.request.request_id))
+        self._count(submission, RequestRecord.of_waiting(outcome, waited, submission.request.request_id))
 
     def _end_everything(self, failure: ServiceError, outcome: Outcome) -> None:
         """The engine stops: end every request with an error, so that no client waits for ever."""
@@ -355,7 +368,7 @@ class Engine:
             row.abandon()
             self._flush(row)
             self._out.fail(row.submission, failure)
-            self._out.requests.append(row.record(outcome))
+            self._count(row.submission, row.record(outcome))
         self.scheduler.waiting.clear()
         self._rows.clear()
         self._publish()

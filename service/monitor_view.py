@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import yaml
 from rich.text import Text
 
+from service import guard_view
 from service.client_monitors import Monitor, MonitorComponent
 from service.rendering import sanitize
 
@@ -55,6 +56,7 @@ def _brief_lines(monitor: Monitor) -> Iterator[str]:
         yield f"{'validated' if monitor.validated else 'not validated'}: {monitor.validated_reason}"
     for mismatch in monitor.mismatches:
         yield f"MISMATCH: {mismatch}"
+    yield from guard_view.behaviour(monitor)
     if monitor.pack_sha256:
         yield f"pack: {monitor.kind}, version {monitor.version}, sha256 {monitor.pack_sha256[:12]}"
 

@@ -4,6 +4,7 @@ Between `Row`, which knows one request, and `ModelRunner`, which knows tensors. 
 here but their maxima for the metrics; the engine decides what becomes of the rest.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,10 +35,23 @@ class PassResult(NamedTuple):
 class Passes:
     """Runs passes on a ModelRunner. Whatever the runner raises is passed on, and nothing was drawn from it then."""
 
-    def __init__(self, runner: ModelRunner, server_watch: Sequence[int]) -> None:
-        """`server_watch` are latents that the metrics follow in all requests."""
+    def __init__(
+        self,
+        runner: ModelRunner,
+        server_watch: Sequence[int],
+        *,
+        guarded: Sequence[int] = (),
+        max_fvu: float | None = None,
+    ) -> None:
+        """
+        Args:
+            server_watch: latents that the metrics follow in all requests.
+            guarded: latents that are to be read in all requests, whether anybody asked or not.
+            max_fvu: the FVU above which a token counts as off distribution; None for none.
+        """
         self._runner = runner
-        self._server_watch = tuple(server_watch)
+        self._num_watched, self._max_fvu = len(server_watch), math.inf if max_fvu is None else max_fvu
+        self._server_watch = (*server_watch, *guarded)
         self._probe_places = {name: place for place, name in enumerate(runner.probe_names)}
 
     def read_prompt(self, row: Row, num_tokens: int) -> PassResult:
@@ -95,14 +109,14 @@ class Passes:
             samplers = [row.sampler for row in rows]
             return draw_rows(samplers, [row.ids for row in rows], output.logits_BTV[:, -1], wants_logprobs)
 
-    @staticmethod
     def _record(
-        phase: Phase, rows: list[Row], plan: ReadPlan, output: PassOutput, fetched: Fetched, started: float
+        self, phase: Phase, rows: list[Row], plan: ReadPlan, output: PassOutput, fetched: Fetched, started: float
     ) -> StepRecord:
         now = time.monotonic()
         is_finite_N = fetched.stats.finite_N.astype(bool)
         counts_N = is_finite_N & (fetched.stats.off_scale_N == 0)
-        readings_NW = fetched.stats.readings_NU[:, plan.server_watch]
+        read_NX = fetched.stats.readings_NU[:, plan.server_watch]
+        readings_NW = read_NX[:, : self._num_watched]
         for b, row in enumerate(rows):
             mine = counts_N if phase is Phase.PREFILL else np.arange(len(rows)) == b
             row.note_features(readings_NW[mine & counts_N])
@@ -116,4 +130,8 @@ class Passes:
             num_nonfinite_tokens=int((~is_finite_N).sum()),
             readings_NW=readings_NW[counts_N],
             inter_token_seconds=[now - row.last_token_at for row in rows if row.last_token_at is not None],
+            num_ordinary_tokens=int(counts_N.sum()),
+            num_off_distribution=int((fetched.stats.fvu_N[counts_N] > self._max_fvu).sum()),
+            inputs_NG=read_NX[counts_N][:, self._num_watched :],
+            probes_NP=fetched.stats.probes_NP[counts_N] if plan.with_probes else None,
         )

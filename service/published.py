@@ -68,7 +68,7 @@ class Published:
                 submission.mailbox.put(events)
             if failure is not None:
                 submission.mailbox.fail(failure)
-            self.mailboxes.append(submission.mailbox)
+            self.mailboxes.append(submission.mailbox.address)
         self.posts = []
 
     @property

@@ -9,6 +9,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from monitors.drift import FinishedReply
+
 
 class Phase(StrEnum):
     """Which kind of forward pass a step was."""
@@ -63,6 +65,14 @@ class StepRecord:
     """Readings of the server's own watch list, one line per token; position 0 is left out."""
     inter_token_seconds: list[float] = field(default_factory=list)
     """Per row that emitted a token and had emitted one before: time since that one."""
+    num_ordinary_tokens: int = 0
+    """Finite ones that are not off scale: what the guards look at."""
+    num_off_distribution: int = 0
+    """Of these, those that the dictionary does not describe; 0 without a guard."""
+    inputs_NG: NDArray[np.float32] | None = None
+    """Readings of the guarded latents at ordinary tokens; None from an engine that guards none."""
+    probes_NP: NDArray[np.float32] | None = None
+    """Values of all probes at ordinary tokens; None if they were not computed in this pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,8 @@ class RequestRecord:
     """Actions of the policies that came to apply: annotate, stop, steer."""
     is_replay: bool = False
     """Whether it did another request again: that is no traffic."""
+    monitored: list[FinishedReply] = field(default_factory=list)
+    """What monitors made of the reply, if it came to its end and was not steered: what a calibration is about."""
 
     @classmethod
     def of_waiting(cls, outcome: Outcome, waited_seconds: float, request_id: str) -> "RequestRecord":

@@ -170,6 +170,7 @@ def alert_line(alert: Alert) -> Text:
         f"[{sign}: {sanitize(alert.monitor)} {alert.score:.3g} (threshold {alert.threshold:.3g}) "
         f"at {alert.position}, from {alert.span_start}{_whose(alert.role)}{_parts(alert)}"
         f"{', beyond calibrated lengths' if alert.beyond_calibration else ''}"
+        f"{_off(alert.off_distribution_tokens)}"
         f"{'' if alert.validated else ', not validated'}{_consequence(alert)}]"
     )
     return Text(text, style="bold red" if alert.state == "firing" else "dim")
@@ -233,10 +234,16 @@ def _monitor_line(summary: MonitorSummary, definition: Monitor | None) -> Text:
         fired = f"fired first at {summary.first_fired_position}" if summary.fired else "did not fire"
         fired += ", rose to critical" if summary.level == "critical" else ""
         fired += ", beyond calibrated lengths" if summary.beyond_calibration else ""
+        fired += _off(summary.off_distribution_tokens)
         score = f"max score {summary.max_score:.3g}{threshold} over {tokens}, {fired}"
     unproven = ", not validated" if definition and not definition.validated else ""
     line = f"{sanitize(summary.monitor)}{_whose(summary.role)}: {score}{unproven}"
     return Text(line, style="bold red" if summary.fired else "")
+
+
+def _off(num_tokens: int | None) -> str:
+    """How many of the tokens behind a score are not to be trusted, if any."""
+    return f", dictionary off distribution at {num_tokens} of them" if num_tokens else ""
 
 
 def _whose(role: str) -> str:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from monitors.thresholds import Level
 from monitors.track import Alert, MonitorSummary
 from sae_runtime.reasoning import Delimiters
 from sae_runtime.steering import SteeringReport, SteeringSpec
+from service.reconstruction_guard import OffDistribution
 
 
 class FinishReason(StrEnum):
@@ -91,6 +92,8 @@ class Request:
     prompt_roles: tuple[Role | None, ...] = ()
     """Whose words each prompt token is, None for a template's; empty if no monitor scores prompts. An assistant's
     earlier words are None: they were scored when they were written."""
+    with_baseline: bool = False
+    """Generate the same beside it without steering: `twin.baseline_of` it."""
     length_reason: FinishReason = FinishReason.LENGTH
     """What to call reaching `max_tokens`: CONTEXT_LENGTH if the context, not the client, set it."""
     conversation: tuple[tuple[str, str], ...] = ()
@@ -150,6 +153,8 @@ class TokenEvent:
     """A massive activation, position 0 always: its readings mean nothing and are not scored."""
     probes: Mapping[str, float] = field(default_factory=dict)
     """Values of the probes that the request's monitors read; empty where none of them scored the token."""
+    off_distribution: bool = False
+    """The dictionary does not describe this residual: not to be trusted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +188,8 @@ class AlertEvent:
     """What they kept from leaving, the alert's own token included; None if they hold nothing back."""
     id: str = ""
     """In the journal; empty if none is kept."""
+    off_distribution_tokens: int | None = None
+    """Of the window that fired; None without a guard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +219,46 @@ class FinishedEvent:
     """Policies that came to apply, in that order."""
     num_withheld: int = 0
     """Generated tokens that never left; they are among `completion_tokens`."""
+    off_distribution: OffDistribution | None = None
+    """None without a guard."""
+    twin: "TwinReport | None" = None
+    """The unsteered twin's end, if there was one."""
 
 
-Event = StartedEvent | TokenEvent | AlertEvent | FinishedEvent
+class FeatureDifference(NamedTuple):
+    """A watched latent over the generated tokens of two replies; None without a token."""
+
+    latent: int
+    mean: float | None
+    baseline_mean: float | None
+    max: float | None
+    baseline_max: float | None
+    steered_mean: float | None
+    """As the following blocks read it."""
+    steered_max: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TwinReport:
+    """The unsteered twin's end, and how the replies differ."""
+
+    baseline: FinishedEvent
+    features: list[FeatureDifference]
+    """In the order they are watched in."""
+    first_difference_position: int | None
+    """None if all tokens are the same."""
+    text: str
+    baseline_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineEvent:
+    """An event of the unsteered twin."""
+
+    event: StartedEvent | TokenEvent | AlertEvent | FinishedEvent
+
+
+Event = StartedEvent | TokenEvent | AlertEvent | FinishedEvent | BaselineEvent
 
 
 class Mailbox:
@@ -229,7 +273,12 @@ class Mailbox:
         self._failure: Exception | None = None
         self._oldest_unread: float | None = None
 
-    def put(self, events: list[Event]) -> None:
+    @property
+    def address(self) -> "Mailbox":
+        """The mailbox that is read in the end."""
+        return self
+
+    def put(self, events: Sequence[Event]) -> None:
         """Engine thread: leave events."""
         with self._lock:
             if self._oldest_unread is None:
@@ -237,9 +286,9 @@ class Mailbox:
             self._events.extend(events)
 
     def fail(self, failure: Exception) -> None:
-        """Engine thread: end the request with an error; what was put before is still delivered."""
+        """Engine thread: end the request with an error, the first holds; what was put before is still delivered."""
         with self._lock:
-            self._failure = failure
+            self._failure = self._failure or failure
 
     def take(self) -> tuple[list[Event], Exception | None]:
         """Event loop: everything new, and the error that ended the request, if one did."""

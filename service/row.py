@@ -25,7 +25,9 @@ from service.detokenizer import Detokenizer
 from service.held_tokens import HeldTokens
 from service.model_runner import Fetched
 from service.read_plan import Columns, Places
+from service.reconstruction_guard import OffDistributionTokens
 from service.records import Outcome, RequestRecord
+from service.reply_scores import ReplyScores
 from service.request import (
     AlertEvent,
     Event,
@@ -41,6 +43,7 @@ from service.sampling import Sampler
 from service.submission import Submission
 
 _NOTHING = Inputs()
+_WHOLE_REPLIES = {Outcome.EOS, Outcome.STOP_SEQUENCE, Outcome.LENGTH, Outcome.CONTEXT_LENGTH, Outcome.ALERT_STOP}
 
 
 @dataclass(slots=True)
@@ -65,6 +68,7 @@ class Row:
         limits: SteeringLimits,
         device: torch.device,
         keeps_alerts: bool = False,
+        max_fvu: float | None = None,
     ) -> None:
         """With `keeps_alerts` each alert comes with what is to be kept of it."""
         request = submission.request
@@ -92,6 +96,8 @@ class Row:
         self.matched_token_id: int | None = None
         self.sampler = Sampler.build(request.sampling, device)
         self.bank = MonitorBank(request.monitors, request.policies)
+        self._off_distribution = OffDistributionTokens(max_fvu, request.monitors)
+        self._reply_scores = ReplyScores(request.monitors)
         self.steering: Steering | None = None
         if request.policy_steering or any(specs for specs, _, _ in request.all_steering):
             self.steering = Steering(sae, request.num_prompt, limits)
@@ -255,9 +261,12 @@ class Row:
         stats, position = fetched.stats, self.num_read
         readings_U = stats.readings_NU[n]
         role = self.request.prompt_role(position) if is_prompt else self._reply_role(token_id)
-        off_scale = bool(stats.off_scale_N[n])
+        off_scale, fvu = bool(stats.off_scale_N[n]), float(stats.fvu_N[n])
+        off_distribution = self._off_distribution.observe(position, role, fvu=fvu, off_scale=off_scale)
         inputs = self._inputs(fetched, columns, n, role)
         updates = self.bank.observe(position, inputs, role)
+        if not is_prompt:
+            self._reply_scores.add(updates, role)
         steered = fetched.steered.get(b)
         was_steered = steered is not None and bool(steered.covered_T[t])
         top = zip(stats.top_indices_Nk[n].tolist(), stats.top_values_Nk[n].tolist(), strict=True)
@@ -271,11 +280,12 @@ class Row:
             top_features=[(int(i), v) for i, v in top if v > 0][: self.request.top_features],
             logprob=None,
             scores=[Score(name, u.score, u.components, u.level) for name, u in updates],
-            fvu=float(stats.fvu_N[n]),
+            fvu=fvu,
             l0=int(stats.l0_N[n]),
             role=role,
             off_scale=off_scale or self.bank.left_out,
             probes=inputs.probes,
+            off_distribution=off_distribution,
         )
         if self.evidence is not None:
             self.evidence.observe(event, self.bank.span_start)
@@ -286,7 +296,15 @@ class Row:
     def _raised(self, alert: Alert) -> AlertEvent:
         """With the policies that it made apply."""
         policies = tuple(policy.name for policy in self.bank.applied_by(alert))
-        event = AlertEvent(self.request.request_id, self.request.label, alert, time.time(), policies)
+        num_off = self._off_distribution.in_span(alert.span_start, alert.position, alert.monitor, alert.role)
+        event = AlertEvent(
+            self.request.request_id,
+            self.request.label,
+            alert,
+            time.time(),
+            policies,
+            off_distribution_tokens=num_off,
+        )
         if self.evidence is None:
             return event
         return self.evidence.add(event, self.ids[: alert.position + 1], self.bank.action_of(alert).value)
@@ -350,7 +368,12 @@ class Row:
             matched_token_id=self.matched_token_id,
             policies=tuple(policy.name for policy in self.bank.triggered),
             num_withheld=self.num_withheld,
+            off_distribution=self._off_distribution.summary(),
         )
+
+    def _is_ordinary_reply(self, outcome: Outcome) -> bool:
+        """Whether it is a reply of the kind that thresholds are calibrated on: whole, generated, and not steered."""
+        return outcome in _WHOLE_REPLIES and not (self.request.steering or self.bank.steer_requested)
 
     def record(self, outcome: Outcome) -> RequestRecord:
         timings = self.timings()
@@ -370,6 +393,7 @@ class Row:
             withheld_tokens=self.num_withheld,
             policy_actions=[policy.action.value for policy in self.bank.triggered],
             is_replay=self.request.replay is not None,
+            monitored=self._reply_scores.finished(self.bank.summaries()) if self._is_ordinary_reply(outcome) else [],
         )
 
 

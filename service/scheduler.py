@@ -6,6 +6,7 @@ that a long prompt delays running streams by one chunk at a time.
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 
@@ -43,10 +44,11 @@ class Scheduler(Generic[W]):
     def enqueue(self, item: W) -> None:
         self.waiting.append(item)
 
-    def admit(self) -> list[tuple[int, W]]:
-        """Give free slots to those who have waited longest."""
+    def admit(self, slots_needed: Callable[[W], int] = lambda _item: 1) -> list[tuple[int, W]]:
+        """Give free slots to those who have waited longest. One begins only when as many are free as it needs; each
+        takes one, the others are for those right behind it."""
         admitted = []
-        while self._free_slots and self.waiting:
+        while self.waiting and len(self._free_slots) >= slots_needed(self.waiting[0]):
             admitted.append((heapq.heappop(self._free_slots), self.waiting.popleft()))
         return admitted
 

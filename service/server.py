@@ -32,6 +32,8 @@ from service.engine import Engine
 from service.errors import ConfigError, NotReady
 from service.feature_servicer import FeatureServicer, NoFeatures
 from service.grpc_server import ALERTS, FEATURES, GENERATION, MONITORS, bind, make_grpc_server
+from service.guard_metrics import GuardMetrics
+from service.guards import Guarded, Guards
 from service.http import HttpServer
 from service.journal_keeper import JournalKeeper, JournalStatus
 from service.journal_metrics import JournalMetrics
@@ -83,6 +85,9 @@ class Server:
             self._journal_metrics = JournalMetrics(self.registry, packs)
             maker = RecordMaker(catalog, parts.runner.language_model.tokenizer, self.version)
             keep = AlertKeeper(maker, journal).keep
+        guarded = Guarded.of(catalog)
+        self.guards = Guards(guarded, catalog, parts.runner.probe_names)
+        self._guard_metrics = GuardMetrics(self.registry, self.guards)
         self.delivery = Delivery(self._observe)
         self.engine = Engine(
             parts.runner,
@@ -94,6 +99,8 @@ class Server:
             ),
             steering_limits=parts.steering_limits,
             server_watch=catalog.default_latents,
+            guarded=guarded.latents,
+            max_fvu=guarded.reconstruction.max_fvu,
             slow_consumer_seconds=settings.slow_consumer_seconds,
             publish=self.delivery.publish,
             keep=keep,
@@ -206,6 +213,8 @@ class Server:
     def _observe(self, published: Published) -> None:
         for step in published.steps:
             self.metrics.observe_step(step)
+            self.guards.observe_step(step)
+            self._guard_metrics.observe_step(step)
         for failure in published.failures:
             self.metrics.observe_failure(failure)
         for event in published.alerts:
@@ -214,6 +223,7 @@ class Server:
         for record in published.requests:
             if not record.is_replay:
                 self.metrics.observe_request(record)
+                self._guard_metrics.observe_replies(self.guards.observe_request(record))
             _log_request(record)
         if published.state is not None:
             self.metrics.observe_state(published.state)
@@ -228,13 +238,14 @@ class Server:
             max_new_tokens_default=settings.max_new_tokens_default,
             top_features_cap=min(settings.top_features_cap, catalog.num_latents),
             max_request_seconds=settings.max_request_seconds,
+            slots=parts.slots,
         )
         reader = RequestReader(
             catalog, tokenizer, parts.steering_limits, limits, delimiters_of(tokenizer, settings.reasoning_delimiters)
         )
-        writer = ResponseWriter(catalog, tokenizer.all_special_ids)
+        writer = ResponseWriter(catalog, tokenizer.all_special_ids, self.guards.guarded.reconstruction)
         server_info = make_server_info(
-            self.engine, catalog, reader, writer, version=self.version, limits=_limits(settings, parts),
+            self.engine, catalog, reader, writer, self.guards, version=self.version, limits=_limits(settings, parts),
             planned_memory_bytes=parts.planned_memory_bytes, journal=self._journal_info,
         )  # fmt: skip
         host = ReplayHost(
@@ -243,7 +254,7 @@ class Server:
         return {
             GENERATION: GenerationServicer(self.engine, self.delivery, reader, writer, self.metrics, server_info),
             FEATURES: _feature_servicer(parts, writer),
-            MONITORS: MonitorServicer(catalog, self.delivery),
+            MONITORS: MonitorServicer(catalog, self.delivery, self.guards),
             ALERTS: AlertServicer(
                 self.journal, self.engine, self.delivery, host, max_request_seconds=settings.max_request_seconds
             ),

@@ -13,16 +13,18 @@ from typing import Any
 
 from telltale.v1 import generation_pb2, monitor_pb2
 
-from service import wire_monitors
+from service import wire_guards, wire_monitors
 from service.catalog import Catalog
 from service.delivery import Delivery
 from service.engine import Engine
 from service.errors import AccessDenied, FieldViolation, InvalidRequest, NotReady, QueueFull, ServiceError
+from service.guards import Guards
 from service.metrics import Metrics
 from service.records import Outcome
 from service.request import Event, FinishedEvent, Request
 from service.rpc import is_past_deadline
 from service.submission import Submission
+from service.twin_comparison import TwinComparison
 from service.wire_requests import RequestReader
 from service.wire_responses import ResponseWriter
 
@@ -77,16 +79,16 @@ class GenerationServicer:
 
     async def _submit(self, read: Callable[..., Request], message: Any, context: Any) -> Submission:
         """Take a place in the queue, then read the message: a burst is refused before it costs anything."""
-        admission = self._engine.admission
+        admission, num_places = self._engine.admission, self._reader.num_places(message)
         try:
             if not self._engine.is_healthy:
                 raise NotReady("The engine is not running.")
-            admission.reserve()
+            admission.reserve(num_places)
             try:
                 # Tokenising a long text takes a while, and the loop has streams to serve.
                 request = await asyncio.to_thread(read, message, time_remaining=context.time_remaining())
             except BaseException:
-                admission.unreserve()
+                admission.unreserve(num_places)
                 raise
             context.set_trailing_metadata(((REQUEST_ID_KEY, request.request_id),))
             return admission.submit(request)
@@ -101,11 +103,14 @@ class GenerationServicer:
             raise
 
     async def _events(self, submission: Submission, context: Any) -> AsyncGenerator[list[Event], None]:
+        comparison = TwinComparison(submission.request) if submission.request.with_baseline else None
         try:
             async with aclosing(self._delivery.events(submission.mailbox)) as batches:
-                async for events in batches:
-                    yield events
-                    if isinstance(events[-1], FinishedEvent):
+                async for arrived in batches:
+                    events = arrived if comparison is None else comparison.take(arrived)
+                    if events:
+                        yield events
+                    if events and isinstance(events[-1], FinishedEvent):
                         return
         finally:
             # Whatever ended it: a cancel (seen here as GeneratorExit or CancelledError), an error, or the last event,
@@ -133,16 +138,17 @@ def _refusal(error: ServiceError) -> Outcome:
 class MonitorServicer:
     """telltale.v1.MonitorService."""
 
-    def __init__(self, catalog: Catalog, delivery: Delivery) -> None:
-        self._catalog, self._delivery = catalog, delivery
+    def __init__(self, catalog: Catalog, delivery: Delivery, guards: Guards) -> None:
+        self._catalog, self._delivery, self._guards = catalog, delivery, guards
 
     async def ListMonitors(self, _message: Any, _context: Any) -> Any:
-        monitors = [wire_monitors.monitor(monitor) for monitor in self._catalog.monitors]
+        monitors = [wire_monitors.watched_monitor(monitor, self._guards) for monitor in self._catalog.monitors]
         return monitor_pb2.ListMonitorsResponse(monitors=monitors)
 
     async def GetMonitor(self, message: Any, _context: Any) -> Any:
         found = self._catalog.monitor_by_name(message.name)
-        return monitor_pb2.GetMonitorResponse(monitor=wire_monitors.monitor(found, with_evidence=True))
+        message = wire_monitors.watched_monitor(found, self._guards, with_evidence=True)
+        return monitor_pb2.GetMonitorResponse(monitor=message)
 
     async def WatchAlerts(self, message: Any, context: Any) -> AsyncIterator[Any]:
         known = self._catalog.monitors_by_name
@@ -162,8 +168,8 @@ class MonitorServicer:
 
 
 def make_server_info(
-    engine: Engine, catalog: Catalog, reader: RequestReader, writer: ResponseWriter, *, version: str, limits: Any,
-    planned_memory_bytes: int, journal: Callable[[], Any] = lambda: None,
+    engine: Engine, catalog: Catalog, reader: RequestReader, writer: ResponseWriter, guards: Guards, *, version: str,
+    limits: Any, planned_memory_bytes: int, journal: Callable[[], Any] = lambda: None,
 ) -> Callable[[], Any]:  # fmt: skip
     """The answer to GetServerInfo, as a function of the moment. `limits` is a Limits message, `journal` gives a
     JournalInfo or None."""
@@ -184,6 +190,9 @@ def make_server_info(
             planned_memory_bytes=planned_memory_bytes,
             steering_hook_point=catalog.steering_point or "",
             journal=journal(),
+            reconstruction_guard=wire_guards.reconstruction_guard(guards.guarded.reconstruction),
+            fidelity=map(wire_guards.fidelity, guards.guarded.fidelity),
+            inputs=map(wire_guards.monitor_input, guards.inputs),
         )
         default = info.sampling_defaults
         default.temperature, default.top_p, default.min_p, default.repetition_penalty = 0, 1, 0, 1

@@ -12,7 +12,10 @@ from monitors.pack import MonitorPack
 from monitors.pack_parts import PackComponent
 from monitors.thresholds import Level, Stretch
 from monitors.track import MonitorSummary
+from service import wire_guards
+from service.guards import Guards
 from service.monitor_packs import ServedMonitor
+from service.reconstruction_guard import OffDistribution
 from service.request import AlertEvent, Request, Score, Withheld
 
 _LEVELS: dict[Level | None, Any] = {
@@ -74,6 +77,14 @@ def monitor(served: ServedMonitor, request: Request | None = None, *, with_evide
     if with_evidence:
         message.calibration.CopyFrom(_struct(pack.calibration.figures))
         message.evidence.CopyFrom(_struct(pack.evidence))
+    return message
+
+
+def watched_monitor(served: ServedMonitor, guards: Guards, *, with_evidence: bool = False) -> Any:
+    """A monitor as defined, with how its inputs and values have behaved so far."""
+    message = monitor(served, with_evidence=with_evidence)
+    message.inputs.extend(map(wire_guards.monitor_input, guards.inputs_of(served)))
+    message.drift.CopyFrom(wire_guards.monitor_drift(guards.drift(served.pack.name)))
     return message
 
 
@@ -176,6 +187,7 @@ def alert(event: AlertEvent, *, with_text: bool = True) -> Any:
         policies=event.policies,
         withheld=None if event.withheld is None else _withheld(event.withheld, with_text=with_text),
         alert_id=event.id,
+        off_distribution_tokens=event.off_distribution_tokens,
     )
 
 
@@ -185,7 +197,7 @@ def _withheld(of: Withheld, *, with_text: bool) -> Any:
     )
 
 
-def summary(of: MonitorSummary) -> Any:
+def summary(of: MonitorSummary, off: OffDistribution | None) -> Any:
     return generation_pb2.MonitorSummary(
         monitor=of.monitor,
         max_score=of.max_score,
@@ -198,4 +210,5 @@ def summary(of: MonitorSummary) -> Any:
         alerts=of.num_fired,
         role=of.role,
         beyond_calibration=of.beyond_calibration,
+        off_distribution_tokens=wire_guards.num_off_of(off, of.monitor, of.role),
     )

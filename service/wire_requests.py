@@ -35,6 +35,8 @@ class RequestLimits:
     max_new_tokens_default: int
     top_features_cap: int
     max_request_seconds: float
+    slots: int = 1
+    """Requests that run at once; a baseline takes another one."""
 
 
 class RequestReader:
@@ -60,6 +62,10 @@ class RequestReader:
     def read_score(self, message: Any, *, time_remaining: float | None) -> Request:
         """A ScoreRequest; InvalidRequest with every field that is wrong."""
         return _Reading(self, message, time_remaining).score()
+
+    def num_places(self, message: Any) -> int:
+        """Places that a message takes in the queue; one that will be refused takes one."""
+        return 2 if getattr(message, "baseline", False) and self.limits.slots > 1 else 1
 
     def tokenize(self, message: Any, *, add_reply: bool, roles: Collection[Role]) -> Prompt:
         """The prompt, and which of its tokens are words of those `roles`."""
@@ -90,6 +96,7 @@ class _Reading:
         sampling = self._sampling()
         monitors = self._monitors()
         policies, policy_steering = PolicyReader(reader.steering, monitors, self._wrong).read(message.policies)
+        self._check_baseline()
         common = self._common(monitors)
         # What the assistant said before was scored when it was written.
         roles: set[Role] = {role for monitor in monitors for role in monitor.roles} - {"assistant", "reasoning"}
@@ -115,6 +122,7 @@ class _Reading:
             policies=policies,
             policy_steering=policy_steering,
             reasoning=reader.reasoning,
+            with_baseline=message.baseline,
             length_reason=FinishReason.CONTEXT_LENGTH if is_full else FinishReason.LENGTH,
             **common,
         )
@@ -280,6 +288,15 @@ class _Reading:
                 f"{name!r}, whose thresholds go up to {longest}",
             )
         self._wrong.raise_if_any()
+
+    def _check_baseline(self) -> None:
+        if not self._message.baseline:
+            return
+        is_steered = bool(self._message.steering) or any(policy.steering for policy in self._message.policies)
+        wanted = "come with steering, or a policy that steers, to be compared with"
+        self._wrong.require(is_steered, "baseline", wanted, "neither")
+        has_room = self._reader.limits.slots > 1
+        self._wrong.require(has_room, "baseline", "be unset on a server with one slot", "true")
 
 
 def _prompt_field(message: Any) -> str:

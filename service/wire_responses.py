@@ -9,9 +9,21 @@ from google.protobuf.struct_pb2 import Struct
 from telltale.v1 import feature_pb2, generation_pb2, types_pb2
 
 from sae_runtime.steering import SteeringReport
-from service import wire_monitors
+from service import wire_guards, wire_monitors, wire_twin
 from service.catalog import Catalog
-from service.request import AlertEvent, Event, FinishedEvent, FinishReason, Request, StartedEvent, Timings, TokenEvent
+from service.reconstruction_guard import ReconstructionGuard
+from service.request import (
+    AlertEvent,
+    BaselineEvent,
+    Event,
+    FinishedEvent,
+    FinishReason,
+    Request,
+    StartedEvent,
+    Timings,
+    TokenEvent,
+)
+from service.twin import baseline_of
 
 _REASONS = {
     FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,
@@ -29,14 +41,26 @@ MAX_TOKENS_PER_CHUNK = 256
 class ResponseWriter:
     """Writes wire messages, for one served model and dictionary."""
 
-    def __init__(self, catalog: Catalog, special_ids: Iterable[int]) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, special_ids: Iterable[int], guard: ReconstructionGuard) -> None:
+        self._catalog, self._guard = catalog, guard
         self._special_ids = frozenset(special_ids)
 
     # --- a generation ---
 
     def responses(self, events: Sequence[Event], request: Request) -> list[Any]:
-        """Events as GenerateResponses; tokens that follow each other share one."""
+        """Events as GenerateResponses; tokens that follow each other share one.
+
+        Those of an unsteered twin come behind those of the request itself, but for its end.
+        """
+        others = [event.event for event in events if isinstance(event, BaselineEvent)]
+        responses = self._own([event for event in events if not isinstance(event, BaselineEvent)], request)
+        if not others:
+            return responses
+        marked = [wire_twin.baseline(response) for response in self._own(others, baseline_of(request))]
+        at = len(responses) - (bool(responses) and responses[-1].HasField("finished"))
+        return [*responses[:at], *marked, *responses[at:]]
+
+    def _own(self, events: Sequence[Event], request: Request) -> list[Any]:
         responses: list[Any] = []
         for event in events:
             if isinstance(event, TokenEvent):
@@ -47,7 +71,7 @@ class ResponseWriter:
                 responses.append(generation_pb2.GenerateResponse(started=self.started(event, request)))
             elif isinstance(event, AlertEvent):
                 responses.append(generation_pb2.GenerateResponse(alert=wire_monitors.alert(event)))
-            else:
+            elif isinstance(event, FinishedEvent):
                 responses.append(generation_pb2.GenerateResponse(finished=finished(event, request)))
         return responses
 
@@ -64,6 +88,7 @@ class ResponseWriter:
             last_prompt_token=self.token(event.last_prompt_token),
             max_tokens=request.sampling.max_tokens,
             hold_tokens=max((policy.hold_tokens for policy in request.policies), default=0),
+            reconstruction_guard=wire_guards.reconstruction_guard(self._guard),
         )
 
     def token(self, event: TokenEvent) -> Any:
@@ -83,6 +108,7 @@ class ResponseWriter:
             is_first_position=event.index == 0,
             off_scale=event.off_scale,
             role=event.role or "",
+            off_distribution=event.off_distribution,
         )
 
     def score(self, events: Sequence[Event], request: Request) -> Any:
@@ -93,13 +119,15 @@ class ResponseWriter:
             request_id=request.request_id,
             watched=self.watched(request.watched),
             tokens=[self.token(event) for event in events if isinstance(event, TokenEvent)],
-            monitors=[wire_monitors.summary(s) for s in end.monitors],
+            monitors=[wire_monitors.summary(s, end.off_distribution) for s in end.monitors],
             alerts=[wire_monitors.alert(event) for event in events if isinstance(event, AlertEvent)],
             usage=generation_pb2.Usage(prompt_tokens=len(request.prompt_ids)),
             steering=steering_report(end.steering),
             model=self.model(),
             sae=self.sae(),
             monitor_definitions=self.monitors(request),
+            reconstruction_guard=wire_guards.reconstruction_guard(self._guard),
+            off_distribution_tokens=wire_guards.num_off(end.off_distribution),
         )
 
     # --- the catalog ---
@@ -179,10 +207,12 @@ def finished(event: FinishedEvent, request: Request) -> Any:
         usage=generation_pb2.Usage(prompt_tokens=len(request.prompt_ids), completion_tokens=event.completion_tokens),
         timings=timings(event.timings),
         steering=steering_report(event.steering),
-        monitors=[wire_monitors.summary(s) for s in event.monitors],
+        monitors=[wire_monitors.summary(s, event.off_distribution) for s in event.monitors],
         tapped_tokens=event.tapped_tokens,
         policies=event.policies,
         withheld_tokens=event.num_withheld,
+        off_distribution_tokens=wire_guards.num_off(event.off_distribution),
+        twin=None if event.twin is None else wire_twin.twin(event.twin, event, finished(event.twin.baseline, request)),
     )
 
 

@@ -92,18 +92,25 @@ def manifest(**changes: object) -> Manifest:
     return Manifest(**(facts | changes))
 
 
-def catalog(model: Any, *, mismatches: tuple[str, ...] = (), latents: LatentCatalogue | None = None) -> Catalog:
+def catalog(
+    model: Any,
+    *,
+    mismatches: tuple[str, ...] = (),
+    latents: LatentCatalogue | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> Catalog:
     norms = tiny.limits(tiny.sae()).direction_norms
     monitors = tuple(map(ServedMonitor, monitor_packs()))
-    return Catalog(model_facts(model), manifest(), mismatches, watchlist(), norms, monitors, latents)
+    facts = manifest(metrics=metrics or {})
+    return Catalog(model_facts(model), facts, mismatches, watchlist(), norms, monitors, latents)
 
 
-def parts(*, slots: int = 4, mismatches: tuple[str, ...] = (), latents: LatentCatalogue | None = None) -> Parts:
+def parts(*, slots: int = 4, **of_catalog: Any) -> Parts:
     # A model of its own: two engines' taps on one model would see each other's passes.
     model, dictionary = tiny.language_model(), tiny.sae()
     return Parts(
         runner=tiny.model_runner(model, dictionary, num_slots=slots),
-        catalog=catalog(model, mismatches=mismatches, latents=latents),
+        catalog=catalog(model, **of_catalog),
         steering_limits=tiny.limits(dictionary),
         slots=slots,
         context_length=tiny.NUM_POSITIONS,
@@ -113,11 +120,18 @@ def parts(*, slots: int = 4, mismatches: tuple[str, ...] = (), latents: LatentCa
 
 @asynccontextmanager
 async def serving(
-    *, slots: int = 4, latents: LatentCatalogue | None = None, **settings: object
+    *,
+    slots: int = 4,
+    latents: LatentCatalogue | None = None,
+    metrics: dict[str, Any] | None = None,
+    **settings: object,
 ) -> AsyncIterator[Server]:
-    """A started server; closed at the end, whatever the test did to it. It keeps alerts if a `journal` is given."""
+    """A started server; closed at the end, whatever the test did to it. It keeps alerts if a `journal` is given.
+
+    `metrics` are the dictionary's figures.
+    """
     chosen = Settings(**({"grpc_port": 0, "http_port": 0, "journal": NO_JOURNAL} | settings))
-    server = Server(chosen, parts(slots=slots, latents=latents), JournalKeeper.open(chosen))
+    server = Server(chosen, parts(slots=slots, latents=latents, metrics=metrics), JournalKeeper.open(chosen))
     await server.start()
     try:
         yield server

@@ -12,15 +12,17 @@ import pytest
 from fake_server import Failure, FakeServer, invalid, reply
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from telltale.v1 import alert_pb2, feature_pb2, generation_pb2, types_pb2
+from telltale.v1 import alert_pb2, feature_pb2, generation_pb2, guard_pb2, types_pb2
 
 from service import (
     client_alerts,
     client_catalog,
     client_events,
     client_features,
+    client_guards,
     client_monitors,
     client_request,
+    client_twin,
     client_wire,
     errors,
     rpc,
@@ -469,6 +471,13 @@ PAIRS = [
     (client_events.MonitorSummary, generation_pb2.MonitorSummary),
     (client_events.Finished, generation_pb2.Finished),
     (client_events.ScoreResult, generation_pb2.ScoreResponse),
+    (client_events.Twin, generation_pb2.Twin),
+    (client_twin.FeatureDifference, generation_pb2.FeatureDifference),
+    (client_twin.MonitorDifference, generation_pb2.MonitorDifference),
+    (client_guards.ReconstructionGuard, guard_pb2.ReconstructionGuard),
+    (client_guards.Fidelity, guard_pb2.Fidelity),
+    (client_guards.MonitorInput, guard_pb2.MonitorInput),
+    (client_guards.MonitorDrift, guard_pb2.MonitorDrift),
     (client_catalog.WatchedFeature, types_pb2.WatchedFeature),
     (client_monitors.Monitor, types_pb2.Monitor),
     (client_monitors.MonitorComponent, types_pb2.MonitorComponent),
@@ -523,6 +532,7 @@ def test_every_field_of_the_contract_has_its_attribute(cls, message):
         (client_request.PositionScope, types_pb2.PositionScope, "POSITION_SCOPE_"),
         (client_request.PolicyAction, types_pb2.PolicyAction, "POLICY_ACTION_"),
         (client_alerts.Verdict, alert_pb2.Verdict, "VERDICT_"),
+        (client_guards.InputState, guard_pb2.InputState, "INPUT_STATE_"),
         (client_features.FeatureOrder, feature_pb2.FeatureOrder, "FEATURE_ORDER_"),
         (client_features.MatchedField, feature_pb2.MatchedField, "MATCHED_FIELD_"),
     ],
@@ -555,7 +565,7 @@ def test_a_policy_is_written_in_full():
 def test_every_option_of_a_request_exists_in_the_contract():
     sampling = set(types_pb2.SamplingParams.DESCRIPTOR.fields_by_name)
     watch = set(types_pb2.Watch.DESCRIPTOR.fields_by_name) - {"features"} | {"watch"}
-    request = {"steering", "policies", "label"}
+    request = {"steering", "policies", "label", "baseline"}
     assert client_request.GenerateOptions.__optional_keys__ == sampling | watch | request | {"timeout_seconds"}
     assert client_request.ScoreOptions.__optional_keys__ == watch | {"steering", "label", "timeout_seconds"}
 

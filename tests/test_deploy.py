@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_guards
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitors.journal_precision import Precision
 from service.config import Settings
+from service.guard_metrics import GuardMetrics
 from service.journal_keeper import JournalStatus
 from service.journal_metrics import JournalMetrics
 from service.metrics import Metrics, WatchedMetric
@@ -123,6 +125,7 @@ def exported() -> dict[str, set[str]]:
         quantization="q",
         version="0",
     )
+    GuardMetrics(registry, tiny_guards.guards())
     metrics.observe_step(StepRecord(Phase.DECODE, 1, 1, 1, 0.1, 0.1, 0, np.ones((1, 1), dtype=np.float32), [0.1]))
     metrics.observe_request(RequestRecord(Outcome.EOS, 1, 1, 1.0, 0.1, 0.1, 0.1, 0.1, [1.0]))
     status = JournalStatus(

@@ -17,6 +17,7 @@ from monitors.latent_words import words_of
 from service.client_features import FeatureOrder
 from service.errors import InvalidRequest
 from service.feature_servicer import MAX_LOOKUPS, FeatureServicer
+from service.reconstruction_guard import ReconstructionGuard
 from service.wire_responses import ResponseWriter
 
 ROWS = tiny_catalogue.rows()
@@ -318,7 +319,7 @@ async def test_searches_without_number_leave_threads_to_others():
         return [0.0] * tiny.NUM_LATENTS
 
     known = catalog(tiny.language_model())
-    servicer = FeatureServicer(known, ResponseWriter(known, ()), cosines)
+    servicer = FeatureServicer(known, ResponseWriter(known, (), ReconstructionGuard(None, "No figures.")), cosines)
     message = feature_pb2.SearchFeaturesRequest(like_feature=3)
     try:
         searches = [asyncio.create_task(servicer.SearchFeatures(message, None)) for _ in range(50)]

@@ -93,7 +93,8 @@ def test_grpc_and_stubs_stay_at_the_edge():
 
 
 def test_prometheus_stays_in_the_metrics_and_where_they_are_served():
-    places = {f"service.{name}" for name in ("metrics", "feature_metrics", "journal_metrics", "server", "http")}
+    places = {f"service.{name}" for name in ("metrics", "feature_metrics", "guard_metrics", "journal_metrics")}
+    places |= {"service.server", "service.http"}
     places |= {"discovery.train_logs"}  # long runs are watched as the server is
     assert importers("prometheus_client") == places
 

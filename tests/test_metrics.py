@@ -7,11 +7,13 @@ from time import perf_counter
 
 import numpy as np
 import pytest
+import tiny_guards
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitors.journal_precision import Precision
 from service.feature_metrics import MAX_EXPORTED_FEATURES, READING_BUCKETS, FeatureHistogram, FeatureMetrics
+from service.guard_metrics import GuardMetrics
 from service.journal_keeper import JournalStatus
 from service.journal_metrics import JournalMetrics
 from service.metrics import Metrics, WatchedMetric, feature_slug
@@ -355,6 +357,7 @@ def test_the_journals_metrics_are_its_status_and_what_reviewers_said_of_the_serv
 def test_the_documentation_lists_every_family_with_its_labels(registry, metrics):
     reviewed = Precision("deception", None, 1, 1, 0)
     JournalMetrics(registry, {"deception": None}).observe(journal_status(), [], [reviewed])
+    GuardMetrics(registry, tiny_guards.guards())
     metrics.observe_rpc_started("s", "m", "unary")
     metrics.observe_rpc_ended("s", "m", "unary", code="OK", seconds=0.1)
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) ?\|", DOCS.read_text(), re.M)

@@ -155,7 +155,7 @@ def test_an_alert_and_a_summary_have_all_that_the_monitor_said():
     ]
     assert (message.pack_sha256, message.beyond_calibration) == (PACK.content_sha256, False)
 
-    [summary] = map(wire_monitors.summary, bank.summaries())
+    [summary] = [wire_monitors.summary(one, None) for one in bank.summaries()]
     assert (summary.monitor, summary.role, summary.fired, summary.alerts) == ("deception", "assistant", True, 1)
     assert (summary.level, summary.first_fired_position) == (types_pb2.SEVERITY_CRITICAL, 5)
     assert (summary.max_score, summary.max_statistic, summary.mean_score) == (2.5, 2.5, 2.5)

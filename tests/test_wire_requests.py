@@ -113,6 +113,9 @@ WRONG: list[tuple[str, list[str]]] = [
         ["policies[0].steering[0].feature"],
     ),
     ("text: 'x' " + f"policies {{ monitor: '{NEVER}' action: POLICY_ACTION_STOP }}" * 17, ["policies"]),
+    # The unsteered twin
+    ("text: 'x' baseline: true", ["baseline", "baseline"]),  # nothing to compare with, and one slot
+    (f"text: 'x' baseline: true steering {{ {ADD} feature: 1 }}", ["baseline"]),
     # The label
     (f"text: 'x' label: '{'a' * 129}'", ["label"]),
     ("text: 'x' label: 'a\\nb'", ["label"]),

@@ -5,6 +5,7 @@ import tiny
 from serving import catalog
 
 from monitors.track import Alert
+from service.reconstruction_guard import ReconstructionGuard
 from service.request import (
     AlertEvent,
     FinishedEvent,
@@ -18,7 +19,7 @@ from service.request import (
 from service.wire_responses import MAX_TOKENS_PER_CHUNK, ResponseWriter
 
 MODEL = tiny.language_model()
-WRITER = ResponseWriter(catalog(MODEL), MODEL.tokenizer.all_special_ids)
+WRITER = ResponseWriter(catalog(MODEL), MODEL.tokenizer.all_special_ids, ReconstructionGuard(None, "No figures."))
 REQUEST = Request(request_id="r", prompt_ids=(5, 6), sampling=SamplingParams(max_tokens=4), watched=(3,))
 
 

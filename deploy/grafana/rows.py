@@ -161,6 +161,24 @@ def fault_lines() -> list[Any]:
             {"read": rate("telltale_forward_tokens_total"), "tapped": rate("telltale_tapped_tokens_total")},
             "Per second. The two lines must lie on each other.",
         ),
+        lines(
+            "Tokens off distribution",
+            "percentunit",
+            {"share": f"{rate('telltale_off_distribution_tokens_total')} / {rate('telltale_ordinary_tokens_total')}"},
+            "Share of tokens that the dictionary does not describe; 0.1 % is usual, and 0 where there is no guard.",
+        ),
+        lines(
+            "Drift of monitors",
+            "none",
+            {"{{monitor}}, {{of}}": f"max by (monitor, of) ({series('telltale_monitor_psi')})"},
+            "Population stability index against the calibration. Below 0.1 nothing has moved, above 0.2 it has.",
+        ),
+        lines(
+            "Silent inputs",
+            "short",
+            {"{{input}}": f"max by (input) ({series('telltale_input_silent')}) > 0"},
+            "Inputs of monitors that have not been active for longer than chance explains. Should be empty.",
+        ),
         lines("Resident memory", "bytes", {"{{instance}}": series("process_resident_memory_bytes")}),
         lines("Draining", "short", {"{{instance}}": series("telltale_draining")}),
     ]

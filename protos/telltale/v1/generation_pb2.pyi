@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
+from telltale.v1 import guard_pb2 as _guard_pb2
 from telltale.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -29,7 +30,7 @@ FINISH_REASON_ALERT_STOP: FinishReason
 FINISH_REASON_SHUTDOWN: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("text", "chat", "token_ids", "sampling", "watch", "steering", "policies", "label")
+    __slots__ = ("text", "chat", "token_ids", "sampling", "watch", "steering", "policies", "label", "baseline")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +39,7 @@ class GenerateRequest(_message.Message):
     STEERING_FIELD_NUMBER: _ClassVar[int]
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_FIELD_NUMBER: _ClassVar[int]
     text: str
     chat: _types_pb2.Chat
     token_ids: _types_pb2.TokenIds
@@ -46,22 +48,25 @@ class GenerateRequest(_message.Message):
     steering: _containers.RepeatedCompositeFieldContainer[_types_pb2.Steering]
     policies: _containers.RepeatedCompositeFieldContainer[_types_pb2.Policy]
     label: str
-    def __init__(self, text: _Optional[str] = ..., chat: _Optional[_Union[_types_pb2.Chat, _Mapping]] = ..., token_ids: _Optional[_Union[_types_pb2.TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., watch: _Optional[_Union[_types_pb2.Watch, _Mapping]] = ..., steering: _Optional[_Iterable[_Union[_types_pb2.Steering, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[_types_pb2.Policy, _Mapping]]] = ..., label: _Optional[str] = ...) -> None: ...
+    baseline: bool
+    def __init__(self, text: _Optional[str] = ..., chat: _Optional[_Union[_types_pb2.Chat, _Mapping]] = ..., token_ids: _Optional[_Union[_types_pb2.TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., watch: _Optional[_Union[_types_pb2.Watch, _Mapping]] = ..., steering: _Optional[_Iterable[_Union[_types_pb2.Steering, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[_types_pb2.Policy, _Mapping]]] = ..., label: _Optional[str] = ..., baseline: _Optional[bool] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("started", "tokens", "alert", "finished")
+    __slots__ = ("started", "tokens", "alert", "finished", "baseline")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     ALERT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_FIELD_NUMBER: _ClassVar[int]
     started: Started
     tokens: _types_pb2.TokenChunk
     alert: _types_pb2.Alert
     finished: Finished
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., tokens: _Optional[_Union[_types_pb2.TokenChunk, _Mapping]] = ..., alert: _Optional[_Union[_types_pb2.Alert, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    baseline: BaselineEvent
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., tokens: _Optional[_Union[_types_pb2.TokenChunk, _Mapping]] = ..., alert: _Optional[_Union[_types_pb2.Alert, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., baseline: _Optional[_Union[BaselineEvent, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "seed", "prompt_tokens", "watched", "monitors", "model", "sae", "watch_generation", "last_prompt_token", "max_tokens", "hold_tokens")
+    __slots__ = ("request_id", "seed", "prompt_tokens", "watched", "monitors", "model", "sae", "watch_generation", "last_prompt_token", "max_tokens", "hold_tokens", "reconstruction_guard")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +78,7 @@ class Started(_message.Message):
     LAST_PROMPT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HOLD_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RECONSTRUCTION_GUARD_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     seed: int
     prompt_tokens: int
@@ -84,7 +90,8 @@ class Started(_message.Message):
     last_prompt_token: _types_pb2.Token
     max_tokens: int
     hold_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., monitors: _Optional[_Iterable[_Union[_types_pb2.Monitor, _Mapping]]] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., watch_generation: _Optional[int] = ..., last_prompt_token: _Optional[_Union[_types_pb2.Token, _Mapping]] = ..., max_tokens: _Optional[int] = ..., hold_tokens: _Optional[int] = ...) -> None: ...
+    reconstruction_guard: _guard_pb2.ReconstructionGuard
+    def __init__(self, request_id: _Optional[str] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., monitors: _Optional[_Iterable[_Union[_types_pb2.Monitor, _Mapping]]] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., watch_generation: _Optional[int] = ..., last_prompt_token: _Optional[_Union[_types_pb2.Token, _Mapping]] = ..., max_tokens: _Optional[int] = ..., hold_tokens: _Optional[int] = ..., reconstruction_guard: _Optional[_Union[_guard_pb2.ReconstructionGuard, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens")
@@ -119,7 +126,7 @@ class SteeringReport(_message.Message):
     def __init__(self, positions_changed: _Optional[int] = ..., mean_relative_norm: _Optional[float] = ..., max_relative_norm: _Optional[float] = ...) -> None: ...
 
 class MonitorSummary(_message.Message):
-    __slots__ = ("monitor", "max_score", "mean_score", "scored_tokens", "fired", "first_fired_position", "max_statistic", "level", "alerts", "role", "beyond_calibration")
+    __slots__ = ("monitor", "max_score", "mean_score", "scored_tokens", "fired", "first_fired_position", "max_statistic", "level", "alerts", "role", "beyond_calibration", "off_distribution_tokens")
     MONITOR_FIELD_NUMBER: _ClassVar[int]
     MAX_SCORE_FIELD_NUMBER: _ClassVar[int]
     MEAN_SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +138,7 @@ class MonitorSummary(_message.Message):
     ALERTS_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     BEYOND_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    OFF_DISTRIBUTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     monitor: str
     max_score: float
     mean_score: float
@@ -142,10 +150,11 @@ class MonitorSummary(_message.Message):
     alerts: int
     role: str
     beyond_calibration: bool
-    def __init__(self, monitor: _Optional[str] = ..., max_score: _Optional[float] = ..., mean_score: _Optional[float] = ..., scored_tokens: _Optional[int] = ..., fired: _Optional[bool] = ..., first_fired_position: _Optional[int] = ..., max_statistic: _Optional[float] = ..., level: _Optional[_Union[_types_pb2.Severity, str]] = ..., alerts: _Optional[int] = ..., role: _Optional[str] = ..., beyond_calibration: _Optional[bool] = ...) -> None: ...
+    off_distribution_tokens: int
+    def __init__(self, monitor: _Optional[str] = ..., max_score: _Optional[float] = ..., mean_score: _Optional[float] = ..., scored_tokens: _Optional[int] = ..., fired: _Optional[bool] = ..., first_fired_position: _Optional[int] = ..., max_statistic: _Optional[float] = ..., level: _Optional[_Union[_types_pb2.Severity, str]] = ..., alerts: _Optional[int] = ..., role: _Optional[str] = ..., beyond_calibration: _Optional[bool] = ..., off_distribution_tokens: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("reason", "matched_stop", "matched_token_id", "usage", "timings", "steering", "monitors", "tapped_tokens", "policies", "withheld_tokens")
+    __slots__ = ("reason", "matched_stop", "matched_token_id", "usage", "timings", "steering", "monitors", "tapped_tokens", "policies", "withheld_tokens", "twin", "off_distribution_tokens")
     REASON_FIELD_NUMBER: _ClassVar[int]
     MATCHED_STOP_FIELD_NUMBER: _ClassVar[int]
     MATCHED_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +165,8 @@ class Finished(_message.Message):
     TAPPED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     WITHHELD_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TWIN_FIELD_NUMBER: _ClassVar[int]
+    OFF_DISTRIBUTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     reason: FinishReason
     matched_stop: str
     matched_token_id: int
@@ -166,7 +177,9 @@ class Finished(_message.Message):
     tapped_tokens: int
     policies: _containers.RepeatedScalarFieldContainer[str]
     withheld_tokens: int
-    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., matched_stop: _Optional[str] = ..., matched_token_id: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., steering: _Optional[_Union[SteeringReport, _Mapping]] = ..., monitors: _Optional[_Iterable[_Union[MonitorSummary, _Mapping]]] = ..., tapped_tokens: _Optional[int] = ..., policies: _Optional[_Iterable[str]] = ..., withheld_tokens: _Optional[int] = ...) -> None: ...
+    twin: Twin
+    off_distribution_tokens: int
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., matched_stop: _Optional[str] = ..., matched_token_id: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., steering: _Optional[_Union[SteeringReport, _Mapping]] = ..., monitors: _Optional[_Iterable[_Union[MonitorSummary, _Mapping]]] = ..., tapped_tokens: _Optional[int] = ..., policies: _Optional[_Iterable[str]] = ..., withheld_tokens: _Optional[int] = ..., twin: _Optional[_Union[Twin, _Mapping]] = ..., off_distribution_tokens: _Optional[int] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("text", "chat", "token_ids", "watch", "steering", "label")
@@ -185,7 +198,7 @@ class ScoreRequest(_message.Message):
     def __init__(self, text: _Optional[str] = ..., chat: _Optional[_Union[_types_pb2.Chat, _Mapping]] = ..., token_ids: _Optional[_Union[_types_pb2.TokenIds, _Mapping]] = ..., watch: _Optional[_Union[_types_pb2.Watch, _Mapping]] = ..., steering: _Optional[_Iterable[_Union[_types_pb2.Steering, _Mapping]]] = ..., label: _Optional[str] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("request_id", "watched", "tokens", "monitors", "alerts", "usage", "steering", "model", "sae", "monitor_definitions")
+    __slots__ = ("request_id", "watched", "tokens", "monitors", "alerts", "usage", "steering", "model", "sae", "monitor_definitions", "reconstruction_guard", "off_distribution_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     WATCHED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +209,8 @@ class ScoreResponse(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SAE_FIELD_NUMBER: _ClassVar[int]
     MONITOR_DEFINITIONS_FIELD_NUMBER: _ClassVar[int]
+    RECONSTRUCTION_GUARD_FIELD_NUMBER: _ClassVar[int]
+    OFF_DISTRIBUTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     watched: _containers.RepeatedCompositeFieldContainer[_types_pb2.WatchedFeature]
     tokens: _containers.RepeatedCompositeFieldContainer[_types_pb2.Token]
@@ -206,7 +221,9 @@ class ScoreResponse(_message.Message):
     model: _types_pb2.ModelInfo
     sae: _types_pb2.SaeInfo
     monitor_definitions: _containers.RepeatedCompositeFieldContainer[_types_pb2.Monitor]
-    def __init__(self, request_id: _Optional[str] = ..., watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., tokens: _Optional[_Iterable[_Union[_types_pb2.Token, _Mapping]]] = ..., monitors: _Optional[_Iterable[_Union[MonitorSummary, _Mapping]]] = ..., alerts: _Optional[_Iterable[_Union[_types_pb2.Alert, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., steering: _Optional[_Union[SteeringReport, _Mapping]] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., monitor_definitions: _Optional[_Iterable[_Union[_types_pb2.Monitor, _Mapping]]] = ...) -> None: ...
+    reconstruction_guard: _guard_pb2.ReconstructionGuard
+    off_distribution_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., tokens: _Optional[_Iterable[_Union[_types_pb2.Token, _Mapping]]] = ..., monitors: _Optional[_Iterable[_Union[MonitorSummary, _Mapping]]] = ..., alerts: _Optional[_Iterable[_Union[_types_pb2.Alert, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., steering: _Optional[_Union[SteeringReport, _Mapping]] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., monitor_definitions: _Optional[_Iterable[_Union[_types_pb2.Monitor, _Mapping]]] = ..., reconstruction_guard: _Optional[_Union[_guard_pb2.ReconstructionGuard, _Mapping]] = ..., off_distribution_tokens: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -243,7 +260,7 @@ class Limits(_message.Message):
     def __init__(self, slots: _Optional[int] = ..., context_length: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_queued_prompt_tokens: _Optional[int] = ..., max_steering_relative_norm: _Optional[float] = ..., prefill_chunk_tokens: _Optional[int] = ..., max_top_features: _Optional[int] = ..., max_watched_features: _Optional[int] = ..., max_steering_operations: _Optional[int] = ..., max_stop_strings: _Optional[int] = ..., max_request_seconds: _Optional[float] = ..., max_policies: _Optional[int] = ..., max_hold_tokens: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "model", "sae", "limits", "sampling_defaults", "default_watched", "default_monitors", "requests_running", "requests_waiting", "uptime_seconds", "watch_generation", "planned_memory_bytes", "steering_hook_point", "journal")
+    __slots__ = ("version", "model", "sae", "limits", "sampling_defaults", "default_watched", "default_monitors", "requests_running", "requests_waiting", "uptime_seconds", "watch_generation", "planned_memory_bytes", "steering_hook_point", "journal", "reconstruction_guard", "fidelity", "inputs")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SAE_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +275,9 @@ class GetServerInfoResponse(_message.Message):
     PLANNED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     STEERING_HOOK_POINT_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_FIELD_NUMBER: _ClassVar[int]
+    RECONSTRUCTION_GUARD_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: _types_pb2.ModelInfo
     sae: _types_pb2.SaeInfo
@@ -272,7 +292,10 @@ class GetServerInfoResponse(_message.Message):
     planned_memory_bytes: int
     steering_hook_point: str
     journal: JournalInfo
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., default_watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., default_monitors: _Optional[_Iterable[str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., watch_generation: _Optional[int] = ..., planned_memory_bytes: _Optional[int] = ..., steering_hook_point: _Optional[str] = ..., journal: _Optional[_Union[JournalInfo, _Mapping]] = ...) -> None: ...
+    reconstruction_guard: _guard_pb2.ReconstructionGuard
+    fidelity: _containers.RepeatedCompositeFieldContainer[_guard_pb2.Fidelity]
+    inputs: _containers.RepeatedCompositeFieldContainer[_guard_pb2.MonitorInput]
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., default_watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., default_monitors: _Optional[_Iterable[str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., watch_generation: _Optional[int] = ..., planned_memory_bytes: _Optional[int] = ..., steering_hook_point: _Optional[str] = ..., journal: _Optional[_Union[JournalInfo, _Mapping]] = ..., reconstruction_guard: _Optional[_Union[_guard_pb2.ReconstructionGuard, _Mapping]] = ..., fidelity: _Optional[_Iterable[_Union[_guard_pb2.Fidelity, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[_guard_pb2.MonitorInput, _Mapping]]] = ...) -> None: ...
 
 class JournalInfo(_message.Message):
     __slots__ = ("num_entries", "head_seq", "keeps_text", "is_writable", "num_write_failures", "write_error", "is_forwarded", "num_waiting", "lag_seconds", "forward_error")
@@ -297,3 +320,65 @@ class JournalInfo(_message.Message):
     lag_seconds: float
     forward_error: str
     def __init__(self, num_entries: _Optional[int] = ..., head_seq: _Optional[int] = ..., keeps_text: _Optional[bool] = ..., is_writable: _Optional[bool] = ..., num_write_failures: _Optional[int] = ..., write_error: _Optional[str] = ..., is_forwarded: _Optional[bool] = ..., num_waiting: _Optional[int] = ..., lag_seconds: _Optional[float] = ..., forward_error: _Optional[str] = ...) -> None: ...
+
+class BaselineEvent(_message.Message):
+    __slots__ = ("started", "tokens", "alert")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ALERT_FIELD_NUMBER: _ClassVar[int]
+    started: Started
+    tokens: _types_pb2.TokenChunk
+    alert: _types_pb2.Alert
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., tokens: _Optional[_Union[_types_pb2.TokenChunk, _Mapping]] = ..., alert: _Optional[_Union[_types_pb2.Alert, _Mapping]] = ...) -> None: ...
+
+class Twin(_message.Message):
+    __slots__ = ("baseline", "features", "monitors", "first_difference_position", "text", "baseline_text")
+    BASELINE_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    MONITORS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_DIFFERENCE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_TEXT_FIELD_NUMBER: _ClassVar[int]
+    baseline: Finished
+    features: _containers.RepeatedCompositeFieldContainer[FeatureDifference]
+    monitors: _containers.RepeatedCompositeFieldContainer[MonitorDifference]
+    first_difference_position: int
+    text: str
+    baseline_text: str
+    def __init__(self, baseline: _Optional[_Union[Finished, _Mapping]] = ..., features: _Optional[_Iterable[_Union[FeatureDifference, _Mapping]]] = ..., monitors: _Optional[_Iterable[_Union[MonitorDifference, _Mapping]]] = ..., first_difference_position: _Optional[int] = ..., text: _Optional[str] = ..., baseline_text: _Optional[str] = ...) -> None: ...
+
+class FeatureDifference(_message.Message):
+    __slots__ = ("feature", "mean", "baseline_mean", "max", "baseline_max", "steered_mean", "steered_max")
+    FEATURE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_MEAN_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_MAX_FIELD_NUMBER: _ClassVar[int]
+    STEERED_MEAN_FIELD_NUMBER: _ClassVar[int]
+    STEERED_MAX_FIELD_NUMBER: _ClassVar[int]
+    feature: int
+    mean: float
+    baseline_mean: float
+    max: float
+    baseline_max: float
+    steered_mean: float
+    steered_max: float
+    def __init__(self, feature: _Optional[int] = ..., mean: _Optional[float] = ..., baseline_mean: _Optional[float] = ..., max: _Optional[float] = ..., baseline_max: _Optional[float] = ..., steered_mean: _Optional[float] = ..., steered_max: _Optional[float] = ...) -> None: ...
+
+class MonitorDifference(_message.Message):
+    __slots__ = ("monitor", "max_score", "baseline_max_score", "mean_score", "baseline_mean_score", "fired", "baseline_fired")
+    MONITOR_FIELD_NUMBER: _ClassVar[int]
+    MAX_SCORE_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_MAX_SCORE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_MEAN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    FIRED_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_FIRED_FIELD_NUMBER: _ClassVar[int]
+    monitor: str
+    max_score: float
+    baseline_max_score: float
+    mean_score: float
+    baseline_mean_score: float
+    fired: bool
+    baseline_fired: bool
+    def __init__(self, monitor: _Optional[str] = ..., max_score: _Optional[float] = ..., baseline_max_score: _Optional[float] = ..., mean_score: _Optional[float] = ..., baseline_mean_score: _Optional[float] = ..., fired: _Optional[bool] = ..., baseline_fired: _Optional[bool] = ...) -> None: ...

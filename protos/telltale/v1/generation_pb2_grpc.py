@@ -59,7 +59,8 @@ class GenerationServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Generates. The stream is one Started, then tokens and alerts, then exactly one Finished, last.
+        """Generates. The stream is one Started, then tokens and alerts, then exactly one Finished, last. With a baseline its
+        events come in between, each marked as one of the baseline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,4 +1,5 @@
 from google.protobuf import struct_pb2 as _struct_pb2
+from telltale.v1 import guard_pb2 as _guard_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -260,7 +261,7 @@ class MonitorScore(_message.Message):
     def __init__(self, monitor: _Optional[str] = ..., value: _Optional[float] = ..., firing: _Optional[bool] = ..., components: _Optional[_Iterable[float]] = ..., level: _Optional[_Union[Severity, str]] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("index", "id", "text", "special", "is_prompt", "readings", "steered_readings", "top_features", "logprob", "scores", "fvu", "l0", "is_first_position", "off_scale", "role")
+    __slots__ = ("index", "id", "text", "special", "is_prompt", "readings", "steered_readings", "top_features", "logprob", "scores", "fvu", "l0", "is_first_position", "off_scale", "role", "off_distribution")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -276,6 +277,7 @@ class Token(_message.Message):
     IS_FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
     OFF_SCALE_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
+    OFF_DISTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     index: int
     id: int
     text: str
@@ -291,7 +293,8 @@ class Token(_message.Message):
     is_first_position: bool
     off_scale: bool
     role: str
-    def __init__(self, index: _Optional[int] = ..., id: _Optional[int] = ..., text: _Optional[str] = ..., special: _Optional[bool] = ..., is_prompt: _Optional[bool] = ..., readings: _Optional[_Iterable[float]] = ..., steered_readings: _Optional[_Iterable[float]] = ..., top_features: _Optional[_Iterable[_Union[FeatureReading, _Mapping]]] = ..., logprob: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[MonitorScore, _Mapping]]] = ..., fvu: _Optional[float] = ..., l0: _Optional[int] = ..., is_first_position: _Optional[bool] = ..., off_scale: _Optional[bool] = ..., role: _Optional[str] = ...) -> None: ...
+    off_distribution: bool
+    def __init__(self, index: _Optional[int] = ..., id: _Optional[int] = ..., text: _Optional[str] = ..., special: _Optional[bool] = ..., is_prompt: _Optional[bool] = ..., readings: _Optional[_Iterable[float]] = ..., steered_readings: _Optional[_Iterable[float]] = ..., top_features: _Optional[_Iterable[_Union[FeatureReading, _Mapping]]] = ..., logprob: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[MonitorScore, _Mapping]]] = ..., fvu: _Optional[float] = ..., l0: _Optional[int] = ..., is_first_position: _Optional[bool] = ..., off_scale: _Optional[bool] = ..., role: _Optional[str] = ..., off_distribution: _Optional[bool] = ...) -> None: ...
 
 class TokenChunk(_message.Message):
     __slots__ = ("tokens",)
@@ -320,7 +323,7 @@ class ComponentPart(_message.Message):
     def __init__(self, component: _Optional[str] = ..., score: _Optional[float] = ..., contribution: _Optional[float] = ...) -> None: ...
 
 class Alert(_message.Message):
-    __slots__ = ("request_id", "label", "monitor", "state", "severity", "position", "span_start", "score", "threshold", "contributions", "validated", "time_seconds", "components", "role", "pack_sha256", "beyond_calibration", "policies", "withheld", "alert_id")
+    __slots__ = ("request_id", "label", "monitor", "state", "severity", "position", "span_start", "score", "threshold", "contributions", "validated", "time_seconds", "components", "role", "pack_sha256", "beyond_calibration", "policies", "withheld", "alert_id", "off_distribution_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     MONITOR_FIELD_NUMBER: _ClassVar[int]
@@ -340,6 +343,7 @@ class Alert(_message.Message):
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
     ALERT_ID_FIELD_NUMBER: _ClassVar[int]
+    OFF_DISTRIBUTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     label: str
     monitor: str
@@ -359,7 +363,8 @@ class Alert(_message.Message):
     policies: _containers.RepeatedScalarFieldContainer[str]
     withheld: Withheld
     alert_id: str
-    def __init__(self, request_id: _Optional[str] = ..., label: _Optional[str] = ..., monitor: _Optional[str] = ..., state: _Optional[_Union[AlertState, str]] = ..., severity: _Optional[_Union[Severity, str]] = ..., position: _Optional[int] = ..., span_start: _Optional[int] = ..., score: _Optional[float] = ..., threshold: _Optional[float] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., validated: _Optional[bool] = ..., time_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentPart, _Mapping]]] = ..., role: _Optional[str] = ..., pack_sha256: _Optional[str] = ..., beyond_calibration: _Optional[bool] = ..., policies: _Optional[_Iterable[str]] = ..., withheld: _Optional[_Union[Withheld, _Mapping]] = ..., alert_id: _Optional[str] = ...) -> None: ...
+    off_distribution_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., label: _Optional[str] = ..., monitor: _Optional[str] = ..., state: _Optional[_Union[AlertState, str]] = ..., severity: _Optional[_Union[Severity, str]] = ..., position: _Optional[int] = ..., span_start: _Optional[int] = ..., score: _Optional[float] = ..., threshold: _Optional[float] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., validated: _Optional[bool] = ..., time_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentPart, _Mapping]]] = ..., role: _Optional[str] = ..., pack_sha256: _Optional[str] = ..., beyond_calibration: _Optional[bool] = ..., policies: _Optional[_Iterable[str]] = ..., withheld: _Optional[_Union[Withheld, _Mapping]] = ..., alert_id: _Optional[str] = ..., off_distribution_tokens: _Optional[int] = ...) -> None: ...
 
 class WatchedFeature(_message.Message):
     __slots__ = ("feature", "name", "reference_scale", "validated")
@@ -410,7 +415,7 @@ class MonitorStratum(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., warning: _Optional[float] = ..., critical: _Optional[float] = ..., clear: _Optional[float] = ...) -> None: ...
 
 class Monitor(_message.Message):
-    __slots__ = ("name", "description", "threshold", "clear_threshold", "window", "min_tokens", "cooldown_tokens", "severity", "threshold_source", "validated", "features", "scores_prompt", "kind", "version", "pack_sha256", "components", "combination", "levels", "strata", "roles", "calibration_method", "limits", "validated_reason", "mismatches", "temperatures", "cautions", "calibration", "evidence")
+    __slots__ = ("name", "description", "threshold", "clear_threshold", "window", "min_tokens", "cooldown_tokens", "severity", "threshold_source", "validated", "features", "scores_prompt", "kind", "version", "pack_sha256", "components", "combination", "levels", "strata", "roles", "calibration_method", "limits", "validated_reason", "mismatches", "temperatures", "cautions", "calibration", "evidence", "inputs", "drift")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
@@ -439,6 +444,8 @@ class Monitor(_message.Message):
     CAUTIONS_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     threshold: float
@@ -467,7 +474,9 @@ class Monitor(_message.Message):
     cautions: _containers.RepeatedScalarFieldContainer[str]
     calibration: _struct_pb2.Struct
     evidence: _struct_pb2.Struct
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., threshold: _Optional[float] = ..., clear_threshold: _Optional[float] = ..., window: _Optional[int] = ..., min_tokens: _Optional[int] = ..., cooldown_tokens: _Optional[int] = ..., severity: _Optional[_Union[Severity, str]] = ..., threshold_source: _Optional[str] = ..., validated: _Optional[bool] = ..., features: _Optional[_Iterable[int]] = ..., scores_prompt: _Optional[bool] = ..., kind: _Optional[_Union[MonitorKind, str]] = ..., version: _Optional[int] = ..., pack_sha256: _Optional[str] = ..., components: _Optional[_Iterable[_Union[MonitorComponent, _Mapping]]] = ..., combination: _Optional[str] = ..., levels: _Optional[_Iterable[_Union[MonitorLevel, _Mapping]]] = ..., strata: _Optional[_Iterable[_Union[MonitorStratum, _Mapping]]] = ..., roles: _Optional[_Iterable[str]] = ..., calibration_method: _Optional[str] = ..., limits: _Optional[str] = ..., validated_reason: _Optional[str] = ..., mismatches: _Optional[_Iterable[str]] = ..., temperatures: _Optional[_Iterable[float]] = ..., cautions: _Optional[_Iterable[str]] = ..., calibration: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., evidence: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[_guard_pb2.MonitorInput]
+    drift: _guard_pb2.MonitorDrift
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., threshold: _Optional[float] = ..., clear_threshold: _Optional[float] = ..., window: _Optional[int] = ..., min_tokens: _Optional[int] = ..., cooldown_tokens: _Optional[int] = ..., severity: _Optional[_Union[Severity, str]] = ..., threshold_source: _Optional[str] = ..., validated: _Optional[bool] = ..., features: _Optional[_Iterable[int]] = ..., scores_prompt: _Optional[bool] = ..., kind: _Optional[_Union[MonitorKind, str]] = ..., version: _Optional[int] = ..., pack_sha256: _Optional[str] = ..., components: _Optional[_Iterable[_Union[MonitorComponent, _Mapping]]] = ..., combination: _Optional[str] = ..., levels: _Optional[_Iterable[_Union[MonitorLevel, _Mapping]]] = ..., strata: _Optional[_Iterable[_Union[MonitorStratum, _Mapping]]] = ..., roles: _Optional[_Iterable[str]] = ..., calibration_method: _Optional[str] = ..., limits: _Optional[str] = ..., validated_reason: _Optional[str] = ..., mismatches: _Optional[_Iterable[str]] = ..., temperatures: _Optional[_Iterable[float]] = ..., cautions: _Optional[_Iterable[str]] = ..., calibration: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., evidence: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[_guard_pb2.MonitorInput, _Mapping]]] = ..., drift: _Optional[_Union[_guard_pb2.MonitorDrift, _Mapping]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("name", "weights_sha256", "quantization", "dtype", "device", "num_layers", "d_model", "vocab_size", "context_length", "eos_token_ids")
