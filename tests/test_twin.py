@@ -12,7 +12,7 @@ from test_engine import Reply, request, run_one, submit
 
 from monitors.bank import Policy, PolicyAction
 from sae_runtime.steering import SteeringOp, SteeringSpec, StrengthUnit
-from service import errors
+from service import cli, errors, rendering
 from service.client_events import Alert, Baseline, Finished, Started, Token, gather
 from service.client_request import Policy as ClientPolicy
 from service.client_request import Steering
@@ -308,6 +308,30 @@ async def test_tokens_of_a_baseline_that_nobody_knows_are_no_tokens_of_the_reply
                 kinds.append(response.WhichOneof("event"))
         assert kinds.count("started") == kinds.count("finished") == 1 and kinds[-1] == "finished"
         assert "baseline" in kinds
+
+
+async def test_the_command_line_shows_both_side_by_side(capsys):
+    async with serving.serving() as server, serving.connect(server) as client:
+        argv = ["generate", TEXT, "--target", serving.target(server), "--max-tokens", "8", "--ignore-eos", "--baseline"]
+        steer = ["--steer", "feature=lying,op=add,strength=4,unit=relative,scope=generated"]
+        assert await cli.execute(cli.build_parser().parse_args([*argv, *steer])) == 0
+        shown = capsys.readouterr()
+        reply = await client.complete(TEXT, steering=[STEERING], max_tokens=8, ignore_eos=True)
+        assert shown.out.strip() == rendering.sanitize(reply.text).strip()  # the reply alone
+        for word in (
+            "steered",
+            "baseline (length)",
+            "baseline: [ALERT critical: always",
+            "lying",
+            "tokens differ from",
+        ):
+            assert word in shown.err
+        assert await cli.execute(cli.build_parser().parse_args(argv)) == 2
+        assert "baseline: must come with steering" in capsys.readouterr().err
+        assert await cli.execute(cli.build_parser().parse_args(["info", "--target", serving.target(server)])) == 0
+        told = capsys.readouterr().out
+        for word in ("NO RECONSTRUCTION GUARD", "fidelity", "not measured", "drift: not measured"):
+            assert word in told
 
 
 @pytest.mark.parametrize(
