@@ -734,3 +734,21 @@ def test_failures_and_missed_tokens_are_published(model, dictionary):
     run(engine, req)
     failures = [f for p in published for f in p.failures]
     assert [(f.num_tokens, f.num_tapped_tokens) for f in failures] == [(3, 0)]
+
+
+def test_a_probe_that_is_not_finite_fails_its_request_and_is_counted(dictionary):
+    """As a residual does: the message names an error id, the log the cause."""
+    model = tiny.language_model()
+    published: list[Published] = []
+    probe = tiny.probe("watcher.probe", "layers.1.output")
+    engine = tiny.engine(model, dictionary, probes=[probe], publish=published.append)
+    read = engine.runner.probes.read
+    engine.runner.probes.read = lambda *records: read(*records) * float("nan")
+    monitor = tiny_packs.pack("watcher", [tiny_packs.probe_component()]).spec()
+    [reply] = run(
+        engine,
+        request(model, monitors=(monitor,)),
+    )
+    assert isinstance(reply.failure, EngineFailed) and "Error id" in str(reply.failure)
+    assert sum(step.num_nonfinite_tokens for out in published for step in out.steps) > 0
+    assert [record.outcome for out in published for record in out.requests] == [Outcome.ENGINE_ERROR]
