@@ -55,7 +55,9 @@ class Published:
 
         concerned = {post.submission.request.request_id: post.submission for post in filter(is_concerned, self.posts)}
         self.posts = [post for post in self.posts if not is_concerned(post)]
-        self.posts += [Post(submission, [], failure) for submission in concerned.values()]
+        for submission in concerned.values():
+            self.posts.append(Post(submission, [], failure))
+            submission.cancel_twin(outcome)
         self.alerts = [event for event in self.alerts if event.request_id not in request_ids]
         self.requests = [
             replace(record, outcome=outcome) if record.request_id in request_ids else record for record in self.requests

@@ -50,10 +50,10 @@ class Submission:
             self.cancelled_as = outcome
         self.is_cancelled = True
 
-    def cancel_twin(self) -> None:
+    def cancel_twin(self, outcome: Outcome = Outcome.CANCELLED) -> None:
         """This one failed: the other alone is no answer."""
         if self.twin is not None:
-            self.twin.cancel(Outcome.CANCELLED)
+            self.twin.cancel(outcome)
 
     def joined(self, record: RequestRecord) -> RequestRecord | None:
         """The record to count for one that has ended; None while its twin has not."""

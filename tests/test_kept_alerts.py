@@ -16,7 +16,7 @@ from monitors.alert_record import HashedText, KeptText, SteeringRef
 from monitors.journal import Journal
 from monitors.journal_reader import JournalReader
 from monitors.text_key import TextKey
-from service.client_events import Alert, Token
+from service.client_events import Alert, Baseline, Token
 from service.client_request import Policy, Steering
 from service.errors import AlertNotKept
 from service.grpc_server import ALERTS, GENERATION
@@ -206,6 +206,41 @@ async def test_without_a_journal_alerts_have_no_id():
         assert reply.alerts and {alert.alert_id for alert in reply.alerts} == {""}
         assert (await client.server_info()).journal is None
         assert (await healthz(server))[1]["journal"] is None
+
+
+# A steered request and its unsteered twin
+
+PAIR = {
+    "steering": [Steering(direction=3, op="add", strength=4.0, unit="relative", scope="generated")],
+    "baseline": True,
+}
+
+
+async def test_alerts_of_both_replies_are_kept_and_each_can_be_done_again(path):
+    async with keeping(path) as (_, client, reader):
+        own, baselines = [], []
+        async for event in client.generate("The sea", max_tokens=8, ignore_eos=True, **PAIR):
+            if isinstance(event, Baseline) and isinstance(event.event, Alert):
+                baselines.append(event.event)
+            elif isinstance(event, Alert):
+                own.append(event)
+        assert own and baselines
+        kept = {each.record.id: each.record for each in reader.all_alerts()}
+        assert kept.keys() == {alert.alert_id for alert in (*own, *baselines)}
+        for alerts, ending, num_operations in ((own, "", 1), (baselines, "-baseline", 0)):
+            record = kept[alerts[-1].alert_id]
+            assert record.request_id == own[0].request_id + ending
+            assert len(record.steering) == num_operations
+            replay = await client.journal.replay(record.id)
+            assert replay.read.reproduced and replay.generated.reproduced
+
+
+async def test_if_an_alert_of_one_reply_cannot_be_kept_neither_goes_on(path):
+    async with keeping(path) as (server, client, _):
+        with room_for(1), pytest.raises(AlertNotKept):
+            await client.complete("The sea", max_tokens=30, ignore_eos=True, **PAIR)
+        await eventually(lambda: server.engine.num_active == 0)
+        assert outcomes(server) == {"alert_not_kept": 1}
 
 
 # When the disk is full

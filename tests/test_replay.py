@@ -85,7 +85,10 @@ async def test_every_alert_of_a_generation_is_reproduced(server, client, options
     reply, *_ = await asyncio.gather(asked, *bystanders)
     assert {alert.monitor for alert in reply.alerts} >= {"restless", "probing"}
     head = server.journal.journal.reader.heads()
-    counted = outcomes(server), sample(server, "telltale_alerts_total", monitor="restless", severity="warning", role="assistant")
+    counted = (
+        outcomes(server),
+        sample(server, "telltale_alerts_total", monitor="restless", severity="warning", role="assistant"),
+    )
     last = {told.monitor: told for told in reply.alerts}
     for told in {told.alert_id: told for told in (*reply.alerts[:2], *last.values())}.values():
         replay = await client.journal.replay(told.alert_id)

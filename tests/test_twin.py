@@ -290,7 +290,9 @@ async def test_the_stream_is_marked_and_has_one_end():
         await serving.eventually(lambda: serving.outcomes(server) == {"length": 3})
         assert serving.sample(server, "telltale_steered_requests_total", op="add") == 2
         assert serving.sample(server, "telltale_alert_requests_total", monitor=ALWAYS) == 3
-        assert serving.sample(server, "telltale_alerts_total", monitor=ALWAYS, severity="critical", role="assistant") == 4
+        assert (
+            serving.sample(server, "telltale_alerts_total", monitor=ALWAYS, severity="critical", role="assistant") == 4
+        )
 
 
 def message(**fields):
