@@ -48,7 +48,7 @@ def test_alerts_and_summaries_count_them(model, dictionary):
     found = reply.finished.off_distribution
     started = next(event for event in reply.events if isinstance(event, StartedEvent))
     assert found.num_tokens == sum(t.off_distribution for t in reply.tokens)
-    assert found.by_role["assistant"] == sum(t.off_distribution for t in reply.generated)
+    assert found.by_monitor[monitor.name, "assistant"] == sum(t.off_distribution for t in reply.generated)
     assert isinstance(started.last_prompt_token, TokenEvent)
 
 
@@ -59,22 +59,30 @@ def test_without_a_limit_nothing_is_counted(model, dictionary):
 
 
 def test_a_span_counts_one_role_alone_and_nothing_off_scale():
-    tokens = OffDistributionTokens(0.5)
+    asked = tiny.monitor_spec(name="asked", roles=("user", "assistant"))
+    thinking = tiny.monitor_spec(name="thinking", roles=("assistant", "reasoning"))
+    tokens = OffDistributionTokens(0.5, [asked, thinking])
     seen = [
         ("user", 0.9, True),
         ("user", 0.9, False),
         ("assistant", 0.9, False),
         (None, 0.9, False),
         ("user", 0.5, False),
+        ("reasoning", 0.9, False),
     ]
     marks = [tokens.observe(i, role, fvu=fvu, off_scale=off) for i, (role, fvu, off) in enumerate(seen)]
-    assert marks == [False, True, True, True, False]
-    assert (tokens.in_span(0, 4, "user"), tokens.in_span(2, 4, "assistant"), tokens.in_span(3, 4, "assistant")) == (
-        1,
-        1,
-        0,
-    )
-    assert (tokens.summary().num_tokens, tokens.summary().by_role) == (3, {"user": 1, "assistant": 1})
+    assert marks == [False, True, True, True, False, True]
+    assert tokens.in_span(0, 4, "asked", "user") == 1
+    assert [tokens.in_span(start, 5, "asked", "assistant") for start in (2, 3)] == [2, 1]  # thoughts are the answer's
+    assert [tokens.in_span(start, 5, "thinking", "assistant") for start in (2, 3)] == [1, 0]
+    assert tokens.in_span(3, 5, "thinking", "reasoning") == 1
+    assert tokens.summary().num_tokens == 4
+    assert tokens.summary().by_monitor == {
+        ("asked", "user"): 1,
+        ("asked", "assistant"): 2,
+        ("thinking", "assistant"): 1,
+        ("thinking", "reasoning"): 1,
+    }
 
 
 @pytest.mark.parametrize(
