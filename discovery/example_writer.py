@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from discovery import example_schema
+from discovery.errors import ExampleError
 from discovery.example_collector import HISTOGRAM_EDGES, Collector
 from discovery.example_store import TOP
 from discovery.logit_effects import LogitEffects
 from discovery.token_text import pieces_of, token_bytes
 from discovery.window_keeper import PADDING, WindowKeeper
+from sae_runtime.errors import plain_reason
 from sae_runtime.whole_files import whole_file
 
 _SOURCES_SHOWN = 6
@@ -32,13 +34,15 @@ def write_store(
     manifest: Mapping[str, Any],
     progress: bool = False,
 ) -> None:
-    """Write everything to `path`; what was there before is replaced at the end."""
+    """Write everything to `path`; what was there before is replaced at the end. ExampleError if the disk is full."""
     try:
         with whole_file(path) as partial, closing(example_schema.create(partial)) as connection, connection:
             _StoreWriter(connection, collector, effects, sources, tokenizer).write(manifest, progress)
-    except sqlite3.OperationalError as error:
-        # A full disk, above all.
-        raise OSError(f"example file {path} can't be written: {error}") from error
+    except (OSError, sqlite3.OperationalError) as error:
+        raise ExampleError(
+            f"example file {path} can't be written: {plain_reason(error)}; all of the text has been read, and the same "
+            "command goes on"
+        ) from error
 
 
 class _StoreWriter:

@@ -49,6 +49,7 @@ from discovery.result_lines import claimed
 from discovery.text_pieces import HarvestedText, ModelText, Text
 from discovery.token_text import vocabulary_sha256
 from sae_runtime.checkpoint import LoadedSAE, load_sae
+from sae_runtime.errors import plain_reason
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.whole_files import whole_file
 
@@ -127,8 +128,10 @@ def _save_state(path: Path, identity: dict[str, Any], collector: Collector, piec
     try:
         with whole_file(path) as partial:
             save_file(arrays, partial, metadata)
-    except SafetensorError as error:
-        raise OSError(f"state {path} can't be written: {error}") from error
+    except (OSError, SafetensorError) as error:
+        kept = "the one before it is kept, and the same command goes on"
+        kept = kept if path.exists() else "there is none before it, and the same command begins anew"
+        raise ExampleError(f"state {path} can't be written: {plain_reason(error)}; {kept}") from error
 
 
 def _load_state(path: Path, identity: dict[str, Any], collector: Collector) -> int:
@@ -165,7 +168,7 @@ def _refuse_other(path: Path, before: dict[str, Any], identity: dict[str, Any]) 
 
 
 def finish(this: Pass, collector: Collector, output: Path, *, progress: bool = False) -> None:
-    """Write the example file and remove the state."""
+    """Write the example file and remove the state. ExampleError if the disk is full; then the state is kept."""
     write_store(
         output,
         collector,

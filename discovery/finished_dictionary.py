@@ -14,6 +14,7 @@ from discovery.buffers import Buffers
 from discovery.dictionary_trainer import Trainer
 from discovery.errors import TrainError
 from sae_runtime.checkpoint import Manifest, save_sae
+from sae_runtime.errors import CheckpointError
 from sae_runtime.sae import SAE
 
 
@@ -25,7 +26,10 @@ def finish(
     target_l0: float | None = None,
     started_from: dict[str, Any] | None = None,
 ) -> Manifest:
-    """Write the trained dictionary to `folder`, in bf16, with its threshold measured on the rounded weights."""
+    """Write the trained dictionary to `folder`, in bf16, with its threshold measured on the rounded weights.
+
+    TrainError if the disk is full. The last checkpoint has all steps.
+    """
     sae = trainer.sae.requires_grad_(False).to("cpu")
     if not trainer.settings.has_unit_decoder:
         fold_trained_norms(sae)
@@ -40,7 +44,12 @@ def finish(
         resid_norm_mean=trainer.resid_norm_mean,
         training=training_record(trainer, started_from),
     )
-    return save_sae(sae, manifest, folder)
+    try:
+        return save_sae(sae, manifest, folder)
+    except CheckpointError as error:
+        if error.__cause__ is None:
+            raise
+        raise TrainError(f"{error}; the last checkpoint has all steps, and the same command goes on from it") from error
 
 
 @torch.no_grad()

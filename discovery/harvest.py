@@ -196,7 +196,9 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
         with whole_file(folder / MANIFEST_FILE) as partial:
             partial.write_text(json.dumps(manifest, indent=1))
     except OSError as error:
-        raise HarvestError(f"{folder / MANIFEST_FILE} can't be written: {error.strerror}") from error
+        raise HarvestError(
+            f"{folder / MANIFEST_FILE} can't be written: {error.strerror}; the same command goes on"
+        ) from error
 
 
 def _shard_of(first: int, contexts: Sequence[Context], residuals: list[Tensor]) -> Harvested:

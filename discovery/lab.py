@@ -28,25 +28,33 @@ class Command(NamedTuple):
 
     module: str
     help: str
+    goes_on: bool = False
+    """Whether the same words go on with a run that ended early."""
 
 
 COMMANDS = {
-    "chat-corpus": Command("discovery.chat_corpus", "let the model write conversations to train on"),
-    "harvest": Command("discovery.harvest", "write the residuals at a hook point to disk"),
-    "train": Command("discovery.train", "train a dictionary on harvested residuals or straight from a model"),
-    "tune": Command("discovery.tune", "search over recipes with Ray Tune, on one machine or a cluster"),
+    "chat-corpus": Command("discovery.chat_corpus", "let the model write conversations to train on", goes_on=True),
+    "harvest": Command("discovery.harvest", "write the residuals at a hook point to disk", goes_on=True),
+    "train": Command(
+        "discovery.train", "train a dictionary on harvested residuals or straight from a model", goes_on=True
+    ),
+    "tune": Command("discovery.tune", "search over recipes with Ray Tune, on one machine or a cluster", goes_on=True),
     "evaluate": Command("discovery.evaluate", "held-out figures of a dictionary"),
     "fidelity": Command("discovery.fidelity", "compare a dictionary's readings on two quantisations of a model"),
     "import": Command("discovery.import_sae", "read a dictionary in another library's format"),
     "export": Command("discovery.export_sae", "write a dictionary in another library's format"),
-    "examples": Command("discovery.examples", "collect top examples of every latent in one pass"),
+    "examples": Command("discovery.examples", "collect top examples of every latent in one pass", goes_on=True),
     "latent": Command("discovery.latent_view", "show one latent of an example file"),
     "search": Command("discovery.search", "find latents by contrast, text, direction or sentence"),
-    "explain": Command("discovery.explain", "have a language model say what latents are about, and score it"),
+    "explain": Command(
+        "discovery.explain", "have a language model say what latents are about, and score it", goes_on=True
+    ),
     "catalogue": Command("discovery.catalogue", "ship what is known of every latent in one small file"),
     "pages": Command("discovery.pages", "write pages about a dictionary's latents, to open in a browser"),
-    "steer": Command("discovery.steering_study", "steer along a feature at a grid of strengths, and measure the texts"),
-    "causal": Command("discovery.causal_test", "test whether named features do what their names say"),
+    "steer": Command(
+        "discovery.steering_study", "steer along a feature at a grid of strengths, and measure the texts", goes_on=True
+    ),
+    "causal": Command("discovery.causal_test", "test whether named features do what their names say", goes_on=True),
     "monitor": Command("discovery.monitor_lab", "make monitors, and say what they are worth"),
     "contrasts": Command("discovery.contrasts", "build labelled contrasts out of a corpus and chat"),
     "name": Command("discovery.name_features", "measure chosen latents and write a feature file"),
@@ -75,7 +83,7 @@ def run(name: str, argv: list[str]) -> int:
         try:
             return int(module.main(argv))
         except (LabError, RuntimeFault, ValueError, OSError) as error:
-            print(f"telltale lab {name}: {error}", file=sys.stderr)
+            print(f"telltale lab {name}: {error}{_way_on(name, error)}", file=sys.stderr)
             return EXIT_FAILED
     except ModuleNotFoundError as error:
         library = (error.name or str(error)).partition(".")[0]
@@ -85,6 +93,15 @@ def run(name: str, argv: list[str]) -> int:
         return EXIT_FAILED
     finally:
         sys.argv[0] = program
+
+
+def _way_on(name: str, error: Exception) -> str:
+    """What to do about a full disk. Where a module has caught it, its own message says so."""
+    from sae_runtime.whole_files import FAULTS_OF_DISKS
+
+    if COMMANDS[name].goes_on and isinstance(error, OSError) and error.errno in FAULTS_OF_DISKS:
+        return "; what was written before is kept, and the same command goes on"
+    return ""
 
 
 def usage() -> str:

@@ -8,6 +8,8 @@ The folder appears whole: it is built beside the old one and takes its place at 
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple, Self
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from discovery.errors import PageError
+from sae_runtime.errors import plain_reason
 
 MARKER = "telltale-pages.json"
 """Says that a folder is ours, and may be replaced."""
@@ -58,18 +61,27 @@ class Site:
 
     def __enter__(self) -> Self:
         shutil.rmtree(self._draft, ignore_errors=True)
-        (self._draft / "assets").mkdir(parents=True)
-        (self._draft / "latents").mkdir()
-        for name in _ASSETS:
-            text = resources.files("discovery").joinpath("templates", "assets", name).read_text(encoding="utf-8")
-            self.write(f"assets/{name}", text)
+        try:
+            with self._named(""):
+                (self._draft / "assets").mkdir(parents=True)
+                (self._draft / "latents").mkdir()
+            for name in _ASSETS:
+                text = resources.files("discovery").joinpath("templates", "assets", name).read_text(encoding="utf-8")
+                self.write(f"assets/{name}", text)
+        except PageError:
+            shutil.rmtree(self._draft, ignore_errors=True)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is not None:
             shutil.rmtree(self._draft, ignore_errors=True)
             return
-        self.write(MARKER, json.dumps({"name": self.facts.name}))
+        try:
+            self.write(MARKER, json.dumps({"name": self.facts.name}))
+        except PageError:
+            shutil.rmtree(self._draft, ignore_errors=True)
+            raise
         old = self.folder.with_name(self.folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():
@@ -78,8 +90,18 @@ class Site:
         shutil.rmtree(old, ignore_errors=True)
 
     def write(self, path: str, text: str) -> None:
-        """One file, by its path from the folder."""
-        (self._draft / path).write_text(text, encoding="utf-8", errors="replace")
+        """One file, by its path from the folder. PageError if the disk is full."""
+        with self._named(path):
+            (self._draft / path).write_text(text, encoding="utf-8", errors="replace")
+
+    @contextmanager
+    def _named(self, path: str) -> Iterator[None]:
+        """PageError for what can't be written in the block: a full disk says nothing of the file."""
+        try:
+            yield
+        except OSError as error:
+            kept = "the pages that are there stay as they are" if self.folder.exists() else "there are no pages"
+            raise PageError(f"{self.folder / path} can't be written: {plain_reason(error)}; {kept}") from error
 
     def write_page(self, path: str, template: str, **values: Any) -> None:
         """One page."""

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from discovery.errors import HarvestError
-from sae_runtime.errors import one_line
+from sae_runtime.errors import one_line, plain_reason
 from sae_runtime.whole_files import whole_file
 
 MANIFEST_FILE = "manifest.json"
@@ -71,7 +71,8 @@ def save_shard(path: Path, shard: Harvested) -> None:
             save_file(tensors, partial, {_CHECKSUMS: json.dumps(checksums)})
     except (OSError, SafetensorError) as error:
         raise HarvestError(
-            f"{path} can't be written: {one_line(error)}; the shards before it are kept, and the same command goes on"
+            f"{path} can't be written: {plain_reason(error)}; "
+            "the shards before it are kept, and the same command goes on"
         ) from error
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from discovery.errors import TrainError
+from sae_runtime.errors import plain_reason
 from sae_runtime.whole_files import drop_partials, whole_file
 
 FOLDER = "checkpoints"
@@ -40,7 +41,7 @@ def save_checkpoint(state: Any, path: Path) -> None:
         with whole_file(path) as partial:
             torch.save(state, partial)
     except (OSError, RuntimeError) as error:
-        raise TrainError(f"checkpoint {path} can't be written: {_reason(error)}; {_what_is_left(path)}") from error
+        raise TrainError(f"checkpoint {path} can't be written: {plain_reason(error)}; {_what_is_left(path)}") from error
 
 
 def load_checkpoint(path: Path) -> Any:
@@ -54,7 +55,7 @@ def load_checkpoint(path: Path) -> Any:
     except FileNotFoundError:
         raise TrainError(f"checkpoint {path} is not there") from None
     except _DAMAGED as error:
-        raise TrainError(f"checkpoint {path} is truncated or damaged: {_reason(error)}") from None
+        raise TrainError(f"checkpoint {path} is truncated or damaged: {plain_reason(error)}") from None
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, Any] | None:
@@ -84,10 +85,8 @@ def drop_old_checkpoints(folder: Path) -> None:
     drop_partials(folder / FOLDER)
 
 
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-
-
 def _what_is_left(path: Path) -> str:
     before = [other.name for other in checkpoint_paths(path.parent.parent) if other != path]
-    return f"{before[-1]} is kept" if before else "there is none before it"
+    if before:
+        return f"{before[-1]} is kept, and the same command goes on from it"
+    return "there is none before it, and the same command begins anew"

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae_runtime.errors import CheckpointError, one_line
+from sae_runtime.errors import CheckpointError, plain_reason
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.sae import ALWAYS_FLOAT32, SAE, Activation, Normalization
 from sae_runtime.whole_files import whole_file
@@ -115,7 +115,7 @@ def save_sae(sae: SAE, manifest: Manifest, folder: Path) -> Manifest:
             save_file(tensors, partial)
         write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
     except (OSError, SafetensorError) as error:  # a full disk, as the two say it
-        raise CheckpointError(f"dictionary {folder} can't be written: {one_line(error)}") from error
+        raise CheckpointError(f"dictionary {folder} can't be written: {plain_reason(error)}") from error
     return manifest
 
 

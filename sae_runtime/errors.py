@@ -53,3 +53,8 @@ class TapError(RuntimeFault):
 def one_line(error: BaseException) -> str:
     """An error of somebody else's as a part of our messages."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def plain_reason(error: BaseException) -> str:
+    """Why something could not be done, where the message names the file already: the system's words, or the error's."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)

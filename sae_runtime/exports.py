@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sae_runtime import format_dictionary_learning, format_saelens, format_sparsify
 from sae_runtime.checkpoint import LoadedSAE, Manifest, write_atomically
-from sae_runtime.errors import CheckpointError
+from sae_runtime.errors import CheckpointError, plain_reason
 from sae_runtime.foreign import turned
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.sae_parts import SAEParts
@@ -211,7 +211,7 @@ def _write(weights: Path, save: Save, configs: dict[Path, dict[str, Any]]) -> li
         for path, config in configs.items():
             write_atomically(path, json.dumps(config, indent=1) + "\n")
     except (OSError, SafetensorError, RuntimeError) as error:  # the last two: a full disk, as the libraries say it
-        raise CheckpointError(f"{weights.parent} can't be written: {' '.join(str(error).split())}") from None
+        raise CheckpointError(f"{weights.parent} can't be written: {plain_reason(error)}") from None
     return [weights, *configs]
 
 

@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PARTIAL = re.compile(r"(?P<name>.+)\.[a-z0-9_]{8}\.partial")
-_FAULTS_OF_DISKS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO}
+FAULTS_OF_DISKS = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO})
+_PROBE_BYTES = 1 << 16
 
 
 @contextmanager
@@ -23,14 +24,21 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A path in a folder beside `path` to write the file to. At the block's end it is forced to disk and takes its
     place, with the rights of any new file.
 
-    If the block fails, what it wrote is deleted and `path` is as it was; a full disk is an OSError with `path` in it.
+    If the block fails, what it wrote is deleted and `path` is as it was. A full or broken disk is an OSError with
+    `path` in it, also where the library that writes to it says something else, or hides what the system said.
     Of several writers at a time each one's file is whole, and the last to end has the place.
     """
     drop_partials(path.parent, path.name)
     with _own_folder(path) as folder, named_faults(path):
         mode = _mode_of_new_files(folder)
         partial = folder / path.name
-        yield partial
+        try:
+            yield partial
+        except OSError:
+            raise
+        except Exception as error:
+            _raise_fault_of_disk(partial, error)
+            raise
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.chmod(mode)  # safetensors writes for the owner alone
@@ -58,9 +66,24 @@ def named_faults(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in _FAULTS_OF_DISKS:
+        if error.filename is None and error.errno in FAULTS_OF_DISKS:
             error.filename = str(path)
         raise
+
+
+def _raise_fault_of_disk(partial: Path, error: Exception) -> None:
+    """OSError if the disk is why `partial` could not be written; it is asked by writing more.
+
+    torch's archive writer tells of a full disk as "unexpected pos 5056 vs 4950", SQLite as "disk I/O error".
+    """
+    try:
+        with partial.open("ab") as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())  # some file systems find out only now
+    except OSError as fault:
+        if fault.errno in FAULTS_OF_DISKS:
+            raise OSError(fault.errno, fault.strerror) from error
 
 
 @contextmanager
@@ -75,9 +98,13 @@ def _own_folder(path: Path) -> Iterator[Path]:
 
 
 def _locked_folder(path: Path) -> tuple[Path, int]:
-    """The folder, and the handle that holds its lock."""
+    """The folder, and the handle that holds its lock. An OSError has `path` in it."""
     while True:
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name + ".", suffix=".partial"))
+        try:
+            folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name + ".", suffix=".partial"))
+        except OSError as error:
+            error.filename = str(path)  # nobody has heard of the folder's
+            raise
         with suppress(FileNotFoundError):
             handle = os.open(folder, os.O_RDONLY)
             _lock(handle, wait=True)

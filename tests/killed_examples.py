@@ -33,10 +33,12 @@ def run_killed(folder: Path, output: Path, moment: int | None, *, most_bytes: in
 def _run(folder: Path, output: Path, moment: int | None, most_bytes: int | None) -> None:
     if most_bytes is None:
         return _collect(folder, output, moment)
+    from discovery.errors import ExampleError
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
     try:
         return _collect(folder, output, moment)
-    except OSError as error:
+    except ExampleError as error:
         output.with_name("error").write_text(str(error))
         sys.exit(1)
 

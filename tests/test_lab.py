@@ -1,5 +1,7 @@
 """`telltale lab`: the commands are there, load late, and fail in one line."""
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -50,6 +52,18 @@ def test_a_known_failure_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(import_module("discovery.harvest"), "main", fail)
     assert cli.main(["lab", "harvest"]) == 1
     assert capsys.readouterr().err == "telltale lab harvest: there is nothing to harvest\n"
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("chat-corpus", True), ("search", False)])
+def test_a_full_disk_is_named_with_the_way_on(command, goes_on, capsys, monkeypatch):
+    def fail(_argv):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "chat.jsonl")
+
+    monkeypatch.setattr(import_module(lab.COMMANDS[command].module), "main", fail)
+    assert cli.main(["lab", command]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"telltale lab {command}: [Errno 28] No space left on device: 'chat.jsonl'")
+    assert said.endswith("; what was written before is kept, and the same command goes on\n") == goes_on
 
 
 def missing(name, capsys, monkeypatch):

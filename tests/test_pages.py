@@ -13,6 +13,7 @@ import tiny
 import tiny_examples
 import torch
 from browser import needs_browser, open_page
+from full_disk import room_for
 
 from discovery import lab
 from discovery.decoder_map import decoder_map
@@ -189,6 +190,18 @@ def test_pages_that_fail_leave_the_old_ones(subject, tmp_path, monkeypatch):
         write_pages(tmp_path / "pages", subject, [2], extras)
     assert [page.name for page in (tmp_path / "pages" / "latents").iterdir()] == ["1.html"]
     assert [path.name for path in tmp_path.iterdir()] == ["pages"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_full_disk_is_named_and_leaves_the_old_pages(subject, tmp_path, there):
+    extras = Extras([], [], "none")
+    if there:
+        write_pages(tmp_path / "pages", subject, [1], extras)
+    kept = "the pages that are there stay as they are" if there else "there are no pages"
+    wanted = rf"{tmp_path}/pages/\S+ can't be written: File too large; {kept}"
+    with room_for(2000), pytest.raises(PageError, match=wanted):
+        write_pages(tmp_path / "pages", subject, [2], extras)
+    assert [path.name for path in tmp_path.iterdir()] == (["pages"] if there else [])
 
 
 def test_templates_are_part_of_the_package():

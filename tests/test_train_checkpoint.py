@@ -75,9 +75,15 @@ def test_if_none_can_be_read_nothing_begins_anew(tmp_path):
 def test_a_full_disk_is_named_and_nothing_lost(tmp_path):
     write(tmp_path, 10)
     path = checkpoint_path(tmp_path, 20)
-    wanted = r"step-00000020.ckpt can't be written: .*; step-00000010.ckpt is kept"
+    wanted = (
+        r"step-00000020.ckpt can't be written: File too large; step-00000010.ckpt is kept, and the same command goes on"
+    )
     with room_for(checkpoint_path(tmp_path, 10).stat().st_size // 2), pytest.raises(TrainError, match=wanted):
         write(tmp_path, 20)
     assert not path.exists() and newest_checkpoint(tmp_path)[1]["step"] == 10
+    first = checkpoint_path(tmp_path / "new", 10)
+    wanted = r"ckpt can't be written: File too large; there is none before it, and the same command begins anew"
+    with room_for(500), pytest.raises(TrainError, match=wanted):
+        save_checkpoint({"weights": torch.zeros(1000)}, first)
     write(tmp_path, 20)  # there is room again
     assert newest_checkpoint(tmp_path)[1]["step"] == 20

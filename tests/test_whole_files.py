@@ -1,13 +1,16 @@
 """whole_file: the old file or the new one, whatever goes wrong between."""
 
+import errno
 import multiprocessing
 import os
 import signal
-from contextlib import ExitStack
+import sqlite3
+from contextlib import ExitStack, closing
 
 import pytest
 import torch
 from full_disk import room_for
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sae_runtime.checkpoint import write_atomically
@@ -39,6 +42,51 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path):
     with room_for(1000), pytest.raises(OSError, match=r"File too large: .*weights'"), whole_file(path) as partial:
         partial.write_text("new" * 1000)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def full_device(path, save):
+    """What saving to a file of at most 5000 bytes raises, as the writer's own library and as we have it."""
+    with room_for(5000):
+        with pytest.raises(Exception) as own:
+            save(path.with_name("own"))
+        path.with_name("own").unlink(missing_ok=True)  # safetensors deletes it itself
+        with pytest.raises(OSError) as ours, whole_file(path) as partial:
+            save(partial)
+    return own.value, ours.value
+
+
+def fill_database(path):
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE t (x)")
+        connection.execute("INSERT INTO t VALUES (zeroblob(100000))")
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda path: torch.save(torch.zeros(5000), path),
+        lambda path: save_file({"a": torch.zeros(5000)}, path),
+        fill_database,
+    ],
+    ids=["torch", "safetensors", "sqlite"],
+)
+def test_a_full_disk_is_named_whatever_the_library_makes_of_it(tmp_path, save):
+    own, ours = full_device(tmp_path / "weights", save)
+    assert not isinstance(own, OSError)
+    assert ours.errno == errno.EFBIG and ours.filename == str(tmp_path / "weights")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_faults_of_a_library_stay_what_they_are(tmp_path):
+    with pytest.raises(SafetensorError), whole_file(tmp_path / "weights"):
+        raise SafetensorError("a fault of its own")
+
+
+def test_a_missing_folder_is_said_with_the_name_that_was_given(tmp_path):
+    path = tmp_path / "none" / "weights"
+    with pytest.raises(FileNotFoundError) as error, whole_file(path):
+        pytest.fail("there is nowhere to write to")
+    assert error.value.filename == str(path)
 
 
 def test_of_two_writers_each_has_its_own_file_and_the_last_to_end_the_place(tmp_path):
