@@ -25,6 +25,7 @@ from discovery.catalogue_entry import BINS_PER_OCTAVE, Choice, entry_of, said_of
 from discovery.catalogue_writer import CatalogueRow, write_catalogue
 from discovery.errors import ExampleError
 from discovery.example_store import ExampleStore
+from discovery.output_places import check_output, made_for
 from monitors.latent_catalogue import CATALOGUE_FILE, LatentCatalogue
 from monitors.latent_entry import Said
 from sae_runtime.checkpoint import Manifest, load_manifest
@@ -141,8 +142,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    dictionary = load_manifest(args.dictionary)
     output = args.output or unused(args.dictionary / CATALOGUE_FILE)
+    check_output("--output", output)
+    dictionary = load_manifest(args.dictionary)
     with ExitStack() as stack:
         store = stack.enter_context(ExampleStore.open(args.store, sae_sha256=dictionary.sae_sha256))
         sources = quotable(store, args.quote_sources.split(","))
@@ -153,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
             stack.enter_context(explained)
         choice = Choice(sources, _count("examples", args.examples), _count("effects", args.effects))
         rows = make_rows(store, choice, explanations(explained, sources))
-        made = write(output, store, rows, make_manifest(dictionary, store, choice, quoted, args.date))
+        made = write(made_for(output), store, rows, make_manifest(dictionary, store, choice, quoted, args.date))
         made.check_binding(dictionary.sae_sha256, dictionary.num_latents)
         made.close()
     show(summary(output, rows), as_json=args.json)

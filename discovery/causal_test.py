@@ -39,6 +39,7 @@ from discovery.causal_texts import choose, file_contrast, pool_contrasts
 from discovery.contrasts import CONTRASTS, read_pool
 from discovery.errors import SteerError
 from discovery.input_arguments import add_dictionary_model_arguments
+from discovery.output_places import check_output
 from discovery.result_lines import ResultLines, claimed
 from discovery.steering_bench import Bench, open_bench
 from monitors.watchlist import FEATURES_FILE, Watchlist
@@ -142,6 +143,8 @@ def main(argv: list[str] | None = None) -> int:
         seed=args.seed,
     )
     path = args.features or args.dictionary / FEATURES_FILE
+    check_output("--output", args.output)
+    check_output("--write", path if args.write else None)
     manifest, watchlist = load_manifest(args.dictionary), Watchlist.load(path)
     watchlist.check_binding(manifest.sae_sha256, manifest.num_latents)
     with open_bench(args) as bench:

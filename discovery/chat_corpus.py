@@ -31,8 +31,10 @@ from tqdm import tqdm
 from transformers import Cache, DynamicCache
 
 from discovery.chat_prompts import SYSTEMS, TASKS, TOPICS
+from discovery.output_places import check_output, made_for
 from sae_runtime.cache_argument import cache_argument
 from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
+from sae_runtime.whole_files import named_faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,7 @@ def write_corpus(lm: LanguageModel, path: Path, settings: ChatSettings, num_batc
     ) as bar:
         for batch in range(done, num_batches):
             lines = list(_lines(write_batch(lm, settings, batch, bar), batch))
-            with path.open("a", encoding="utf-8") as file:
+            with named_faults(path), made_for(path).open("a", encoding="utf-8") as file:
                 file.write("".join(lines))
                 file.flush()
                 os.fsync(file.fileno())
@@ -250,6 +252,7 @@ def main(argv: list[str] | None = None) -> int:
         tuple(args.topic),
         args.self_ratio,
     )
+    check_output("output", args.output)
     lm = load_language_model(args.model, progress=True)
     num_batches = -(-args.conversations // settings.batch_size)
     written = write_corpus(lm, args.output, settings, num_batches)

@@ -19,7 +19,9 @@ from typing import Any
 from discovery.chat_prompts import TOPICS
 from discovery.contrast_sentences import SENTENCES
 from discovery.corpus import read_documents, read_json_lines
+from discovery.errors import LabError
 from discovery.line_files import write_lines
+from discovery.output_places import check_output, made_for
 from sae_runtime.language_model import EMBEDDED, load_language_model
 
 PASSAGE_CHARACTERS = 400
@@ -246,15 +248,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--per-source", type=int, default=40, help="passages of each corpus source")
     parser.add_argument("--model", default=EMBEDDED)
     args = parser.parse_args(argv)
+    check_output("--output", args.output)
+    check_output("--replies", args.replies)
+    if args.per_source < 0:
+        raise LabError(f"--per-source must be 0 or more, got {args.per_source}")
     tokenizer = load_language_model(args.model).tokenizer
     passages = [
         *corpus_passages(args.corpus, args.per_source),
         *chat_passages(args.chat, tokenizer),
         *composed_passages(),
     ]
-    write_lines(args.output, map(asdict, passages))
+    write_lines(made_for(args.output), map(asdict, passages))
     if args.replies:
-        write_lines(args.replies, benign_replies(args.chat, tokenizer))
+        write_lines(made_for(args.replies), benign_replies(args.chat, tokenizer))
     for contrast in CONTRASTS:
         labels = [contrast.label(passage) for passage in passages]
         print(f"{contrast.name:20s} {labels.count(1):5d} positive {labels.count(0):5d} negative")

@@ -32,6 +32,7 @@ from discovery.line_files import write_lines
 from discovery.on_policy_classes import Knowledge
 from discovery.on_policy_rows import Labelled, answers_to, knowledge_in, label_all, rows_of
 from discovery.on_policy_summary import as_table, summarise
+from discovery.output_places import check_output
 from discovery.question_set import (
     Question,
     digest,
@@ -229,6 +230,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    check_output("--output", args.output)
     with claimed(args.output):
         store = open_store(args)
         write = write_on_policy if args.benign is None else write_benign

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from discovery.decoder_geometry import geometry_figures
 from discovery.errors import HarvestError, LabError
+from discovery.output_places import check_output, made_for
 from discovery.provenance import check_harvest, check_model, check_unseen
 from discovery.reconstruction import ReconstructionSums, measure_reconstruction
 from discovery.residuals import tapped
@@ -196,6 +197,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help="also write an HTML page with plots")
     parser.add_argument("--fidelity", type=Path, help="what `telltale lab fidelity --json` printed, for page and JSON")
     args = parser.parse_args(argv)
+    if args.ce_tokens < 0:
+        raise LabError(f"--ce-tokens must be 0 or more, got {args.ce_tokens}")
+    check_output("--report", args.report)
+    check_output("--write", args.dictionary / MANIFEST_FILE if args.write else None)
     sae = load_sae(args.dictionary, device=resolve_device(args.device))
     sets = parse_sets(args.set)
     check_whole(sets)
@@ -208,13 +213,14 @@ def main(argv: list[str] | None = None) -> int:
     with nullcontext() if lm is None else tapped(lm, sae.manifest.hook) as tap:
         evaluation = evaluate(sae, lm, tap, sets, args.ce_tokens)
     metrics: dict[str, Any] = evaluation.figures() | evaluation.token_fvu()
+    density = {name: sums.density_histogram()._asdict() for name, sums in evaluation.reconstruction.items()}
+    others = {"density": density, "decoder": geometry_figures(sae)} | ({"fidelity": comparison} if comparison else {})
+    # Before anything is written: what took so long must not go with a file that can't be.
+    print(json.dumps(metrics | others, indent=1), flush=True)
     if args.write:
         write_metrics(args.dictionary, metrics)
     if args.report:
         write_report(sae, evaluation, args.report, comparison)
-    density = {name: sums.density_histogram()._asdict() for name, sums in evaluation.reconstruction.items()}
-    others = {"density": density, "decoder": geometry_figures(sae)} | ({"fidelity": comparison} if comparison else {})
-    print(json.dumps(metrics | others, indent=1))
     return 0
 
 
@@ -239,10 +245,10 @@ def read_comparison(path: Path) -> dict[str, Any]:
 
 
 def write_report(sae: LoadedSAE, evaluation: Evaluation, path: Path, comparison: dict[str, Any] | None = None) -> None:
-    """The figures and plots as one HTML page."""
+    """The figures and plots as one HTML page. Folders above it are made."""
     from discovery.evaluation_report import render  # plotly: only for those who want plots
 
-    write_atomically(path, render(sae, evaluation.figures(), evaluation.reconstruction, comparison))
+    write_atomically(made_for(path), render(sae, evaluation.figures(), evaluation.reconstruction, comparison))
 
 
 if __name__ == "__main__":

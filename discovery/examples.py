@@ -43,6 +43,7 @@ from discovery.input_arguments import (
 )
 from discovery.logit_effects import logit_effects
 from discovery.named_features import document_sources
+from discovery.output_places import check_output
 from discovery.provenance import check_provenance, model_facts
 from discovery.residuals import tapped
 from discovery.result_lines import claimed
@@ -293,6 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         num_backgrounds=args.backgrounds,
         seed=args.seed,
     )
+    check_output("--output", args.output)
     sae = load_sae(args.dictionary)
     lm = load_dictionary_model(args, sae.manifest)
     quote = tuple(args.quote_sources.split(",")) if args.quote_sources else None

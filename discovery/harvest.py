@@ -34,6 +34,7 @@ from discovery.input_arguments import (
     chosen_contexts,
     load_model,
 )
+from discovery.output_places import check_output
 from discovery.residuals import as_stored, read_in_batches, tapped
 from discovery.shards import (
     MANIFEST_FILE,
@@ -269,6 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the order of contexts")
     parser.add_argument("--contexts-per-shard", type=int, default=128)
     args = parser.parse_args(argv)
+    check_output("--output", args.output, is_folder=True)
     lm = load_model(args)
     with locked(args.output / "lock", wait=False):
         manifest = harvest(

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from discovery.errors import FitError
 from discovery.fit_check import Fit, check_fit
+from discovery.output_places import check_output
 from sae_runtime.checkpoint import LoadedSAE, save_sae
 from sae_runtime.errors import CheckpointError
 from sae_runtime.formats import UNKNOWN, import_sae
@@ -181,6 +182,7 @@ def read_as_asked(args: argparse.Namespace) -> tuple[LoadedSAE, Fit | None]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    check_output("--output", args.output, is_folder=True)
     sae, fit = read_as_asked(args)
     if args.output is not None:
         if sae.manifest.hook_point == UNKNOWN:

@@ -23,6 +23,7 @@ from discovery.benign_replies import BenignRows, read_benign
 from discovery.calibration_run import CalibrationSettings, calibrated
 from discovery.input_arguments import add_reading_arguments, add_reasoning_argument, load_model
 from discovery.monitor_scores import reading_plan
+from discovery.output_places import check_output, made_for
 from discovery.pack_building import bound_to
 from discovery.pack_lookup import dictionary_for
 from discovery.read_replies import read_replies
@@ -84,6 +85,8 @@ def _bounds(text: str) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    output = args.output or args.pack
+    check_output("--output", output)
     pack = MonitorPack.load(args.pack)
     lm = load_model(args)
     sae = dictionary_for(pack, args, lm)
@@ -93,8 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = CalibrationSettings(args.bounds, {level: getattr(args, level) for level in LEVELS}, args.seed)
     made = calibrated(pack, rows, readings, settings, hard)
     made = replace(made, bindings=replace(made.bindings, temperatures=temperatures(rows, args.temperature)))
-    output = args.output or args.pack
-    made.save(output)
+    made.save(made_for(output))
     show(made, output, as_json=args.json)
     return 0
 

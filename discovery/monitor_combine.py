@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from discovery.output_places import check_output, made_for
 from discovery.pack_building import combined_pack
 from monitors.combination import EnsembleRule
 from monitors.pack import PACK_SUFFIX, MonitorPack
@@ -37,6 +38,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.output.name.endswith(PACK_SUFFIX):
         parser.error(f"--output must end with {PACK_SUFFIX}, got {args.output}")
+    check_output("--output", args.output)
     return args
 
 
@@ -55,8 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         description=args.description or f"{' and '.join(part.name for part in parts)}, {how}.",
         limits=args.limits or COMBINED_LIMITS,
     )
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    pack.save(args.output)
+    pack.save(made_for(args.output))
     components = [component.name for component in pack.components]
     print(json.dumps({"pack": str(args.output), "frozen_sha256": pack.frozen_sha256, "components": components}))
     return 0

@@ -29,6 +29,7 @@ from discovery.fitted_baselines import baselines_path, load_baselines
 from discovery.input_arguments import add_reading_arguments, add_reasoning_argument, load_model
 from discovery.monitor_figures import summary_line
 from discovery.monitor_report import figure, interval, render, share_words
+from discovery.output_places import check_output, made_for
 from discovery.pack_building import bound_to
 from discovery.pack_lookup import dictionary_for, find_pack
 from monitors.pack import MonitorPack
@@ -66,6 +67,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.validated and not args.output:
         parser.error("--validated must come with --output, got none")
+    for name in ("report", "record", "output"):
+        check_output(f"--{name}", getattr(args, name))
     return args
 
 
@@ -133,16 +136,17 @@ def main(argv: list[str] | None = None) -> int:
     evaluation, tokenizer = measure(args)
     galleries = {name: gallery(rows, tokenizer) for name, rows in evaluation.sets.items()}
     record = evaluation.record | {"gallery": {name: [as_json(r) for r in shown] for name, shown in galleries.items()}}
-    if args.record:
-        write_atomically(args.record, json.dumps(record, indent=1, allow_nan=False) + "\n")
-    if args.report:
-        write_atomically(args.report, render(evaluation, galleries))
-    if args.output:
-        with_evidence(evaluation.pack, evaluation.record, args.validated).save(args.output)
+    # Before anything is written: what took so long must not go with a file that can't be.
     if args.json:
-        print(json.dumps(summary_line(record["sets"]), allow_nan=False))
+        print(json.dumps(summary_line(record["sets"]), allow_nan=False), flush=True)
     else:
         show(evaluation)
+    if args.record:
+        write_atomically(made_for(args.record), json.dumps(record, indent=1, allow_nan=False) + "\n")
+    if args.report:
+        write_atomically(made_for(args.report), render(evaluation, galleries))
+    if args.output:
+        with_evidence(evaluation.pack, evaluation.record, args.validated).save(made_for(args.output))
     return 0
 
 

@@ -24,6 +24,7 @@ from discovery.fit_steps import fit
 from discovery.fitted_baselines import baselines_path, save_baselines
 from discovery.input_arguments import add_reading_arguments, load_model, load_optional_dictionary
 from discovery.layer_sweep import NUM_FOLDS
+from discovery.output_places import check_output, made_for
 from discovery.probe_fit import DEFAULT_C, METHODS
 from discovery.window_choice import WINDOWS
 from monitors.pack import PACK_SUFFIX
@@ -64,6 +65,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.output.name.endswith(PACK_SUFFIX):
         parser.error(f"--output must end with {PACK_SUFFIX}, got {args.output}")
+    check_output("--output", args.output)
     if args.kind == "features" and args.dictionary is None:
         parser.error("--kind features must come with --dictionary, got none")
     args.name = args.output.name.removesuffix(PACK_SUFFIX)
@@ -92,8 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     lm = load_model(args)
     pack, baselines = fit(lm, load_optional_dictionary(args, lm), args)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    pack.save(args.output)
+    pack.save(made_for(args.output))
     save_baselines(baselines_path(args.output), baselines)
     component, record = pack.components[0], pack.evidence["fit"]
     print(

@@ -33,6 +33,7 @@ from discovery.named_features import (
     read_held_out,
     reference_scale,
 )
+from discovery.output_places import check_output, made_for
 from discovery.provenance import check_harvest
 from discovery.quantile_threshold import quantile_threshold, read_replies, reply_statistics
 from discovery.residuals import tapped
@@ -145,7 +146,7 @@ def read_contrasts(lab: Lab, args: argparse.Namespace) -> dict[str, ContrastRead
         contrasts[name] = read_item_contrast(lab, items, name)
     if args.cache:
         parts = {name: (c.description, c.scores_IF, c.labels_I, c.groups) for name, c in contrasts.items()}
-        with whole_file(args.cache) as partial:
+        with whole_file(made_for(args.cache)) as partial:
             torch.save({"sae_sha256": binding, "contrasts": parts}, partial)
     return contrasts
 
@@ -335,6 +336,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    check_output("--cache", args.cache)
+    check_output("--output", (args.output or args.dictionary / FEATURES_FILE) if args.choices else None)
     manifest = load_manifest(args.dictionary)
     for folder in () if args.unverified else args.held_out:
         check_harvest(manifest, load_harvest_manifest(folder)["settings"], folder)
@@ -359,7 +362,7 @@ def name_features(lab: Lab, args: argparse.Namespace) -> None:
     watchlist, packs = build(lab, choices, contrasts, held_out, args)
     watchlist.check_binding(sae.manifest.sae_sha256, sae.num_latents)
     output = args.output or args.dictionary / FEATURES_FILE
-    watchlist.save(output)
+    watchlist.save(made_for(output))
     for pack in packs:
         pack.save(output.with_name(pack.name + PACK_SUFFIX))
     print(json.dumps({"features": len(watchlist.features), "monitors": len(packs)}))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from discovery.errors import PageError
+from discovery.output_places import check_output
 from sae_runtime.errors import plain_reason
 
 MARKER = "telltale-pages.json"
@@ -43,12 +44,18 @@ class SiteFacts(NamedTuple):
     """Whether there is an index of latents to search."""
 
 
+def check_site(name: str, folder: Path | None) -> None:
+    """PageError or LabError if the folder that the flag `name` gives can't be made, or replaced. None is none."""
+    check_output(name, folder, is_folder=True, is_replaced=True)
+    if folder is not None and folder.exists() and not (folder / MARKER).is_file() and any(folder.iterdir()):
+        raise PageError(f"{name} {folder} must be a new folder or one of pages, got one without {MARKER}")
+
+
 class Site:
     """A folder in the making. Used as a context: left without an error, it takes the place of `folder`."""
 
     def __init__(self, folder: Path, facts: SiteFacts) -> None:
-        if folder.exists() and not (folder / MARKER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise PageError(f"output {folder} must be a new folder or one of pages, got one without {MARKER}")
+        check_site("output", folder)
         self.folder, self.facts = folder, facts
         self._draft = folder.with_name(folder.name + ".partial")
         self._templates = Environment(

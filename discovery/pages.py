@@ -31,7 +31,7 @@ from discovery.example_store import ExampleStore
 from discovery.latent_names import LatentNames, load_names, open_store
 from discovery.latent_record import LatentRecord
 from discovery.latent_search import neighbours
-from discovery.page_site import Link, Site, SiteFacts
+from discovery.page_site import Link, Site, SiteFacts, check_site
 from discovery.page_views import NeighbourView, example_view, latent_view, visible
 from discovery.result_views import found_latents, read_result, result_view
 from discovery.training_log import TrainingRun, read_log
@@ -253,6 +253,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    check_site("--output", args.output)
     begun = time.monotonic()
     torch.manual_seed(0)
     sae = load_sae(args.dictionary)

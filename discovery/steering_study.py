@@ -31,6 +31,8 @@ from discovery.errors import SteerError
 from discovery.input_arguments import add_dictionary_model_arguments
 from discovery.latent_names import load_watchlist
 from discovery.logit_effects import promoted_tokens
+from discovery.output_places import check_output
+from discovery.page_site import check_site
 from discovery.result_lines import ResultLines, claimed
 from discovery.steered_generation import Continuation, Row, continue_prompt
 from discovery.steering_bench import MAX_RELATIVE_NORM, Bench, open_bench
@@ -231,6 +233,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    check_output("--output", args.output)
+    check_site("--page", args.page)
     manifest = load_manifest(args.dictionary)
     watchlist = load_watchlist(args.dictionary, manifest, args.features)
     with open_bench(args, max_relative_norm=args.max_relative_norm) as bench:
@@ -243,15 +247,16 @@ def main(argv: list[str] | None = None) -> int:
     criterion = Criterion(**{name: getattr(args, name) for name in Criterion._fields})
     continuations = [record for line in results.lines for record in line["continuations"]]
     points = summarize(continuations, study.target.reference_scale, criterion)
+    # Before the page: what took so long must not go with one that can't be written.
+    if args.json:
+        print(json.dumps(report(results.settings, points, criterion, continuations)), flush=True)
+    else:
+        print_study(Console(), results.settings, continuations, points, criterion)
     if args.page:
         from discovery.steering_page import write_page  # late: plotly
 
         write_page(args.page, results.settings, continuations, points, criterion)
-    if args.json:
-        print(json.dumps(report(results.settings, points, criterion, continuations)))
-    else:
-        print_study(Console(), results.settings, continuations, points, criterion)
-        if args.page:
+        if not args.json:
             print(f"page: {(args.page / 'index.html').resolve().as_uri()}")
     return 0
 

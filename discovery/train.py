@@ -23,6 +23,7 @@ from discovery.dictionary_trainer import Trainer
 from discovery.errors import TrainError
 from discovery.file_lock import locked
 from discovery.finished_dictionary import finish
+from discovery.output_places import check_output
 from discovery.provenance import check_provenance
 from discovery.shard_stream import ShardBuffers, Source
 from discovery.train_settings import TrainSettings, defaults_for
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     check_counts(args, "checkpoint_every", "contexts_per_buffer", "tokens")
     if args.metrics_port is not None and not 0 <= args.metrics_port <= 65535:
         raise TrainError(f"--metrics-port must lie in 0..65535, got {args.metrics_port}")
+    check_output("--output", args.output, is_folder=True)
     first = load_sae(args.init) if args.init else None
     settings, target_l0 = settings_of(args, first)
     buffers = _buffers(args)

@@ -25,6 +25,7 @@ from rich.console import Console
 from discovery.errors import TuneError
 from discovery.file_lock import locked
 from discovery.held_out import check_held_out
+from discovery.output_places import check_output
 from discovery.shard_stream import Source
 from discovery.train import RECIPES, add_recipe_arguments, check_counts, check_target_l0
 from discovery.train_settings import TrainSettings, defaults_for
@@ -45,6 +46,7 @@ _FILE_WIDTH = 132
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     check_resources(args)
+    check_output("--output", args.output, is_folder=True)
     settings = settings_of(args)
     sources = [Source.parse(text).folder for text in settings.sources]
     check_held_out(sources, [Path(text) for text in settings.validation])

@@ -8,6 +8,7 @@ import tiny
 import tiny_files
 import torch
 from browser import needs_browser, open_page
+from full_disk import room_for
 from safetensors.torch import save_file
 
 from discovery.corpus import Context
@@ -227,6 +228,27 @@ def test_the_report_takes_in_a_comparison(dictionary, tmp_path, capsys):
         (tmp_path / "fidelity.json").write_text(text)
         with pytest.raises(LabError, match=r"comparison .*fidelity\.json"):
             main(argv)
+
+
+def test_figures_are_printed_before_the_page_is_written(dictionary, tmp_path, capsys, monkeypatch):
+    save_sae(dictionary, MANIFEST, tmp_path / "sae")
+    write_shard(tmp_path)
+    write_manifest(tmp_path, {})
+    page = tmp_path / "reports" / "new" / "a.html"
+    argv = [str(tmp_path / "sae"), "--set", f"one={tmp_path}", "--ce-tokens", "0", "--unverified"]
+    with monkeypatch.context() as patch:
+        patch.setattr("discovery.evaluation_report.render", lambda *_args: "x" * 5000)
+        with room_for(1000), pytest.raises(OSError, match=r"File too large: .*a\.html"):
+            main([*argv, "--report", str(page)])
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["one"]["tokens"] > 0
+    assert main([*argv, "--report", str(page)]) == 0
+    assert json.loads(capsys.readouterr().out) == figures and page.is_file()
+
+
+def test_fewer_tokens_than_none_are_refused(tmp_path):
+    with pytest.raises(LabError, match="--ce-tokens must be 0 or more, got -3"):
+        main([str(tmp_path), "--set", "a=b", "--ce-tokens", "-3"])
 
 
 def test_the_report_holds_the_figures_and_needs_no_network(model, dictionary, tap, tmp_path):
