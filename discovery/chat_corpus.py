@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import Cache, DynamicCache
 
+from discovery.argument_checks import check_counts
 from discovery.chat_prompts import SYSTEMS, TASKS, TOPICS
 from discovery.output_places import check_output, made_for
 from sae_runtime.cache_argument import cache_argument
@@ -243,6 +244,7 @@ def main(argv: list[str] | None = None) -> int:
         "--self-ratio", type=float, default=DEFAULTS.self_ratio, help="share with a user's turn written too"
     )
     args = parser.parse_args(argv)
+    check_counts(args, "conversations", "tokens", "batch_size", "top_k")
     settings = ChatSettings(
         args.tokens,
         args.batch_size,

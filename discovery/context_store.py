@@ -2,9 +2,11 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from discovery.corpus import Context, shuffle_key
+from discovery.errors import CorpusError
 
 
 class ContextStore(Sequence[Context]):
@@ -36,8 +38,25 @@ class ContextStore(Sequence[Context]):
         return Context(tokens, self.documents[index], self.starts[index], self.sources[index])
 
     def shuffled(self, seed: int, max_tokens: int | None = None) -> "ContextStore":
-        """As `corpus.shuffle_contexts` has it, and of that order as many as have at most `max_tokens` together."""
+        """As `corpus.shuffle_contexts` has it, and of that order what is `taken`."""
         places = zip(self.documents, self.starts, strict=True)
         keys = [shuffle_key(seed, document, start) for document, start in places]
         order = sorted(range(len(self)), key=keys.__getitem__)
-        return ContextStore((self[index] for index in order), max_tokens)
+        return taken((self[index] for index in order), max_tokens, "--max-tokens")
+
+
+def taken(contexts: Iterable[Context], max_tokens: int | None, name: str) -> ContextStore:
+    """As many of them, in their order, as have at most `max_tokens` together, which the flag `name` gave.
+
+    CorpusError if that is too few for the first. Without any context the store is empty.
+    """
+    source = iter(contexts)
+    first = next(source, None)
+    if first is None:
+        return ContextStore(())
+    if max_tokens is not None and len(first.tokens) > max_tokens:
+        raise CorpusError(
+            f"{name} must have room for a whole context, the first of which has {len(first.tokens)} tokens, got "
+            f"{max_tokens}; --context-tokens makes them shorter"
+        )
+    return ContextStore(chain((first,), source), max_tokens)

@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from discovery.argument_checks import check_counts
 from discovery.chat_prompts import TOPICS
 from discovery.contrast_sentences import SENTENCES
 from discovery.corpus import read_documents, read_json_lines
-from discovery.errors import LabError
 from discovery.line_files import write_lines
 from discovery.output_places import check_output, made_for
 from sae_runtime.language_model import EMBEDDED, load_language_model
@@ -250,8 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     check_output("--output", args.output)
     check_output("--replies", args.replies)
-    if args.per_source < 0:
-        raise LabError(f"--per-source must be 0 or more, got {args.per_source}")
+    check_counts(args, "per_source", least=0)
     tokenizer = load_language_model(args.model).tokenizer
     passages = [
         *corpus_passages(args.corpus, args.per_source),

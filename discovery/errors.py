@@ -1,6 +1,7 @@
 """What can go wrong offline.
 
     LabError
+    ├── ArgumentError    a flag with a value that no run can be made of
     ├── ElicitError      questions that cannot be read or asked, replies that cannot be kept
     ├── ExampleError     examples that cannot be collected, continued or read
     ├── ExplainError     explanations that cannot be asked for, kept or read
@@ -24,6 +25,10 @@ Each ends a command as one line on stderr and exit code 1.
 
 class LabError(Exception):
     """A run that cannot be begun, continued or read."""
+
+
+class ArgumentError(LabError):
+    """A flag with a value that no run can be made of. No ValueError, of which argparse would keep no word."""
 
 
 class ElicitError(LabError, ValueError):

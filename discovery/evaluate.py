@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from discovery.argument_checks import check_counts
 from discovery.decoder_geometry import geometry_figures
 from discovery.errors import HarvestError, LabError
 from discovery.output_places import check_output, made_for
@@ -197,8 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help="also write an HTML page with plots")
     parser.add_argument("--fidelity", type=Path, help="what `telltale lab fidelity --json` printed, for page and JSON")
     args = parser.parse_args(argv)
-    if args.ce_tokens < 0:
-        raise LabError(f"--ce-tokens must be 0 or more, got {args.ce_tokens}")
+    check_counts(args, "ce_tokens", least=0)
     check_output("--report", args.report)
     check_output("--write", args.dictionary / MANIFEST_FILE if args.write else None)
     sae = load_sae(args.dictionary, device=resolve_device(args.device))

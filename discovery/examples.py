@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
+from discovery.argument_checks import check_counts, check_reading
 from discovery.errors import ExampleError, FitError
 from discovery.example_collector import Collector, ExampleSettings
 from discovery.example_store import ExampleStore
@@ -277,9 +278,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     streams = [text for text in args.corpus or () if text.startswith(STREAM_PREFIX)]
     if args.harvest and streams:  # they are read to the end, to know where each document of the harvest is from
         parser.error(f"with --harvest, --corpus must be files or hf: datasets, got {streams[0]}")
-    for name in ("checkpoint_shards", "contexts_per_shard"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
+    check_counts(args, "checkpoint_shards")
+    check_reading(args)
     return args
 
 

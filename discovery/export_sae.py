@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from discovery.argument_checks import check_counts
 from discovery.output_places import check_output
 from sae_runtime.checkpoint import load_sae
 from sae_runtime.exports import EXPORTERS, export_sae
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--k", type=int, help="k a BatchTopK dictionary was trained with, where its manifest is silent")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     args = parser.parse_args(argv)
+    check_counts(args, "k")
     check_output("output", args.output, is_folder=True)
     sae = load_sae(args.dictionary)
     files = [str(path) for path in export_sae(sae, args.output, args.format, k=args.k)]

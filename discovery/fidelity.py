@@ -34,7 +34,8 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from discovery.context_store import ContextStore
+from discovery.argument_checks import check_reading
+from discovery.context_store import taken
 from discovery.corpus import Context, CorpusSettings, read_contexts
 from discovery.errors import LabError
 from discovery.fidelity_sums import MIN_FIRINGS, Answer, FeatureFidelity, FidelitySums, answer
@@ -182,11 +183,13 @@ def write_fidelity(folder: Path, names: Sequence[str], figures: dict[str, Any], 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    check_reading(args)
     sae = load_sae(args.dictionary, device=resolve_device(args.device))
     models = load_models(args, sae.manifest)
     settings = CorpusSettings(context_tokens=args.context_tokens)
     read = read_contexts(args.corpus, models[0].tokenizer, settings, args.split)
-    contexts = ContextStore(read, read_limit(args.corpus, args.max_tokens)).shuffled(0, args.max_tokens)
+    limit = read_limit(args.corpus, args.max_tokens)
+    contexts = taken(read, limit, "--max-tokens").shuffled(0, args.max_tokens)
     if not contexts:
         raise LabError(f"the corpus must have text in the split {args.split}, got none; --split all reads everything")
     watchlist = load_watchlist(args.dictionary, sae.manifest)

@@ -1,21 +1,54 @@
 """A file that only one process can hold at a time. The system lets go of it when the process ends, however it ends."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from discovery.errors import LabError
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the file at `path`, which is made if need be. LabError if another process does, and not to `wait` for it."""
+    """Hold the file at `path` for the time of the block. LabError if another process does, and not to `wait` for it.
+
+    The file and the folders above it are made if need be. At the end the file is gone, and so is each folder made for
+    it that nothing else was put into: a run that is refused leaves nothing behind.
+    """
+    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _held(path, wait=wait):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)  # while it is held: nobody else's, then
+    finally:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def _held(path: Path, *, wait: bool) -> IO[str]:
+    """The open file, with the lock on it; closing it lets go."""
     import fcntl  # not on every system, and few commands need it
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    while True:
+        file = path.open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_at(file, path):
+                return file
         except BlockingIOError:
+            file.close()
             raise LabError(f"{path} is held by another process, which writes there: wait for it") from None
-        yield
+        file.close()
+        # Its holder deleted it between our opening and our locking: a lock on it would keep nobody off. A new one.
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether the open file is the one that `path` leads to now."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False

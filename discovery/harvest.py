@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from discovery.argument_checks import check_reading
 from discovery.corpus import BosPolicy, Context, contexts_digest
 from discovery.errors import HarvestError
 from discovery.file_lock import locked
@@ -104,9 +105,9 @@ def harvest(
     Raises HarvestError if the folder holds a harvest with other settings, a residual is not finite, a shard that is
     there is damaged, or the disk is full. Whatever was written stays, and the same call goes on.
     """
-    settings = harvest_settings(lm, hook_point, contexts, contexts_per_shard, bos_policy)
-    starts = range(0, len(contexts), contexts_per_shard)
     with tapped(lm, hook_point) as tap:
+        settings = harvest_settings(lm, hook_point, contexts, contexts_per_shard, bos_policy)
+        starts = range(0, len(contexts), contexts_per_shard)
         _claim(folder, settings)
         missing = [(shard, first) for shard, first in enumerate(starts) if not shard_path(folder, shard).exists()]
         with _bar(settings, contexts, missing, folder.name, progress) as bar:
@@ -270,8 +271,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the order of contexts")
     parser.add_argument("--contexts-per-shard", type=int, default=128)
     args = parser.parse_args(argv)
+    check_reading(args)
     check_output("--output", args.output, is_folder=True)
     lm = load_model(args)
+    with tapped(lm, args.hook_point):  # a place that the model has not got is refused before the text is read
+        pass
     with locked(args.output / "lock", wait=False):
         manifest = harvest(
             lm,

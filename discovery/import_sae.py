@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from discovery.argument_checks import check_counts
 from discovery.errors import FitError
 from discovery.fit_check import Fit, check_fit
 from discovery.output_places import check_output
@@ -182,6 +183,7 @@ def read_as_asked(args: argparse.Namespace) -> tuple[LoadedSAE, Fit | None]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    check_counts(args, "check_tokens", "k")
     check_output("--output", args.output, is_folder=True)
     sae, fit = read_as_asked(args)
     if args.output is not None:

@@ -7,8 +7,9 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from discovery.context_store import ContextStore
+from discovery.context_store import ContextStore, taken
 from discovery.corpus import DEFAULTS, BosPolicy, Context, CorpusSettings, Split, read_contexts
+from discovery.errors import ArgumentError
 from discovery.hf_corpus import STREAM_PREFIX
 from discovery.provenance import check_model
 from sae_runtime.checkpoint import LoadedSAE, Manifest, load_sae
@@ -27,8 +28,16 @@ DEVICE_HELP = "cpu, cuda, cuda:N; auto: cuda if there is one"
 def add_model_arguments(group: Group) -> None:
     """Which model reads, and where it is tapped. `--device` is the command's own."""
     _add_model(group)
-    group.add_argument("--hook-point", type=HookPoint.parse, default=HookPoint(15))
+    group.add_argument("--hook-point", type=_hook_point, default=HookPoint(15))
     group.add_argument("--batch-tokens", type=int, default=8192, help="of a forward pass")
+
+
+def _hook_point(text: str) -> HookPoint:
+    """ArgumentError, one line, where argparse would say no more than that the value is invalid."""
+    try:
+        return HookPoint.parse(text)
+    except ValueError as error:
+        raise ArgumentError(f"--hook-point: {error}") from None
 
 
 def add_dictionary_model_arguments(group: Group) -> None:
@@ -130,9 +139,13 @@ def contexts_of(args: argparse.Namespace, lm: LanguageModel) -> Iterator[Context
 
 
 def chosen_contexts(args: argparse.Namespace, lm: LanguageModel) -> ContextStore:
-    """Those contexts in an order that `--seed` and each of them decide, `--max-tokens` at most."""
+    """Those contexts in an order that `--seed` and each of them decide, `--max-tokens` at most.
+
+    CorpusError if there are some and none fits into that.
+    """
     limit = read_limit(args.corpus, args.max_tokens, args.read_tokens)
-    return ContextStore(contexts_of(args, lm), limit).shuffled(args.seed, args.max_tokens)
+    read = taken(contexts_of(args, lm), limit, "--max-tokens" if args.read_tokens is None else "--read-tokens")
+    return read.shuffled(args.seed, args.max_tokens)
 
 
 def read_limit(corpus: Iterable[str], max_tokens: int | None, read_tokens: int | None = None) -> int | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.buffers import IDENTIFYING, generator_for
-from discovery.context_store import ContextStore
+from discovery.context_store import taken
 from discovery.corpus import BosPolicy, Context
 from discovery.harvest import harvest_settings
 from discovery.input_arguments import CORPUS_HELP, add_corpus_arguments, add_model_arguments, contexts_of, load_model
@@ -105,10 +105,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def from_arguments(args: argparse.Namespace) -> LiveBuffers:
     """Load the model and tokenise the corpus."""
     lm = load_model(args)
+    with tapped(lm, args.hook_point):  # a place that the model has not got is refused before the text is read
+        pass
+    read = contexts_of(args, lm)
     return LiveBuffers(
         lm,
         args.hook_point,
-        ContextStore(contexts_of(args, lm), args.max_tokens),
+        taken(read, args.max_tokens, "--max-tokens"),
         contexts_per_buffer=args.contexts_per_buffer,
         batch_tokens=args.batch_tokens,
         bos_policy=args.bos,

@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from discovery.argument_checks import check_reading
 from discovery.benign_replies import BenignRows, read_benign
 from discovery.calibration_run import CalibrationSettings, calibrated
 from discovery.input_arguments import add_reading_arguments, add_reasoning_argument, load_model
@@ -85,6 +86,7 @@ def _bounds(text: str) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    check_reading(args)
     output = args.output or args.pack
     check_output("--output", output)
     pack = MonitorPack.load(args.pack)

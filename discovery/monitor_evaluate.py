@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from discovery.argument_checks import check_counts, check_reading
 from discovery.errors import MonitorLabError
 from discovery.evaluation_run import Evaluation, EvaluationSettings, Reader, evaluate
 from discovery.failure_gallery import as_json, gallery
@@ -67,6 +68,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.validated and not args.output:
         parser.error("--validated must come with --output, got none")
+    check_reading(args)
+    check_counts(args, "permutations", least=0)
     for name in ("report", "record", "output"):
         check_output(f"--{name}", getattr(args, name))
     return args

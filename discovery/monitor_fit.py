@@ -19,6 +19,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from discovery.argument_checks import check_counts, check_reading
 from discovery.feature_choice import DEFAULT_L2, MAX_FEATURES
 from discovery.fit_steps import fit
 from discovery.fitted_baselines import baselines_path, save_baselines
@@ -65,6 +66,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.output.name.endswith(PACK_SUFFIX):
         parser.error(f"--output must end with {PACK_SUFFIX}, got {args.output}")
+    check_reading(args)
+    check_counts(args, "max_features")
+    check_counts(args, "permutations", least=0)
     check_output("--output", args.output)
     if args.kind == "features" and args.dictionary is None:
         parser.error("--kind features must come with --dictionary, got none")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from discovery import live_stream
+from discovery.argument_checks import check_counts, check_reading
 from discovery.buffers import Buffers
 from discovery.dictionary_trainer import Trainer
 from discovery.errors import TrainError
@@ -50,7 +51,8 @@ _HELP = {
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    check_counts(args, "checkpoint_every", "contexts_per_buffer", "tokens")
+    check_counts(args, "checkpoint_every", "tokens")
+    check_reading(args)
     if args.metrics_port is not None and not 0 <= args.metrics_port <= 65535:
         raise TrainError(f"--metrics-port must lie in 0..65535, got {args.metrics_port}")
     check_output("--output", args.output, is_folder=True)
@@ -108,14 +110,6 @@ def settings_of(args: argparse.Namespace, first: LoadedSAE | None) -> tuple[Trai
     if target_l0 is not None:
         check_target_l0(target_l0, settings.num_latents)
     return settings, target_l0
-
-
-def check_counts(args: argparse.Namespace, *names: str) -> None:
-    """ValueError if one of these flags is given and below 1."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
 def check_target_l0(target_l0: float, num_latents: int) -> None:

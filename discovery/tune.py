@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from discovery.argument_checks import check_counts
 from discovery.errors import TuneError
 from discovery.file_lock import locked
 from discovery.held_out import check_held_out
 from discovery.output_places import check_output
 from discovery.shard_stream import Source
-from discovery.train import RECIPES, add_recipe_arguments, check_counts, check_target_l0
+from discovery.train import RECIPES, add_recipe_arguments, check_target_l0
 from discovery.train_settings import TrainSettings, defaults_for
 from discovery.tune_ledger import COMPLETED, STOPPED, UNFINISHED, Row, best_of, drop_checkpoints, rows_of
 from discovery.tune_objective import NAMES, objective_of

@@ -247,7 +247,7 @@ def test_figures_are_printed_before_the_page_is_written(dictionary, tmp_path, ca
 
 
 def test_fewer_tokens_than_none_are_refused(tmp_path):
-    with pytest.raises(LabError, match="--ce-tokens must be 0 or more, got -3"):
+    with pytest.raises(LabError, match="--ce-tokens must be at least 0, got -3"):
         main([str(tmp_path), "--set", "a=b", "--ce-tokens", "-3"])
 
 

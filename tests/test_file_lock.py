@@ -1,5 +1,8 @@
+import fcntl
+import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 
@@ -42,6 +45,40 @@ def test_what_another_process_holds_is_refused_until_it_is_gone(tmp_path, holder
 def test_results_kept_in_memory_need_no_lock(tmp_path):
     with claimed(None):
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_nothing_is_left_of_a_lock_and_its_folders(tmp_path, fails):
+    (tmp_path / "mine").mkdir()
+    with (
+        pytest.raises(ZeroDivisionError) if fails else nullcontext(),
+        locked(tmp_path / "mine" / "new" / "run" / "lock", wait=False),
+    ):
+        assert (tmp_path / "mine" / "new" / "run" / "lock").exists()
+        1 / int(not fails)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]  # it was there before
+    with locked(tmp_path / "new" / "run" / "lock", wait=False):
+        (tmp_path / "new" / "run" / "result").write_text("something")
+    assert sorted(path.name for path in (tmp_path / "new").rglob("*")) == ["result", "run"]
+
+
+def test_a_lock_that_its_holder_deleted_keeps_nobody_off_and_is_taken_anew(tmp_path, monkeypatch):
+    """Opened before its holder deleted it, locked after that: whoever came next would have the file of that name."""
+    path, taken = tmp_path / "lock", []
+
+    def late(file, how):
+        if not taken:
+            path.unlink()
+        taken.append(file)
+        flock(file, how)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(path, wait=True):
+        assert len(taken) == 2 and os.path.samestat(os.fstat(taken[1].fileno()), path.stat())
+        with pytest.raises(LabError, match="held by another process"), locked(path, wait=False):
+            pytest.fail("two hold it")
+    assert not path.exists()
 
 
 def test_a_lock_is_let_go_after_an_error(tmp_path):

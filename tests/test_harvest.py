@@ -12,6 +12,7 @@ from full_disk import room_for
 from killed import run_killed
 from tiny_files import write_model
 
+from discovery import lab
 from discovery.corpus import Context
 from discovery.errors import HarvestError, LabError
 from discovery.file_lock import locked
@@ -217,7 +218,7 @@ def test_a_folder_that_another_process_harvests_into_is_refused(model_folder, tm
         pytest.raises(LabError, match="lock is held by another process"),
     ):
         main(argv)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["lock"]
+    assert not (tmp_path / "out").exists()
     assert main(argv) == 0
 
 
@@ -272,3 +273,31 @@ def test_a_stream_is_read_no_further_than_is_harvested(model_folder, tmp_path, m
     assert main(["hf-stream:no/end", "--output", str(tmp_path / "out"), *flags]) == 0
     assert 1900 < sum(load_manifest(tmp_path / "out")["settings"]["sources"].values()) <= 2000
     assert len(seen) < 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max-tokens", "-5"], "--max-tokens must be at least 1, got -5"),
+        (["--read-tokens", "0"], "--read-tokens must be at least 1, got 0"),
+        (["--batch-tokens", "0"], "--batch-tokens must be at least 1, got 0"),
+        (["--contexts-per-shard", "0"], "--contexts-per-shard must be at least 1, got 0"),
+        (["--max-tokens", "20"], "--max-tokens must have room for a whole context, the first of which has 64 tokens"),
+        (["--read-tokens", "20"], "--read-tokens must have room for a whole context, the first of which has 64 tokens"),
+        (["--split", "held_out", "--max-tokens", "20"], "nothing to harvest: no context in the files and split asked"),
+        (["--hook-point", "nonsense"], "--hook-point: hook point must look like 'layers.15.output'"),
+        (["--hook-point", "layers.99.output", "--max-tokens", "20"], "hook point layers.99.output must name one of"),
+    ],
+)
+def test_what_can_not_be_harvested_is_refused_in_one_line_and_leaves_nothing(
+    model_folder, tmp_path, monkeypatch, capsys, flags, message
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "book.txt").write_text("Call me Ishmael. Some years ago - never mind how long precisely.")
+    argv = [str(tmp_path / "book.txt"), "--model", str(model_folder), "--split", "train", "--device", "cpu"]
+    argv += ["--hook-point", "layers.2.output", "--output", str(tmp_path / "new" / "out")]
+    assert lab.run("harvest", [*argv, *flags]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [message in line for line in said if line.startswith("telltale lab harvest: ")] == [True]
+    assert not any("usage" in line for line in said)
+    assert not (tmp_path / "new").exists()
