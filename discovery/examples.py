@@ -48,7 +48,7 @@ from discovery.output_places import check_output
 from discovery.provenance import check_provenance, model_facts
 from discovery.residuals import tapped
 from discovery.result_lines import claimed
-from discovery.text_pieces import HarvestedText, ModelText, Text
+from discovery.text_pieces import HarvestedText, ModelText, Text, harvest_facts
 from discovery.token_text import vocabulary_sha256
 from sae_runtime.checkpoint import LoadedSAE, load_sae
 from sae_runtime.errors import plain_reason
@@ -295,6 +295,8 @@ def main(argv: list[str] | None = None) -> int:
         seed=args.seed,
     )
     check_output("--output", args.output)
+    if args.harvest:
+        harvest_facts(args.harvest)  # what is refused is refused before a model is loaded
     sae = load_sae(args.dictionary)
     lm = load_dictionary_model(args, sae.manifest)
     quote = tuple(args.quote_sources.split(",")) if args.quote_sources else None

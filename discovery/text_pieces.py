@@ -24,6 +24,9 @@ from sae_runtime.tap import Tap
 
 UNKNOWN_SOURCE = "unknown"
 
+_SHARED = ("model_name", "model_sha256", "quantization", "hook_point")
+"""What all harvests of one pass must agree in."""
+
 Ints = NDArray[np.int64]
 
 
@@ -74,28 +77,17 @@ class HarvestedText:
     def __init__(self, folders: Sequence[Path], document_sources: Mapping[int, str] | None = None) -> None:
         """`document_sources`: source of each document by its id, if examples are to know theirs.
 
-        ExampleError if a harvest is not finished, HarvestError if it lacks a shard.
+        ExampleError if a harvest is not finished or of another model or place than the first, HarvestError if it lacks
+        a shard.
         """
+        self.facts = harvest_facts(folders)
+        """See `Text`."""
         manifests = [load_manifest(folder) for folder in folders]
-        for folder, manifest in zip(folders, manifests, strict=True):
-            if not manifest["finished"]:
-                raise ExampleError(f"harvest {folder} must be finished, got finished: false in its {MANIFEST_FILE}")
         self._folders = folders
         self._paths = [path for folder in folders for path in finished_shards(folder)]
         self._documents = document_sources or {}
         self._settings = [manifest["settings"] for manifest in manifests]
         self.sources = [*sorted(set(self._documents.values())), UNKNOWN_SOURCE]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """See `Text`. Harvests of different models or hook points are refused."""
-        names = ("model_name", "model_sha256", "quantization", "hook_point", "contexts_per_shard")
-        for name in names:
-            values = {settings[name] for settings in self._settings}
-            if len(values) > 1:
-                raise ExampleError(f"all harvests must have the same {name}, got {', '.join(map(str, sorted(values)))}")
-        digests = [settings["contexts_sha256"] for settings in self._settings]
-        return {name: self._settings[0][name] for name in names} | {"contexts_sha256": digests}
 
     def num_tokens(self, piece: int) -> int:
         """About as many in each shard."""
@@ -126,6 +118,32 @@ class HarvestedText:
 
     def _of(self, documents_N: Tensor) -> dict[int, str]:
         return {document: self._documents.get(document, UNKNOWN_SOURCE) for document in set(documents_N.tolist())}
+
+
+def harvest_facts(folders: Sequence[Path]) -> dict[str, Any]:
+    """Identity of the text, the model and the hook point of finished harvests together; JSON. Reads manifests alone.
+
+    ExampleError, which names the folder, for one that is not finished or of another model or place than the first. How
+    many contexts each keeps in a shard is its own affair.
+    """
+    first: dict[str, Any] = {}
+    sizes, digests = [], []
+    for folder in folders:
+        manifest = load_manifest(folder)
+        if not manifest["finished"]:
+            raise ExampleError(f"harvest {folder} must be finished, got finished: false in its {MANIFEST_FILE}")
+        settings = manifest["settings"]
+        first = first or settings
+        for name in _SHARED:
+            if settings[name] != first[name]:
+                raise ExampleError(
+                    f"{name} of harvest {folder} must be {first[name]}, as of {folders[0]}, got {settings[name]}; "
+                    "harvest it anew, or collect its examples into a file of its own"
+                )
+        sizes.append(settings["contexts_per_shard"])
+        digests.append(settings["contexts_sha256"])
+    size = sizes[0] if len(set(sizes)) == 1 else sizes
+    return {name: first[name] for name in _SHARED} | {"contexts_per_shard": size, "contexts_sha256": digests}
 
 
 class ModelText:

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import shutil
 import sqlite3
 from collections import defaultdict
 from dataclasses import replace
@@ -31,6 +32,7 @@ from discovery.errors import ArgumentError, ExampleError, FitError, HarvestError
 from discovery.example_collector import HISTOGRAM_EDGES, ExampleSettings, random_priorities
 from discovery.example_store import ExampleStore
 from discovery.examples import collect, finish, is_finished, state_path
+from discovery.harvest import harvest
 from discovery.logit_effects import logit_effects
 from discovery.provenance import check_provenance
 from discovery.result_lines import claimed
@@ -237,6 +239,37 @@ def test_reading_the_model_gives_the_file_that_the_harvest_gives(model, sae, tex
         tap.remove()
     rows = [dump(tmp_path / name, without=("sources", "source")) for name in ("live.sqlite", "harvested.sqlite")]
     assert rows[0] == rows[1]
+
+
+def test_how_many_contexts_lie_in_a_shard_changes_no_example(model, sae, tmp_path):
+    contexts, files = tiny_examples.contexts(), {}
+    for sizes in ((6, 6), (6, 4)):
+        folders = [tmp_path / str(sizes) / str(part) for part in range(2)]
+        for folder, size, part in zip(folders, sizes, (contexts[:12], contexts[12:]), strict=True):
+            harvest(model, tiny.HOOK_POINT, part, folder, contexts_per_shard=size, batch_tokens=200)
+        files[sizes] = tmp_path / f"{sizes}.sqlite"
+        run(tiny_examples.example_pass(sae, HarvestedText(folders), None), files[sizes])
+        with ExampleStore.open(files[sizes]) as store:
+            assert store.manifest["contexts_per_shard"] == (6 if sizes == (6, 6) else [6, 4])
+    assert dump(files[6, 6], without=("manifest",)) == dump(files[6, 4], without=("manifest",))
+
+
+@pytest.mark.parametrize("change", [{"hook_point": "layers.2.output"}, {"model_sha256": "1" * 64}])
+def test_a_harvest_of_another_model_or_place_than_the_first_is_named_before_a_model_is_loaded(
+    folder, tmp_path, monkeypatch, capsys, change
+):
+    shutil.copytree(folder / "harvest", tmp_path / "other")
+    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    manifest["settings"] |= change
+    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: pytest.fail("loaded"))
+    argv = ["dictionary", "--harvest", folder / "harvest", tmp_path / "other", "--output", tmp_path / "a.sqlite"]
+    assert lab.run("examples", list(map(str, argv))) == 1
+    (name, value), said = change.popitem(), capsys.readouterr().err
+    assert (
+        f"{name} of harvest {tmp_path / 'other'} must be" in said and f"as of {folder / 'harvest'}, got {value}" in said
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def manifest_of_one_shard(harvest):
