@@ -1,9 +1,10 @@
 """Top examples of every latent, in one pass over a text, into one SQLite file.
 
 The text is a harvest (`--harvest`), or corpus files that the model reads now (`--corpus`): the two give the same file.
-With a harvest, `--corpus` names the files behind it, so that examples know their sources.
+A harvest says where each context is from. With one of before it did, or for other names, `--corpus` beside it gives the
+files behind it, which are read for the sources of documents alone.
 
-    telltale lab examples DICTIONARY --harvest runs/harvest/held-out --corpus corpus/*.jsonl.gz --output examples.sqlite
+    telltale lab examples DICTIONARY --harvest runs/harvest/held-out --output examples.sqlite
     telltale lab latent examples.sqlite 2242
 
 The state is saved beside the output every few shards. A run that was killed goes on from there when it is started with
@@ -48,7 +49,7 @@ from discovery.output_places import check_output
 from discovery.provenance import check_provenance, model_facts
 from discovery.residuals import tapped
 from discovery.result_lines import claimed
-from discovery.text_pieces import HarvestedText, ModelText, Text, harvest_facts
+from discovery.text_pieces import UNKNOWN_SOURCE, HarvestedText, ModelText, Text, harvest_facts
 from discovery.token_text import vocabulary_sha256
 from sae_runtime.checkpoint import LoadedSAE, load_sae
 from sae_runtime.errors import plain_reason
@@ -56,6 +57,10 @@ from sae_runtime.language_model import LanguageModel
 from sae_runtime.whole_files import whole_file
 
 _EFFECTS = 10
+_NO_SOURCES = (
+    f"--harvest was made before harvests said where their documents are from: the source of each is {UNKNOWN_SOURCE}; "
+    "--corpus, the files behind the harvest, tells them"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +205,10 @@ def is_finished(this: Pass, output: Path) -> bool:
 def opened_text(args: argparse.Namespace, sae: LoadedSAE, lm: LanguageModel) -> Iterator[Text]:
     """What the arguments say is to be read, for the time of the block."""
     if args.harvest:
-        yield HarvestedText(args.harvest, document_sources(args.corpus) if args.corpus else None)
+        text = HarvestedText(args.harvest, document_sources(args.corpus) if args.corpus else None)
+        if not text.knows_sources and not args.corpus:
+            print(_NO_SOURCES, file=sys.stderr)
+        yield text
         return
     contexts = chosen_contexts(args, lm)
     with tapped(lm, sae.manifest.hook) as tap:
@@ -251,9 +259,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("dictionary", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="SQLite file; a killed run goes on")
     parser.add_argument(
-        "--harvest", type=Path, nargs="+", help="harvest folders; without them the model reads --corpus"
+        "--harvest",
+        type=Path,
+        nargs="+",
+        help="harvest folders; --corpus beside them only says where documents are from",
     )
-    parser.add_argument("--corpus", nargs="+", help=CORPUS_HELP)
+    parser.add_argument("--corpus", nargs="+", help=f"what the model reads without --harvest: {CORPUS_HELP}")
     parser.add_argument("--quote-sources", metavar="NAME,NAME", help="only these may be quoted; all are counted")
     add_dictionary_model_arguments(parser)
     defaults = ExampleSettings()

@@ -117,7 +117,8 @@ def harvest(
                 for index, resid_TD in read_in_batches(lm, tap, part, batch_tokens):
                     resid[index] = as_stored(resid_TD, part[index], f"for {path.name}")
                     bar.update(len(resid_TD))
-                save_shard(path, _shard_of(first, part, [resid[index] for index in range(len(part))]))
+                sources = list(settings.sources)
+                save_shard(path, _shard_of(first, part, [resid[index] for index in range(len(part))], sources))
     return _finish(folder, settings)
 
 
@@ -203,8 +204,8 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
         ) from error
 
 
-def _shard_of(first: int, contexts: Sequence[Context], residuals: list[Tensor]) -> Harvested:
-    """The shard of `contexts`, the first of which is number `first` of the harvest."""
+def _shard_of(first: int, contexts: Sequence[Context], residuals: list[Tensor], sources: list[str]) -> Harvested:
+    """The shard of `contexts`, the first of which is number `first` of the harvest; `sources` are the harvest's."""
     lengths = torch.tensor([len(context.tokens) - 1 for context in contexts])
     return Harvested(
         resid_ND=torch.cat(residuals),
@@ -213,6 +214,7 @@ def _shard_of(first: int, contexts: Sequence[Context], residuals: list[Tensor]) 
         contexts_N=torch.arange(first, first + len(contexts), dtype=torch.int32).repeat_interleave(lengths),
         documents_N=torch.tensor([c.document for c in contexts]).repeat_interleave(lengths),
         first_ids_C=torch.tensor([c.tokens[0] for c in contexts], dtype=torch.int32),
+        sources_C=torch.tensor([sources.index(c.source) for c in contexts], dtype=torch.int32),
     )
 
 

@@ -1,7 +1,8 @@
 """The flags of commands that run a model: which one, in which form; and over a corpus: which text, cut how."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import get_args
 
@@ -131,11 +132,11 @@ def load_optional_dictionary(args: argparse.Namespace, lm: LanguageModel) -> Loa
     return sae
 
 
-def contexts_of(args: argparse.Namespace, lm: LanguageModel) -> Iterator[Context]:
-    """The contexts of `--corpus`, with a progress bar."""
+def contexts_of(args: argparse.Namespace, lm: LanguageModel) -> Generator[Context, None, None]:
+    """The contexts of `--corpus`, with a progress bar, which ends where it is closed."""
     settings = CorpusSettings(context_tokens=args.context_tokens, held_out_share=args.held_out_share, bos=args.bos)
     read = read_contexts(args.corpus, lm.tokenizer, settings, args.split)
-    return iter(tqdm(read, desc="tokenising", unit="ctx", unit_scale=True, mininterval=5))
+    yield from tqdm(read, desc="tokenising", unit="ctx", unit_scale=True, mininterval=5)
 
 
 def chosen_contexts(args: argparse.Namespace, lm: LanguageModel) -> ContextStore:
@@ -144,7 +145,8 @@ def chosen_contexts(args: argparse.Namespace, lm: LanguageModel) -> ContextStore
     CorpusError if there are some and none fits into that.
     """
     limit = read_limit(args.corpus, args.max_tokens, args.read_tokens)
-    read = taken(contexts_of(args, lm), limit, "--max-tokens" if args.read_tokens is None else "--read-tokens")
+    with closing(contexts_of(args, lm)) as contexts:
+        read = taken(contexts, limit, "--max-tokens" if args.read_tokens is None else "--read-tokens")
     return read.shuffled(args.seed, args.max_tokens)
 
 

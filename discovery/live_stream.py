@@ -9,6 +9,7 @@ Shape suffixes: N tokens of a buffer, T positions, D model width.
 
 import argparse
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -107,11 +108,12 @@ def from_arguments(args: argparse.Namespace) -> LiveBuffers:
     lm = load_model(args)
     with tapped(lm, args.hook_point):  # a place that the model has not got is refused before the text is read
         pass
-    read = contexts_of(args, lm)
+    with closing(contexts_of(args, lm)) as read:
+        contexts = taken(read, args.max_tokens, "--max-tokens")
     return LiveBuffers(
         lm,
         args.hook_point,
-        taken(read, args.max_tokens, "--max-tokens"),
+        contexts,
         contexts_per_buffer=args.contexts_per_buffer,
         batch_tokens=args.batch_tokens,
         bos_policy=args.bos,

@@ -6,6 +6,7 @@
     contexts_N     int32  index of the context in the harvest
     documents_N    int64  first 63 bits of the document's sha256
     first_ids_C    int32  each context's token at position 0, whose residual is left out
+    sources_C      int32  each context's source, by its place among the manifest's; older harvests have none
 
 A file is there whole or not at all. A shard's header has a CRC-32 of each tensor, which is checked whenever it is read;
 what is damaged, missing or no harvest is a HarvestError that names the file.
@@ -42,12 +43,17 @@ class Harvested(NamedTuple):
     contexts_N: Tensor
     documents_N: Tensor
     first_ids_C: Tensor
+    sources_C: Tensor | None = None
 
     def token_ids(self) -> list[list[int]]:
         """The contexts themselves, position 0 included."""
         counts = torch.unique_consecutive(self.contexts_N, return_counts=True)[1].tolist()
         pieces = torch.split(self.token_ids_N, counts)
         return [[first, *rest.tolist()] for first, rest in zip(self.first_ids_C.tolist(), pieces, strict=True)]
+
+
+_OPTIONAL = ("sources_C",)
+_REQUIRED = tuple(name for name in Harvested._fields if name not in _OPTIONAL)
 
 
 # --- shards ---------------------------------------------------------------------------------------------------------
@@ -64,7 +70,7 @@ def shard_paths(folder: Path) -> list[Path]:
 
 def save_shard(path: Path, shard: Harvested) -> None:
     """Write a shard. HarvestError if the disk is full; then there is none."""
-    tensors = shard._asdict()
+    tensors = {name: tensor for name, tensor in shard._asdict().items() if tensor is not None}
     try:
         with whole_file(path) as partial:
             checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
@@ -78,7 +84,7 @@ def save_shard(path: Path, shard: Harvested) -> None:
 
 def load_shard(path: Path) -> Harvested:
     """One shard, residuals in bf16."""
-    return Harvested(**_read(path, Harvested._fields))
+    return Harvested(**_read(path, _REQUIRED, _OPTIONAL))
 
 
 def load_resid(path: Path) -> Tensor:
@@ -88,7 +94,16 @@ def load_resid(path: Path) -> Tensor:
 
 def load_token_ids(path: Path) -> list[list[int]]:
     """`Harvested.token_ids` of one shard, without reading its residuals."""
-    return Harvested(torch.empty(0), **_read(path, Harvested._fields[1:])).token_ids()
+    return Harvested(torch.empty(0), **_read(path, _REQUIRED[1:])).token_ids()
+
+
+def has_sources(path: Path) -> bool:
+    """Whether the shard says where each context is from. Reads its header alone; what can't be read says nothing."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(_OPTIONAL) <= set(file.keys())
+    except (SafetensorError, OSError):
+        return False
 
 
 def load_ordinary_resid(path: Path) -> Tensor:
@@ -109,19 +124,22 @@ def ordinary(resid_ND: Tensor) -> Tensor:
     return norm_N <= 5 * norm_N.median()
 
 
-def _read(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+def _read(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """The tensors by their names; of the `optional` ones those that there are."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: cast(Tensor, file.get_tensor(name)) for name in names}
+            there = set(file.keys())
+            wanted = (*names, *(name for name in optional if name in there))
+            tensors = {name: cast(Tensor, file.get_tensor(name)) for name in wanted}
             # Shards of before there were checksums have none.
             checksums = json.loads((file.metadata() or {}).get(_CHECKSUMS, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise HarvestError(f"{path} is no readable shard: {one_line(error)}; {_REMEDY}") from None
     for name, tensor in tensors.items():
-        wanted = checksums.get(name)
-        if wanted is not None and _checksum(tensor) != wanted:
+        checksum = checksums.get(name)
+        if checksum is not None and _checksum(tensor) != checksum:
             raise HarvestError(
-                f"{path} is damaged: checksum of {name} must be {wanted}, got {_checksum(tensor)}; {_REMEDY}"
+                f"{path} is damaged: checksum of {name} must be {checksum}, got {_checksum(tensor)}; {_REMEDY}"
             )
     return tensors
 

@@ -18,7 +18,15 @@ from torch import Tensor
 from discovery.corpus import Context, contexts_digest
 from discovery.errors import ExampleError, HarvestError
 from discovery.residuals import read_in_batches
-from discovery.shards import MANIFEST_FILE, finished_shards, load_manifest, load_shard, ordinary
+from discovery.shards import (
+    MANIFEST_FILE,
+    Harvested,
+    finished_shards,
+    has_sources,
+    load_manifest,
+    load_shard,
+    ordinary,
+)
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.tap import Tap
 
@@ -75,7 +83,8 @@ class HarvestedText:
     """The shards of some harvests, in order."""
 
     def __init__(self, folders: Sequence[Path], document_sources: Mapping[int, str] | None = None) -> None:
-        """`document_sources`: source of each document by its id, if examples are to know theirs.
+        """`document_sources`: source of each document by its id, for harvests that don't say; it goes before what
+        they say. `unknown` is among the sources where some shard does not say either.
 
         ExampleError if a harvest is not finished or of another model or place than the first, HarvestError if it lacks
         a shard.
@@ -87,7 +96,13 @@ class HarvestedText:
         self._paths = [path for folder in folders for path in finished_shards(folder)]
         self._documents = document_sources or {}
         self._settings = [manifest["settings"] for manifest in manifests]
-        self.sources = [*sorted(set(self._documents.values())), UNKNOWN_SOURCE]
+        names = (list(settings["sources"]) for settings in self._settings)
+        self._names = dict(zip(folders, names, strict=True))
+        self.knows_sources = all(map(has_sources, self._paths))
+        """Whether all shards say where their contexts are from."""
+        said = [name for path in self._paths if has_sources(path) for name in self._names[path.parent]]
+        named = sorted({*self._documents.values(), *said})
+        self.sources = named if self.knows_sources else [*named, UNKNOWN_SOURCE]
 
     def num_tokens(self, piece: int) -> int:
         """About as many in each shard."""
@@ -104,20 +119,29 @@ class HarvestedText:
             shard = load_shard(path)
         except HarvestError as error:
             raise ExampleError(f"shard {path} can't be read: {error}") from None
-        ids = {document: self.sources.index(source) for document, source in self._of(shard.documents_N).items()}
         documents_N = shard.documents_N.numpy().astype(np.int64)
         return Piece(
             finite(shard.resid_ND, path),
             shard.token_ids_N.numpy().astype(np.int64),
             shard.positions_N.numpy().astype(np.int64),
             documents_N,
-            np.array([ids[document] for document in documents_N.tolist()], np.int64),
+            self._sources_of(shard, path),
             shard.first_ids_C.numpy().astype(np.int64),
             ordinary(shard.resid_ND).numpy(),
         )
 
-    def _of(self, documents_N: Tensor) -> dict[int, str]:
-        return {document: self._documents.get(document, UNKNOWN_SOURCE) for document in set(documents_N.tolist())}
+    def _sources_of(self, shard: Harvested, path: Path) -> Ints:
+        """[N] index of each token's source."""
+        if shard.sources_C is None:
+            said_C = [UNKNOWN_SOURCE] * len(shard.first_ids_C)
+        else:
+            said_C = [self._names[path.parent][source] for source in shard.sources_C.tolist()]
+        first_C = (shard.positions_N == 1).nonzero()[:, 0]
+        documents_C = shard.documents_N[first_C].tolist()
+        pairs = zip(documents_C, said_C, strict=True)
+        sources_C = [self.sources.index(self._documents.get(document, said)) for document, said in pairs]
+        counts_C = torch.diff(first_C, append=torch.tensor([len(shard.positions_N)]))
+        return np.repeat(np.array(sources_C, np.int64), counts_C.numpy())
 
 
 def harvest_facts(folders: Sequence[Path]) -> dict[str, Any]:

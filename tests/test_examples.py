@@ -36,8 +36,8 @@ from discovery.harvest import harvest
 from discovery.logit_effects import logit_effects
 from discovery.provenance import check_provenance
 from discovery.result_lines import claimed
-from discovery.shards import load_shard, ordinary, shard_path, shard_paths
-from discovery.text_pieces import HarvestedText, ModelText
+from discovery.shards import load_shard, ordinary, save_shard, shard_path, shard_paths
+from discovery.text_pieces import UNKNOWN_SOURCE, HarvestedText, ModelText
 from sae_runtime.checkpoint import load_sae, save_sae
 from sae_runtime.formats import UNKNOWN
 from sae_runtime.tap import Tap
@@ -231,14 +231,40 @@ def test_reading_the_model_gives_the_file_that_the_harvest_gives(model, sae, tex
     contexts = tiny_examples.contexts()
     live = ModelText(model, tap, contexts, contexts_per_piece=tiny_examples.CONTEXTS_PER_SHARD, batch_tokens=200)
     try:
-        harvested = HarvestedText(text._folders, tiny_examples.document_sources())
+        harvested = HarvestedText(text._folders)
         assert live.facts == harvested.facts
         run(tiny_examples.example_pass(sae, live), tmp_path / "live.sqlite")
         run(tiny_examples.example_pass(sae, harvested), tmp_path / "harvested.sqlite")
     finally:
         tap.remove()
-    rows = [dump(tmp_path / name, without=("sources", "source")) for name in ("live.sqlite", "harvested.sqlite")]
-    assert rows[0] == rows[1]
+    assert dump(tmp_path / "live.sqlite") == dump(tmp_path / "harvested.sqlite")
+
+
+def without_sources(harvest, folder):
+    """A copy of the harvest as those of before shards had sources."""
+    shutil.copytree(harvest, folder)
+    for path in shard_paths(folder):
+        save_shard(path, load_shard(path)._replace(sources_C=None))
+    return folder
+
+
+def test_sources_are_the_harvests_own_or_the_corpus_or_unknown(folder, tmp_path):
+    old, names = without_sources(folder / "harvest", tmp_path / "old"), tiny_examples.document_sources()
+    own = HarvestedText([folder / "harvest"])
+    told, untold = HarvestedText([old], names), HarvestedText([old])
+    assert (own.knows_sources, untold.knows_sources) == (True, False)
+    assert own.sources == sorted(tiny_examples.SOURCES) and untold.sources == [UNKNOWN_SOURCE]
+    assert told.sources == [*own.sources, UNKNOWN_SOURCE]
+    for index in range(len(own)):
+        piece = own.piece(index)
+        wanted = [names[document] for document in piece.documents_N.tolist()]
+        assert [own.sources[source] for source in piece.sources_N.tolist()] == wanted
+        assert told.piece(index).sources_N.tolist() == piece.sources_N.tolist()
+        assert set(untold.piece(index).sources_N.tolist()) == {0}
+    both = HarvestedText([old, folder / "harvest"])
+    assert both.sources == [*own.sources, UNKNOWN_SOURCE]
+    renamed = HarvestedText([folder / "harvest"], dict.fromkeys(names, "mine"))
+    assert {renamed.sources[source] for source in renamed.piece(0).sources_N.tolist()} == {"mine"}
 
 
 def test_how_many_contexts_lie_in_a_shard_changes_no_example(model, sae, tmp_path):
@@ -505,7 +531,7 @@ def test_residuals_of_another_model_are_refused(sae, text):
 
 
 def test_unknown_quote_sources_and_settings_are_refused(sae, text):
-    with pytest.raises(ExampleError, match="among chat, manuals, novels, unknown; got songs"):
+    with pytest.raises(ExampleError, match="among chat, manuals, novels; got songs"):
         tiny_examples.example_pass(sae, text, ("songs",)).collector()
     with pytest.raises(ExampleError, match="num_top must be 1 or more, got 0"):
         ExampleSettings(num_top=0)
@@ -542,6 +568,15 @@ def command(folder, tmp_path, monkeypatch, capsys):
         return captured.out if wanted == 0 else captured.err
 
     return run
+
+
+def test_sources_that_nobody_knows_are_said_to_be_unknown(folder, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: model)
+    old = without_sources(folder / "harvest", tmp_path / "old")
+    for harvest_folder, warns in ((old, True), (folder / "harvest", False)):
+        argv = [folder / "dictionary", "--harvest", harvest_folder, "--output", tmp_path / f"{warns}.sqlite"]
+        assert lab.run("examples", list(map(str, argv))) == 0
+        assert ("the source of each is unknown; --corpus" in capsys.readouterr().err) == warns
 
 
 def other_form(model, **changes):

@@ -10,6 +10,7 @@ from discovery.errors import HarvestError
 from discovery.shards import (
     Harvested,
     finished_shards,
+    has_sources,
     load_manifest,
     load_resid,
     load_shard,
@@ -29,6 +30,7 @@ def shard(num_tokens=20):
         torch.zeros(num_tokens, dtype=torch.int32),
         torch.full((num_tokens,), 2**62),
         torch.tensor([7], dtype=torch.int32),
+        torch.tensor([2], dtype=torch.int32),
     )
 
 
@@ -52,11 +54,20 @@ def test_a_changed_bit_is_seen_in_every_tensor(tmp_path, name):
     damaged = rf"shard-00000.safetensors is damaged: checksum of {name} must be .* got"
     with pytest.raises(HarvestError, match=damaged):
         load_shard(path)
-    if name == "resid_ND":
-        assert load_token_ids(path) == shard().token_ids(), "residuals are not read for them"
+    if name in ("resid_ND", "sources_C"):
+        assert load_token_ids(path) == shard().token_ids(), "not read for them"
     else:
         with pytest.raises(HarvestError, match=damaged):
             load_token_ids(path)
+
+
+def test_a_shard_without_sources_is_read(tmp_path):
+    path = shard_path(tmp_path, 0)
+    save_shard(path, shard())
+    assert has_sources(path)
+    save_shard(path, shard()._replace(sources_C=None))
+    assert not has_sources(path) and load_shard(path).sources_C is None
+    assert torch.equal(load_shard(path).token_ids_N, shard().token_ids_N)
 
 
 def test_shards_without_checksums_are_read(tmp_path):
