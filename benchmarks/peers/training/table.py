@@ -35,10 +35,22 @@ def best_of(results: list[Result]) -> list[Result]:
     return list(best.values())
 
 
-def quality_table(results: list[Result]) -> str:
-    """The best run of each."""
+def tokens_per_second(folder: Path = RESULTS) -> dict[tuple[str, str], int]:
+    """(recipe, library in lower case) -> median of the rounds; of those that were timed."""
+    timed = [json.loads(path.read_text()) for path in sorted(folder.glob("speed_*.json"))]
+    return {
+        (speed["recipe"], name): sorted(rounds)[len(rounds) // 2]
+        for speed in timed
+        for name, rounds in speed["tokens_per_second"].items()
+    }
+
+
+def quality_table(results: list[Result], speeds: dict[tuple[str, str], int] | None = None) -> str:
+    """The best run of each; with how fast its library was, where that was timed."""
+    speeds = speeds or {}
     head = ["", "library", "tokens", "rate", "variance explained", "by the library itself"]
     head += ["L0", "dead", "cross-entropy recovered", "from mean ablation"]
+    head += ["predictions", "tokens/s"]
     rows = [
         [
             r["recipe"],
@@ -51,6 +63,8 @@ def quality_table(results: list[Result]) -> str:
             f"{r['dead_ratio']:.2%}",
             f"{r['cross_entropy_recovered']:.4f}" if "cross_entropy_recovered" in r else "",
             f"{r['cross_entropy_recovered_from_mean']:.4f}" if "cross_entropy_recovered" in r else "",
+            f"{r['predictions']:,}" if "cross_entropy_recovered" in r else "",
+            f"{speeds[key]:,}" if (key := (r["recipe"], r["library"].lower())) in speeds else "",
         ]
         for r in best_of(results)
     ]
@@ -100,7 +114,7 @@ def with_tables(page: str) -> str:
     if not (begin and end):
         raise ValueError(f"page must hold the lines {TABLE_BEGIN!r} and {TABLE_END!r}")
     results = read_results()
-    tables = [quality_table(results), sweep_table(results)] if results else []
+    tables = [quality_table(results, tokens_per_second()), sweep_table(results)] if results else []
     tables.append(speed_table())
     made = [table for table in tables if table] or ["No run has been measured yet.\n"]
     return f"{head}{begin}\n\n" + "\n".join(made) + f"\n{end}{tail}"
