@@ -223,6 +223,10 @@ class ExampleStore:
         """All there are, by latent."""
         return [_explanation(row) for row in self._query("SELECT * FROM explanations ORDER BY latent")]
 
+    def titles(self) -> dict[int, str]:
+        """Titles of the explained latents."""
+        return {latent: title for latent, title in self._query("SELECT latent, title FROM explanations")}
+
     def save(self, explanation: Explanation) -> None:
         """Add an explanation or replace the one there is. It is on disk when this returns."""
         fields = explanation._replace(dominant_tokens=json.dumps(explanation.dominant_tokens))._asdict()  # type: ignore[arg-type]

@@ -2,13 +2,15 @@
 
     telltale lab search DICTIONARY contrast.jsonl                                labelled items (discovery.search_items)
     telltale lab search DICTIONARY --positive "I lied." --negative "It rained."  prompts; or --positive-file FILE
-    telltale lab search DICTIONARY --text "whale ship" --store examples.sqlite   explanations, else examples
+    telltale lab search DICTIONARY --text "whale ship"                           explanations, else examples
     telltale lab search DICTIONARY --like 2242                                   cosine of decoder rows; or a file
     telltale lab search DICTIONARY --sentence "Call me Ishmael."                 strongest latents, token by token
 
 A contrast ranks latents on half of the items and measures them on the other, beside permuted labels
 (`discovery.contrast_search`). With few prompts nothing can be held out: they are ranked on all, and the p-value says
 whether the best of so many latents would have looked as good by luck.
+
+Words, names and largest readings come from `--store`, an example file, or from the dictionary's catalogue.
 """
 
 import argparse
@@ -27,11 +29,12 @@ from discovery.contrast_search import RANKINGS, search
 from discovery.errors import SearchError
 from discovery.input_arguments import add_dictionary_model_arguments, load_dictionary_model
 from discovery.item_readings import read_item_latents
-from discovery.latent_names import LatentNames, load_names, open_store
+from discovery.latent_names import STORE_FILE, LatentNames, load_names, open_known
 from discovery.latent_search import read_direction, read_sentence, similar
 from discovery.residuals import tapped
 from discovery.search_items import Item, prompt_items, read_items, read_prompts
 from discovery.search_tables import contrast_table, match_table, similar_table, strongest_table, token_table
+from monitors.latent_catalogue import CATALOGUE_FILE
 from sae_runtime.checkpoint import LoadedSAE, Manifest, load_manifest, load_sae
 
 _LEAST_TO_HOLD_OUT = 8
@@ -86,10 +89,14 @@ def can_hold_out(items: list[Item]) -> bool:
 def find_text(args: argparse.Namespace, names: LatentNames) -> Found:
     """By words of explanations and examples."""
     if args.opened is None:
-        raise SearchError("--text needs an example file: give --store")
+        raise SearchError(f"--text needs an example file or a catalogue: {_where(args)}")
     matches = args.opened.search(args.text, args.top)
     matches = [match._replace(title=names.of(match.latent) or None) for match in matches]
     return {"query": args.text, "latents": [match._asdict() for match in matches]}, [match_table(matches, args.text)]
+
+
+def _where(args: argparse.Namespace) -> str:
+    return f"give --store, got neither {STORE_FILE} nor {CATALOGUE_FILE} in {args.dictionary}"
 
 
 def find_similar(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -> Found:
@@ -112,7 +119,7 @@ def find_in_sentence(args: argparse.Namespace, sae: LoadedSAE, names: LatentName
         sentence = read_sentence(lm, tap, sae.to(lm.device), args.sentence)
     maxima_F = torch.tensor(args.opened.maxima()) if args.opened else None
     if args.by_share and maxima_F is None:
-        raise SearchError("--by-share needs an example file: give --store")
+        raise SearchError(f"--by-share needs an example file or a catalogue: {_where(args)}")
     strongest = sentence.strongest(args.top, maxima_F, by_share=args.by_share)
     latents = [{**_rounded(found._asdict()), **words(names, found.latent)} for found in strongest]
     tokens = [
@@ -161,7 +168,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     other.add_argument("--sentence", metavar="TEXT", help="latents that fire in it")
     other.add_argument("--by-share", action="store_true", help="of a sentence: order by share of each latent's maximum")
-    parser.add_argument("--store", type=Path, help="example file; default examples.sqlite in the dictionary's folder")
+    parser.add_argument(
+        "--store",
+        type=Path,
+        help=f"example file; default {STORE_FILE} in the dictionary's folder, else its {CATALOGUE_FILE}",
+    )
     add_dictionary_model_arguments(parser.add_argument_group("the model that reads prompts and sentences"))
     parser.add_argument("--top", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of tables")
@@ -179,13 +190,13 @@ def find(args: argparse.Namespace) -> Found:
     """Whatever search was asked for."""
     manifest = load_manifest(args.dictionary)
     with ExitStack() as stack:
-        store = open_store(args.store, args.dictionary, manifest)
-        args.opened = None if store is None else stack.enter_context(store)
+        known = open_known(args.store, args.dictionary, manifest)
+        args.opened = None if known is None else stack.enter_context(known)
         return find_in(args, manifest)
 
 
 def find_in(args: argparse.Namespace, manifest: Manifest) -> Found:
-    """The same, with the example file, if there is one, open as `args.opened`."""
+    """The same, with the example file or catalogue, if there is one, open as `args.opened`."""
     names = load_names(args.dictionary, manifest, args.opened)
     if args.text is not None:
         return find_text(args, names)

@@ -10,7 +10,7 @@ more. A word weighs most in a title; in examples it weighs more at tokens that t
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from enum import StrEnum
 
 from monitors.latent_entry import LatentEntry, QuotedExample
@@ -98,6 +98,17 @@ def entry_words(entry: LatentEntry) -> dict[Field, list[set[str]]]:
     found[Field.ACTIVE_TOKENS] = [active for active, _ in pairs]
     found[Field.CONTEXT] = [beside for _, beside in pairs]
     return found
+
+
+def best_example(examples: Sequence[QuotedExample], wanted: Set[str]) -> QuotedExample | None:
+    """The first of those with most of `wanted`, words at active tokens counting twice; None if there is none."""
+
+    def num_words(example: QuotedExample) -> int:
+        active, beside = example_words(example)
+        return 2 * len(active & wanted) + len(beside & wanted)
+
+    counts = [num_words(example) for example in examples]
+    return examples[counts.index(max(counts))] if any(counts) else None
 
 
 def word_weights(found: Mapping[Field, Sequence[set[str]]]) -> dict[str, int]:

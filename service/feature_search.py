@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from monitors.latent_catalogue import LatentCatalogue, Order
 from monitors.latent_entry import LatentEntry, QuotedExample
-from monitors.latent_words import Field, entry_words, example_words, rank, word_weights, words_of
+from monitors.latent_words import Field, best_example, entry_words, rank, word_weights, words_of
 from monitors.watchlist import NamedFeature, Watchlist
 
 Cosines = Callable[[int], Sequence[float]]
@@ -59,7 +59,7 @@ class FeatureSearch:
         found = _named_words(named) if named else {}
         found |= entry_words(entry) if entry else {}
         fields = tuple(field for field in Field if any(wanted & text for text in found.get(field, ())))
-        return Match(fields, _best(entry.examples if entry else (), wanted))
+        return Match(fields, best_example(entry.examples if entry else (), wanted))
 
     def _weights(self, word: str) -> Mapping[int, int]:
         of_latents = self._catalogue.latents_with(word) if self._catalogue is not None else {}
@@ -81,14 +81,3 @@ def _named_words(feature: NamedFeature) -> dict[Field, list[set[str]]]:
         Field.NAME: [set(words_of(feature.name))],
         Field.DESCRIPTION: [set(words_of(feature.description))],
     }
-
-
-def _best(examples: Sequence[QuotedExample], wanted: set[str]) -> QuotedExample | None:
-    """The first of those with most of `wanted`, words at active tokens counting twice; None if there is none."""
-
-    def num_words(example: QuotedExample) -> int:
-        active, beside = example_words(example)
-        return 2 * len(active & wanted) + len(beside & wanted)
-
-    counts = [num_words(example) for example in examples]
-    return examples[counts.index(max(counts))] if any(counts) else None

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -11,13 +12,16 @@ import tiny_examples
 import torch
 from safetensors.torch import save_file
 
-from discovery import input_arguments, lab, name_features, search
+from discovery import catalogue, input_arguments, lab, name_features, search
+from discovery.catalogued_latents import CataloguedLatents
 from discovery.errors import ExampleError, FitError, LabError, SearchError
 from discovery.example_store import ExampleStore
-from discovery.latent_names import load_names
+from discovery.latent_names import load_names, open_known
 from discovery.latent_record import Explanation
 from discovery.latent_search import neighbours, read_direction, read_sentence, similar
 from discovery.search_items import prompt_items, read_prompts
+from monitors.latent_catalogue import CATALOGUE_FILE, LatentCatalogue
+from monitors.latent_words import words_of
 from monitors.watchlist import NamedFeature, Watchlist
 from sae_runtime.checkpoint import load_sae, save_sae
 
@@ -187,6 +191,71 @@ def test_a_changed_explanation_is_found_by_its_new_words_alone(model, tmp_path):
         assert store.search("bridge") == []
 
 
+# --- without an example file ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def catalogued(folder, tmp_path_factory):
+    """The dictionary alone, with a catalogue made of the example file."""
+    alone = tmp_path_factory.mktemp("catalogued") / "dictionary"
+    shutil.copytree(folder / "dictionary", alone)
+    argv = [str(alone), "--store", str(folder / "examples.sqlite"), "--quote-sources", "novels,chat"]
+    assert catalogue.main([*argv, "--licence", "novels,chat=made up"]) == 0
+    return alone
+
+
+def test_the_catalogue_stands_in_for_an_example_file(folder, catalogued, sae):
+    with open_known(None, catalogued, sae.manifest) as known, ExampleStore.open(folder / "examples.sqlite") as store:
+        assert isinstance(known, CataloguedLatents)
+        assert known.titles() == store.titles() == {9: "sea voyages", 11: "honesty"}
+        assert known.maxima() == pytest.approx(store.maxima(), rel=1e-6)
+        ours, theirs = load_names(catalogued, sae.manifest, known), load_names(catalogued, sae.manifest, store)
+        assert list(map(ours.of, range(64))) == list(map(theirs.of, range(64)))
+        examples = list(map(ours.example, range(64)))
+        assert examples == list(map(theirs.example, range(64))) and any(examples)
+
+
+def test_text_is_found_in_the_catalogue(catalogued, sae):
+    with open_known(None, catalogued, sae.manifest) as known:
+        (first, *others) = known.search("Captains", 100)
+        assert (first.latent, first.where, first.title) == (9, "explanation", "sea voyages")
+        assert first.text == "It fires on ships and captains."
+        assert others and all(match.where == "examples" and "captain" in words_of(match.text) for match in others)
+        assert known.search("captain", 2) == [first, others[0]] and known.search("zebra") == []
+        with pytest.raises(ExampleError, match=r"must have a word, got '\.\.\.'"):
+            known.search("...")
+    with closing(LatentCatalogue.open(catalogued / CATALOGUE_FILE)) as scanned:
+        texts = {latent: [example.text for example in scanned.entry(latent).examples] for latent in range(64)}
+    wanted = {latent for latent in texts if any("captain" in words_of(text) for text in texts[latent])}
+    assert {match.latent for match in others} == wanted - {9}
+
+
+def test_a_search_goes_by_the_catalogue_unless_there_is_an_example_file(folder, catalogued, model, monkeypatch, capsys):
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: model)
+
+    def found(*argv):
+        assert lab.run("search", [str(catalogued), *argv, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["latents"]
+
+    match = {"latent": 9, "title": "sea voyages", "where": "explanation", "text": "It fires on ships and captains."}
+    assert found("--text", "voyage")[0] == match
+    by_share = found("--sentence", "the old captain", "--by-share", "--top", "64")
+    assert by_share == sorted(by_share, key=lambda one: -one["share"]) and by_share[0]["example"]
+    assert {one["latent"]: one["name"] for one in found("--like", "7", "--top", "63")}[9] == "sea voyages"
+    # An example file goes first. It compares stems, a catalogue whole words but for the plural.
+    assert found("--text", "voyaging") == []
+    assert [one["latent"] for one in found("--text", "voyaging", *store_flag(folder))] == [9]
+
+
+def test_another_dictionarys_catalogue_is_refused(catalogued, tmp_path, capsys):
+    other = tiny_examples.dictionary(tmp_path / "other")
+    other.W_dec[0] += 1
+    save_sae(other, other.manifest, tmp_path / "other")
+    shutil.copy(catalogued / CATALOGUE_FILE, tmp_path / "other")
+    assert lab.run("search", [str(tmp_path / "other"), "--like", "7"]) == 1
+    assert "cannot use latent catalogue" in (error := capsys.readouterr().err) and "sae_sha256: wanted" in error
+
+
 # --- directions -----------------------------------------------------------------------------------------------------
 
 
@@ -304,7 +373,8 @@ def test_one_search_at_a_time(folder, capsys):
 
 def test_text_needs_a_store_and_the_store_must_be_the_dictionarys(folder, tmp_path, capsys):
     assert lab.run("search", [str(folder / "dictionary"), "--text", "sea"]) == 1
-    assert "give --store" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"give --store, got neither examples.sqlite nor catalogue.sqlite in {folder / 'dictionary'}" in error
     other = tiny_examples.dictionary(tmp_path / "other")
     other.W_dec[0] += 1
     save_sae(other, other.manifest, tmp_path / "other")
@@ -319,8 +389,8 @@ def test_names_are_features_before_titles(folder, sae):
 
 
 def test_the_example_file_is_closed_again(folder, monkeypatch):
-    opened, real = [], search.open_store
-    monkeypatch.setattr(search, "open_store", lambda *args: opened.append(real(*args)) or opened[0])
+    opened, real = [], search.open_known
+    monkeypatch.setattr(search, "open_known", lambda *args: opened.append(real(*args)) or opened[0])
     assert search.main([str(folder / "dictionary"), "--text", "sea", "--store", str(folder / "examples.sqlite")]) == 0
     with pytest.raises(ExampleError, match="closed database"):
         opened[0].maxima()
