@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from discovery.catalogue_entry import BINS_PER_OCTAVE, Choice, entry_of, said_of, used_tokens
 from discovery.catalogue_writer import CatalogueRow, write_catalogue
+from discovery.command_parser import command_parser
 from discovery.errors import ExampleError
 from discovery.example_store import ExampleStore
 from discovery.output_places import check_output, made_for
@@ -120,8 +121,8 @@ def summary(output: Path, rows: Sequence[CatalogueRow]) -> dict[str, Any]:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Write the latent catalogue that a server answers from.")
-    parser.add_argument("dictionary", type=Path)
+    parser = command_parser("Write the latent catalogue that a server answers from.")
+    parser.add_argument("dictionary", type=Path, help="its folder")
     parser.add_argument("--store", type=Path, required=True, help="example file with figures and examples")
     parser.add_argument("--explanations", type=Path, metavar="STORE", help="example file with the explanations")
     parser.add_argument("--quote-sources", metavar="NAME,NAME", required=True, help="only these are quoted")

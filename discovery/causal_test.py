@@ -36,6 +36,7 @@ from rich.console import Console
 from discovery.causal_record import causal_table
 from discovery.causal_run import CausalSettings, Subject, contrast_name, records_of, run
 from discovery.causal_texts import choose, file_contrast, pool_contrasts
+from discovery.command_parser import command_parser
 from discovery.contrasts import CONTRASTS, read_pool
 from discovery.errors import SteerError
 from discovery.input_arguments import add_dictionary_model_arguments
@@ -105,8 +106,8 @@ def write_evidence(path: Path, records: dict[str, Any]) -> None:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Test whether named features do what their names say.")
-    parser.add_argument("dictionary", type=Path)
+    parser = command_parser("Test whether named features do what their names say.")
+    parser.add_argument("dictionary", type=Path, help="its folder")
     parser.add_argument("--features", type=Path, help=f"feature file; default {FEATURES_FILE} in the folder")
     parser.add_argument(
         "--feature", action="append", default=[], metavar="NAME", help="one of them; repeat; default all"
@@ -119,10 +120,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ablated", type=int, default=defaults.num_ablated, help="of them to take the latent out of")
     parser.add_argument("--pinned", type=int, default=defaults.num_pinned, help="of them to pin the latent on")
     parser.add_argument("--tokens", type=int, default=defaults.max_tokens, help="of each text")
-    parser.add_argument("--pinned-tokens", type=int, default=defaults.pinned_tokens)
-    parser.add_argument("--controls", type=int, default=defaults.num_controls)
+    parser.add_argument("--pinned-tokens", type=int, default=defaults.pinned_tokens, help="of each text, to pin on")
+    parser.add_argument("--controls", type=int, default=defaults.num_controls, help="other latents, for comparison")
     parser.add_argument("--pin", type=float, default=defaults.pin, help="share of the residual's norm")
-    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of texts and controls")
     add_dictionary_model_arguments(parser)
     parser.add_argument("--output", type=Path, help="results as JSON lines; continued if it exists")
     parser.add_argument("--write", action="store_true", help="put the results into the feature file's evidence")

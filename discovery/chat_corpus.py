@@ -13,7 +13,6 @@ Killed and started again it goes on where it was: batches are appended whole, an
 Shape suffixes: B rows, T tokens, V vocabulary, K candidates, H heads, E head width.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from transformers import Cache, DynamicCache
 
 from discovery.argument_checks import check_counts
 from discovery.chat_prompts import SYSTEMS, TASKS, TOPICS
+from discovery.command_parser import command_parser
 from discovery.output_places import check_output, made_for
 from sae_runtime.cache_argument import cache_argument
 from sae_runtime.language_model import EMBEDDED, LanguageModel, load_language_model
@@ -230,15 +230,15 @@ def _whole_batches(path: Path, batch_size: int) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Let the served model write chat, for training a dictionary on it.")
+    parser = command_parser("Let the served model write chat, for training a dictionary on it.")
     parser.add_argument("output", type=Path, help="JSON lines of token ids; continued if it exists")
-    parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--model", default=EMBEDDED, help="embedded, a folder, a .gguf file or a hub name")
     parser.add_argument("--conversations", type=int, default=3840, help="rounded up to whole batches")
     parser.add_argument("--tokens", type=int, default=DEFAULTS.num_tokens, help="tokens per conversation")
-    parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size)
-    parser.add_argument("--temperature", type=float, default=DEFAULTS.temperature)
-    parser.add_argument("--top-k", type=int, default=DEFAULTS.top_k)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="conversations at a time")
+    parser.add_argument("--temperature", type=float, default=DEFAULTS.temperature, help="of the drawing of tokens")
+    parser.add_argument("--top-k", type=int, default=DEFAULTS.top_k, help="tokens to draw from, the likeliest")
+    parser.add_argument("--seed", type=int, default=0, help="of questions and tokens")
     parser.add_argument("--topic", action="append", default=[], help="ask about nothing else; repeat")
     parser.add_argument(
         "--self-ratio", type=float, default=DEFAULTS.self_ratio, help="share with a user's turn written too"

@@ -7,7 +7,6 @@ by what the text looks like. Reading the pool once serves all contrasts.
     python -m discovery.contrasts corpus/*.jsonl.gz --chat chat.jsonl --output pool.jsonl
 """
 
-import argparse
 import random
 import re
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 from discovery.argument_checks import check_counts
 from discovery.chat_prompts import TOPICS
+from discovery.command_parser import command_parser
 from discovery.contrast_sentences import SENTENCES
 from discovery.corpus import read_documents, read_json_lines
 from discovery.line_files import write_lines
@@ -240,13 +240,13 @@ def read_pool(path: Path) -> list[Passage]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Collect short texts for finding latents of ordinary topics.")
-    parser.add_argument("corpus", type=Path, nargs="+")
+    parser = command_parser("Collect short texts for finding latents of ordinary topics.")
+    parser.add_argument("corpus", type=Path, nargs="+", help="JSON lines with text and source; .gz too")
     parser.add_argument("--chat", type=Path, required=True, help="what discovery.chat_corpus wrote")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="the pool, as JSON lines")
     parser.add_argument("--replies", type=Path, help="also write the chat's benign replies here, for thresholds")
     parser.add_argument("--per-source", type=int, default=40, help="passages of each corpus source")
-    parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--model", default=EMBEDDED, help="whose tokenizer cuts the texts")
     args = parser.parse_args(argv)
     check_output("--output", args.output)
     check_output("--replies", args.replies)

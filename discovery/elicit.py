@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from discovery.benign_requests import BenignSettings, benign_rows, plan_benign
 from discovery.call_retries import Patience
+from discovery.command_parser import command_parser
 from discovery.elicit_run import ask_all
 from discovery.elicitation_arms import ARMS, FORMATS
 from discovery.elicitation_plan import Cell, ElicitSettings, knowledge_cells, other_cells
@@ -195,7 +196,7 @@ async def _ask(args: argparse.Namespace, store: ReplyStore, name: str, inquiries
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Have the served model answer, and label what it says.")
+    parser = command_parser("Have the served model answer, and label what it says.")
     parser.add_argument("--target", help="the server, HOST:PORT, or grpcs://HOST:PORT for TLS; none: label again")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines of labelled conversations")
     parser.add_argument("--json", action="store_true", help="the summary as JSON instead of a table")
@@ -210,7 +211,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--samples", type=int, default=0, help="at --temperature, of every prompt that asks for knowledge"
     )
     asked.add_argument("--temperature", type=float, default=0.7, help="of samples and benign replies")
-    asked.add_argument("--seed", type=int, default=0)
+    asked.add_argument("--seed", type=int, default=0, help="of samples and choices")
     benign = parser.add_argument_group("benign replies instead")
     benign.add_argument("--benign", type=int, metavar="N", help="N replies of mixed lengths to ordinary requests")
     benign.add_argument("--requests", type=Path, help="a file of requests; default: the shipped ones")

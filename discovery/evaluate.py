@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.argument_checks import check_counts
+from discovery.command_parser import command_parser
 from discovery.decoder_geometry import geometry_figures
 from discovery.errors import HarvestError, LabError
 from discovery.output_places import check_output, made_for
@@ -184,10 +185,10 @@ def check_whole(sets: dict[str, list[Path]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Held-out figures of a dictionary.")
-    parser.add_argument("dictionary", type=Path)
+    parser = command_parser("Held-out figures of a dictionary.")
+    parser.add_argument("dictionary", type=Path, help="its folder")
     parser.add_argument("--set", action="append", required=True, help="NAME=HARVEST[,HARVEST...]; repeat")
-    parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--model", default=EMBEDDED, help="embedded, a folder, a .gguf file or a hub name")
     parser.add_argument("--quantization", default="auto", choices=get_args(Quantization), help="of --model")
     parser.add_argument("--dtype", default="auto", choices=get_args(DTypeName), help="--model computes in it")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: cuda if there is one")

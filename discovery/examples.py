@@ -30,6 +30,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from discovery.argument_checks import check_counts, check_reading
+from discovery.command_parser import command_parser
 from discovery.errors import ExampleError, FitError
 from discovery.example_collector import Collector, ExampleSettings
 from discovery.example_store import ExampleStore
@@ -255,8 +256,8 @@ def print_summary(figures: dict[str, Any]) -> None:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Collect top examples of every latent.")
-    parser.add_argument("dictionary", type=Path)
+    parser = command_parser("Collect top examples of every latent.")
+    parser.add_argument("dictionary", type=Path, help="its folder")
     parser.add_argument("--output", type=Path, required=True, help="SQLite file; a killed run goes on")
     parser.add_argument(
         "--harvest",
@@ -279,8 +280,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     read = parser.add_argument_group("how corpus files are read (without --harvest)")
     add_corpus_arguments(read, split="all")
     add_limit_arguments(read)
-    read.add_argument("--batch-tokens", type=int, default=8192)
-    read.add_argument("--contexts-per-shard", type=int, default=128)
+    read.add_argument("--batch-tokens", type=int, default=8192, help="of a forward pass")
+    read.add_argument("--contexts-per-shard", type=int, default=128, help="contexts counted together")
     parser.add_argument("--checkpoint-shards", type=int, default=8, help="save the state every so many shards")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
     args = parser.parse_args(argv)

@@ -24,6 +24,7 @@ from discovery.call_limits import Meter, Pace, SpendingLimits
 from discovery.call_retries import Patience
 from discovery.chat_endpoint import KEY_VARIABLE, ChatEndpoint, EndpointSettings, key_from_environment
 from discovery.chat_model import ChatModel
+from discovery.command_parser import command_parser
 from discovery.errors import ExplainError
 from discovery.example_split import ExampleSplit, SplitSettings
 from discovery.example_store import ExampleStore
@@ -149,8 +150,8 @@ async def explain(args: argparse.Namespace, book: ExplanationBook, latents: list
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Have a language model explain latents, and score what it says.")
-    parser.add_argument("dictionary", type=Path)
+    parser = command_parser("Have a language model explain latents, and score what it says.")
+    parser.add_argument("dictionary", type=Path, help="its folder")
     parser.add_argument("--store", type=Path, required=True, help="example file; explanations are written into it")
     parser.add_argument(
         "--endpoint", required=True, help=f"URL ending in /v1, grpc://HOST:PORT, `{LOCAL}` or `{TOKENS}`"
@@ -174,11 +175,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     calls.add_argument("--concurrency", type=int, default=4, help="latents at a time, each with one call")
     calls.add_argument("--timeout", type=float, default=120.0, help="seconds for an answer")
     calls.add_argument("--attempts", type=int, default=6, help="for each call")
-    calls.add_argument("--temperature", type=float, default=0.0)
+    calls.add_argument("--temperature", type=float, default=0.0, help="of answers; 0: the likeliest token")
     calls.add_argument("--answer-tokens", type=int, default=800, help="longest explanation")
     calls.add_argument("--label-tokens", type=int, default=200, help="longest answer in scoring")
-    calls.add_argument("--requests-per-minute", type=int)
-    calls.add_argument("--tokens-per-minute", type=int)
+    calls.add_argument("--requests-per-minute", type=int, help="default: no limit")
+    calls.add_argument("--tokens-per-minute", type=int, help="default: no limit")
     calls.add_argument("--max-cost", type=float, help="of this run, in the currency of the prices")
     calls.add_argument("--price-prompt", type=float, default=0.0, help="of 1,000 prompt tokens")
     calls.add_argument("--price-completion", type=float, default=0.0, help="of 1,000 answered tokens")

@@ -35,6 +35,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.argument_checks import check_reading
+from discovery.command_parser import command_parser
 from discovery.context_store import taken
 from discovery.corpus import Context, CorpusSettings, read_contexts
 from discovery.errors import LabError
@@ -86,8 +87,8 @@ def _check_same_tokens(first: LanguageModel, second: LanguageModel) -> None:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare a dictionary's readings on two quantisations of a model.")
-    parser.add_argument("dictionary", type=Path)
+    parser = command_parser("Compare a dictionary's readings on two quantisations of a model.")
+    parser.add_argument("dictionary", type=Path, help="its folder")
     parser.add_argument("--corpus", nargs="+", required=True, help=".jsonl, .jsonl.gz, text files, or hf:NAME")
     parser.add_argument(
         "--split",
@@ -95,7 +96,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         choices=["train", "held_out", "all"],
         help="of the files' documents; as harvest has it",
     )
-    parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--model", default=EMBEDDED, help="embedded, a folder, a .gguf file or a hub name")
     parser.add_argument("--quantization", default="auto", choices=get_args(Quantization), help="of --model")
     parser.add_argument("--against", help="the other form of the model; default --model")
     parser.add_argument("--against-quantization", default="auto", choices=get_args(Quantization), help="of --against")
@@ -103,9 +104,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--against-dtype", default="auto", choices=get_args(DTypeName), help="of --against")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: cuda if there is one")
     parser.add_argument("--unverified", action="store_true", help="accept another first model than the dictionary's")
-    parser.add_argument("--max-tokens", type=int, default=32768)
-    parser.add_argument("--context-tokens", type=int, default=256)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--max-tokens", type=int, default=32768, help="tokens to compare on")
+    parser.add_argument("--context-tokens", type=int, default=256, help="longest context")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="of a forward pass")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--write", action="store_true", help="put the figures into the dictionary's manifest")
     return parser.parse_args(argv)

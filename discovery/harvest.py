@@ -10,7 +10,6 @@ with nothing lost or doubled. Going on with other settings is refused.
 Shape suffixes: N harvested tokens, D model width, T positions.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.argument_checks import check_reading
+from discovery.command_parser import command_parser
 from discovery.corpus import BosPolicy, Context, contexts_digest
 from discovery.errors import HarvestError
 from discovery.file_lock import locked
@@ -263,7 +263,7 @@ def mean_centred_norm(folder: Path, mean_D: Tensor) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write the residuals at a hook point to disk.")
+    parser = command_parser("Write the residuals at a hook point to disk.")
     parser.add_argument("corpus", nargs="+", help=CORPUS_HELP)
     parser.add_argument("--output", type=Path, required=True, help="folder; continued if it exists")
     add_model_arguments(parser)
@@ -271,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     add_corpus_arguments(parser)
     add_limit_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the order of contexts")
-    parser.add_argument("--contexts-per-shard", type=int, default=128)
+    parser.add_argument("--contexts-per-shard", type=int, default=128, help="contexts to a file")
     args = parser.parse_args(argv)
     check_reading(args)
     check_output("--output", args.output, is_folder=True)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from discovery.argument_checks import check_counts
+from discovery.command_parser import command_parser
 from discovery.errors import FitError
 from discovery.fit_check import Fit, check_fit
 from discovery.output_places import check_output
@@ -143,7 +144,7 @@ def report_json(sae: LoadedSAE, fit: Fit | None) -> str:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Read a dictionary in another library's format.")
+    parser = command_parser("Read a dictionary in another library's format.")
     parser.add_argument("path", type=Path, help="folder or file")
     parser.add_argument("--scale", type=float, help="residuals are multiplied by it, where the files don't say")
     parser.add_argument("--hook-point", help="layers.15.output or blocks.15.hook_resid_post, where they don't say")
@@ -153,7 +154,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="bind it to these weights: embedded, a folder, a .gguf file or a hub name")
     parser.add_argument("--quantization", default="auto", choices=["auto", "none", "nf4", "int8"], help="of --model")
     parser.add_argument("--check", type=Path, metavar="HARVEST", help="measure it on harvested residuals")
-    parser.add_argument("--check-tokens", type=int, default=50_000)
+    parser.add_argument("--check-tokens", type=int, default=50_000, help="of --check")
     parser.add_argument("--name", help="short name, shown to clients")
     parser.add_argument("--output", type=Path, help="folder to write it to in our own format")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")

@@ -29,7 +29,9 @@ DEVICE_HELP = "cpu, cuda, cuda:N; auto: cuda if there is one"
 def add_model_arguments(group: Group) -> None:
     """Which model reads, and where it is tapped. `--device` is the command's own."""
     _add_model(group)
-    group.add_argument("--hook-point", type=_hook_point, default=HookPoint(15))
+    group.add_argument(
+        "--hook-point", type=_hook_point, default=HookPoint(15), help="layers.N.output or layers.N.input"
+    )
     group.add_argument("--batch-tokens", type=int, default=8192, help="of a forward pass")
 
 
@@ -93,9 +95,16 @@ def _add_model(group: Group) -> None:
 
 def add_corpus_arguments(group: Group, split: Split = "train") -> None:
     """How its files become contexts. `split` is what is read if nothing is said."""
-    group.add_argument("--split", default=split, choices=["train", "held_out", "all"])
-    group.add_argument("--held-out-share", type=float, default=DEFAULTS.held_out_share)
-    group.add_argument("--context-tokens", type=int, default=DEFAULTS.context_tokens)
+    group.add_argument("--split", default=split, choices=["train", "held_out", "all"], help="which documents are read")
+    group.add_argument(
+        "--held-out-share", type=float, default=DEFAULTS.held_out_share, help="of documents, by a hash of their text"
+    )
+    group.add_argument(
+        "--context-tokens",
+        type=int,
+        default=DEFAULTS.context_tokens,
+        help="longest context; documents are cut into such",
+    )
     group.add_argument(
         "--bos", default=DEFAULTS.bos, choices=get_args(BosPolicy), help="tokenizer: before documents, if it puts one"
     )

@@ -4,7 +4,6 @@ telltale lab latent examples.sqlite 2242
 telltale lab latent examples.sqlite 2242 --json
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from discovery.command_parser import command_parser
 from discovery.example_store import ExampleStore
 from discovery.latent_record import Example, Explanation, LatentRecord, TokenEffect
 from discovery.token_text import printable
@@ -89,9 +89,9 @@ def _colour(share: float) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Show one latent of an example file.")
+    parser = command_parser("Show one latent of an example file.")
     parser.add_argument("store", type=Path, help="what `telltale lab examples` wrote")
-    parser.add_argument("latent", type=int)
+    parser.add_argument("latent", type=int, help="its index")
     parser.add_argument("--top", type=int, default=10, help="largest readings to show")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON line")
     args = parser.parse_args(argv)

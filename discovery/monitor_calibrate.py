@@ -22,6 +22,7 @@ from rich.table import Table
 from discovery.argument_checks import check_reading
 from discovery.benign_replies import BenignRows, read_benign
 from discovery.calibration_run import CalibrationSettings, calibrated
+from discovery.command_parser import command_parser
 from discovery.input_arguments import add_reading_arguments, add_reasoning_argument, load_model
 from discovery.monitor_scores import reading_plan
 from discovery.output_places import check_output, made_for
@@ -60,8 +61,8 @@ def temperatures(rows: BenignRows, given: list[float]) -> tuple[float, ...]:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Set a frozen monitor's thresholds by benign replies.")
-    parser.add_argument("pack", type=Path)
+    parser = command_parser("Set a frozen monitor's thresholds by benign replies.")
+    parser.add_argument("pack", type=Path, help="a frozen monitor")
     parser.add_argument("--benign", type=Path, nargs="+", required=True, help="replies that ought not to fire anything")
     parser.add_argument(
         "--hard-negative", type=Path, nargs="+", default=[], help="measured, and not used for thresholds"

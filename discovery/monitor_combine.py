@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from discovery.command_parser import command_parser
 from discovery.output_places import check_output, made_for
 from discovery.pack_building import combined_pack
 from monitors.combination import EnsembleRule
@@ -24,9 +25,9 @@ COMBINED_LIMITS = "Scores what its components agree on, with the limits that eac
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Make one frozen monitor of several.")
+    parser = command_parser("Make one frozen monitor of several.")
     parser.add_argument("packs", type=Path, nargs="+", help="frozen monitors; of a cascade, the one listened to first")
-    parser.add_argument("--output", type=Path, required=True, metavar=f"NAME{PACK_SUFFIX}")
+    parser.add_argument("--output", type=Path, required=True, metavar=f"NAME{PACK_SUFFIX}", help="the monitor")
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--rule", choices=get_args(EnsembleRule), help="min: all must be high; max: one is enough")
     how.add_argument("--gate", type=float, metavar="SCORE", help="cascade: what the second's score must exceed")

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from discovery.argument_checks import check_counts, check_reading
+from discovery.command_parser import command_parser
 from discovery.errors import MonitorLabError
 from discovery.evaluation_run import Evaluation, EvaluationSettings, Reader, evaluate
 from discovery.failure_gallery import as_json, gallery
@@ -41,7 +42,7 @@ _IN_PACK = ("data", "sets", "four_columns", "controls", "hard_negatives")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure a monitor on labelled conversations, beside baselines.")
+    parser = command_parser("Measure a monitor on labelled conversations, beside baselines.")
     parser.add_argument(
         "data", type=Path, nargs="+", help="labelled conversations, JSON lines, both labels in each file"
     )

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from discovery.argument_checks import check_counts, check_reading
+from discovery.command_parser import command_parser
 from discovery.feature_choice import DEFAULT_L2, MAX_FEATURES
 from discovery.fit_steps import fit
 from discovery.fitted_baselines import baselines_path, save_baselines
@@ -32,10 +33,10 @@ from monitors.pack import PACK_SUFFIX
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Fit a monitor on labelled conversations, and freeze it.")
+    parser = command_parser("Fit a monitor on labelled conversations, and freeze it.")
     parser.add_argument("data", type=Path, nargs="+", help="labelled conversations, JSON lines")
-    parser.add_argument("--output", type=Path, required=True, metavar=f"NAME{PACK_SUFFIX}")
-    parser.add_argument("--kind", choices=["probe", "features"], default="probe")
+    parser.add_argument("--output", type=Path, required=True, metavar=f"NAME{PACK_SUFFIX}", help="the monitor")
+    parser.add_argument("--kind", choices=["probe", "features"], default="probe", help="of residuals or of latents")
     parser.add_argument("--description", help="what it is meant to show")
     parser.add_argument("--limits", help="what it does not show")
     rows = parser.add_argument_group("rows")
@@ -44,7 +45,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     rows.add_argument("--hold-out-arm", action="append", default=[], help="meta.arm that nothing is fitted on; repeat")
     rows.add_argument("--held-out-share", type=float, default=0.3, help="of groups, left for an evaluation")
     rows.add_argument("--development-share", type=float, default=0.2, help="of groups, for choosing windows")
-    rows.add_argument("--seed", type=int, default=0)
+    rows.add_argument("--seed", type=int, default=0, help="of the division of groups")
     how = parser.add_argument_group("fitting")
     how.add_argument("--method", choices=METHODS, default=METHODS[0], help="of a probe, and of the sweep over layers")
     how.add_argument(
@@ -55,12 +56,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     how.add_argument("--layers", default="all", help="block outputs to sweep: all, or numbers or hook points")
     how.add_argument("--C", type=_numbers, default=[DEFAULT_C], help="of logistic regression; several are compared")
-    how.add_argument("--folds", type=int, default=NUM_FOLDS)
+    how.add_argument("--folds", type=int, default=NUM_FOLDS, help="of the cross-validation")
     how.add_argument("--windows", type=_counts, default=list(WINDOWS), help="rolling means to choose from")
     how.add_argument("--min-tokens", type=_counts, default=[8], help="first scored token that counts; or several")
-    how.add_argument("--max-features", type=int, default=MAX_FEATURES)
+    how.add_argument("--max-features", type=int, default=MAX_FEATURES, help="most latents")
     how.add_argument("--max-p-value", type=float, default=0.05, help="of a latent, against the best of all by luck")
-    how.add_argument("--permutations", type=int, default=200)
+    how.add_argument("--permutations", type=int, default=200, help="of labels, for the best latents by luck")
     how.add_argument("--l2", type=float, default=DEFAULT_L2, help="of latents' weights")
     add_reading_arguments(parser.add_argument_group("model"))
     args = parser.parse_args(argv)

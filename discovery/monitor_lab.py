@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog=f"commands:\n{lines}\n\n`telltale lab monitor COMMAND --help` lists a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of the command")
     args = parser.parse_args(argv)
     program = sys.argv[0]

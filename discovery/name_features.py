@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from discovery.command_parser import command_parser
 from discovery.contrast_search import Candidate, SearchResult, auroc, search
 from discovery.contrasts import CONTRASTS, Passage, read_pool
 from discovery.input_arguments import add_dictionary_model_arguments, load_dictionary_model
@@ -317,8 +318,8 @@ def build(
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Find latents for names, and write the feature file.")
-    parser.add_argument("dictionary", type=Path)
+    parser = command_parser("Find latents for names, and write the feature file.")
+    parser.add_argument("dictionary", type=Path, help="its folder")
     parser.add_argument("--pool", type=Path, required=True, help="what discovery.contrasts wrote")
     parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="files behind the held-out harvests")
     parser.add_argument("--held-out", type=Path, nargs="+", required=True, help="harvest folders")

@@ -25,6 +25,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
+from discovery.command_parser import command_parser
 from discovery.decoder_map import METHODS, decoder_map, density_exponents
 from discovery.errors import PageError
 from discovery.example_store import ExampleStore
@@ -235,8 +236,8 @@ def write_training(site: Site, runs: list[TrainingRun]) -> None:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Write pages about a dictionary's latents.")
-    parser.add_argument("dictionary", type=Path)
+    parser = command_parser("Write pages about a dictionary's latents.")
+    parser.add_argument("dictionary", type=Path, help="its folder")
     parser.add_argument("--store", type=Path, help="example file; default examples.sqlite in the dictionary's folder")
     parser.add_argument("--output", type=Path, required=True, help="folder; pages in it are replaced")
     parser.add_argument("--latents", metavar="all|N,N,...", help="default: the named ones and --num-top")

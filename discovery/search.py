@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from rich.console import Console, RenderableType
 
+from discovery.command_parser import command_parser
 from discovery.contrast_search import RANKINGS, search
 from discovery.errors import SearchError
 from discovery.input_arguments import add_dictionary_model_arguments, load_dictionary_model
@@ -141,8 +142,8 @@ def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Find latents by contrast, text, direction or sentence.")
-    parser.add_argument("dictionary", type=Path)
+    parser = command_parser("Find latents by contrast, text, direction or sentence.")
+    parser.add_argument("dictionary", type=Path, help="its folder")
     parser.add_argument("items", type=Path, nargs="*", help="labelled JSON lines")
     prompts = parser.add_argument_group("by prompts")
     for label in ("positive", "negative"):
@@ -156,9 +157,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             help="a prompt per line, or .jsonl",
         )
     prompts.add_argument("--statistic", choices=["mean", "max"], default="mean", help="of an item's scored tokens")
-    prompts.add_argument("--rank-by", choices=RANKINGS, default="auroc")
-    prompts.add_argument("--permutations", type=int, default=50)
-    prompts.add_argument("--seed", type=int, default=0)
+    prompts.add_argument("--rank-by", choices=RANKINGS, default="auroc", help="what latents are chosen by")
+    prompts.add_argument("--permutations", type=int, default=50, help="of labels, for what luck gives")
+    prompts.add_argument("--seed", type=int, default=0, help="of halves and permutations")
     other = parser.add_argument_group("by something else")
     other.add_argument("--text", metavar="WORDS", help="latents whose explanation or examples have these words")
     other.add_argument(
@@ -174,7 +175,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help=f"example file; default {STORE_FILE} in the dictionary's folder, else its {CATALOGUE_FILE}",
     )
     add_dictionary_model_arguments(parser.add_argument_group("the model that reads prompts and sentences"))
-    parser.add_argument("--top", type=int, default=20)
+    parser.add_argument("--top", type=int, default=20, help="latents to show")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of tables")
     args = parser.parse_args(argv)
     prompted = bool(args.positive or args.negative or args.positive_file or args.negative_file)

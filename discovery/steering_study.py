@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
+from discovery.command_parser import command_parser
 from discovery.continuation_figures import distinct, repetition, reread
 from discovery.errors import SteerError
 from discovery.input_arguments import add_dictionary_model_arguments
@@ -48,6 +49,14 @@ PROMPTS = ("I am a", "The weather today", "My favourite thing is")
 CHATS = ("Tell me about your day.",)
 STRENGTHS = "0.5,1,2,4,8,16,30"
 _NUM_PROMOTED = 30
+
+_LIMITS = {
+    "max_perplexity_ratio": "broken above: perplexity, as a multiple of the unsteered one's",
+    "max_added_repetition": "broken above: repetition beyond the unsteered one's",
+    "min_expression": "a text expresses the feature from this share of its reference scale on",
+    "min_share": "works from: share of texts that express it",
+    "min_gain": "works from: the same beyond the unsteered texts' share",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,26 +213,31 @@ def study_of(args: argparse.Namespace, bench: Bench, watchlist: Watchlist | None
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Steer along a feature at a grid of strengths, and measure the texts.")
-    parser.add_argument("dictionary", type=Path)
+    parser = command_parser("Steer along a feature at a grid of strengths, and measure the texts.")
+    parser.add_argument("dictionary", type=Path, help="its folder")
     parser.add_argument("feature", help="a feature's name, a latent's index, or a file with a vector")
     parser.add_argument("--features", type=Path, help=f"feature file; default {FEATURES_FILE} in the folder")
-    parser.add_argument("--op", choices=[str(op) for op in OPS], default="add")
+    parser.add_argument(
+        "--op", choices=[str(op) for op in OPS], default="add", help="set: clamp the reading; scale: a factor on it"
+    )
     parser.add_argument("--unit", choices=UNITS, help="of the strengths; default reference, raw for scale")
     parser.add_argument("--strengths", default=STRENGTHS, metavar="X,X,...", help=f"default {STRENGTHS}")
-    parser.add_argument("--scope", choices=[str(scope) for scope in PositionScope], default="all")
+    parser.add_argument(
+        "--scope", choices=[str(scope) for scope in PositionScope], default="all", help="positions that are steered"
+    )
     parser.add_argument("--first-position", action="store_true", help="steer position 0 too, which few models survive")
     parser.add_argument("--reference-scale", type=float, help="a large reading, where no feature file says it")
     parser.add_argument("--maximum", type=float, help="the largest reading, where no feature file says it")
     parser.add_argument("--max-relative-norm", type=float, default=MAX_RELATIVE_NORM, help="cap, as the server's")
     parser.add_argument("--prompt", action="append", default=[], help="text to continue; repeat")
     parser.add_argument("--chat", action="append", default=[], help="what a user says; repeat")
-    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--tokens", type=int, default=40, help="of each continuation")
     parser.add_argument("--seeds", type=int, default=2, help="sampled continuations of each prompt")
-    parser.add_argument("--no-greedy", action="store_true")
-    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--no-greedy", action="store_true", help="sampled continuations alone")
+    parser.add_argument("--temperature", type=float, default=0.8, help="of the sampled ones")
+    limits = parser.add_argument_group("what counts as broken, and as working")
     for name, value in Criterion()._asdict().items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=f"default {value:g}")
+        limits.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=_LIMITS[name])
     add_dictionary_model_arguments(parser)
     parser.add_argument("--output", type=Path, help="results as JSON lines; continued if it exists")
     parser.add_argument("--page", type=Path, help="folder for a page; a page in it is replaced")

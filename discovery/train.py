@@ -20,6 +20,7 @@ import torch
 from discovery import live_stream
 from discovery.argument_checks import check_counts, check_reading
 from discovery.buffers import Buffers
+from discovery.command_parser import command_parser, default_words
 from discovery.dictionary_trainer import Trainer
 from discovery.errors import TrainError
 from discovery.file_lock import locked
@@ -31,20 +32,37 @@ from discovery.train_settings import TrainSettings, defaults_for
 from sae_runtime.checkpoint import LoadedSAE, load_sae
 from sae_runtime.language_model import resolve_device
 from sae_runtime.number_format import has_fast_bfloat16
+from sae_runtime.sae import ACTIVATIONS
 
 RECIPES = {"relu_l1": "relu"}
 """Other names of activations."""
 
 _ALIASES = {"activation": ["--recipe"], "sparsity_weight": ["--l1", "--l0", "--lambda"], "l0_target": ["--target-l0"]}
 _HELP = {
-    "activation": "relu (or relu_l1), topk, batchtopk, jumprelu, gated; default batchtopk",
+    "activation": "relu (or relu_l1), topk, batchtopk, jumprelu, gated; default as --init, else batchtopk",
+    "num_latents": "of the dictionary; with --init as many as it has",
     "sparsity_weight": "lambda of the penalty: L1 (relu, gated) or L0 (jumprelu)",
     "l0_target": "mean L0 asked for: relu, jumprelu and gated steer lambda towards it, batchtopk sets its threshold "
-    "for it after training (default k)",
+    "for it after training; default k, of the others none",
     "k": "active latents per token (topk, batchtopk)",
-    "num_steps": "default 2000; see --tokens",
+    "num_steps": "see --tokens",
     "batch_size": "tokens per step",
+    "learning_rate": "Adam's, behind the warm-up",
+    "warmup_steps": "over which the rate rises from 0",
+    "decay_share": "last part of the steps, over which the rate falls to 0",
+    "aux_k": "dead latents that explain the error of each token (auxk)",
+    "aux_weight": "of the loss of these (auxk)",
+    "dead_after_tokens": "a latent silent for so long counts as dead",
+    "max_grad_norm": "longer gradients are shortened to it",
+    "decoder_init": "random, or data: the decoder's rows begin as residuals",
+    "decoder_norm": "free, or unit: decoder rows keep norm 1",
+    "seed": "of weights and of the order of data",
+    "sparsity_warmup_share": "first part of the steps, over which lambda rises from 0",
+    "bandwidth": "of the straight-through kernel, where the norm of a residual is about sqrt(D) (jumprelu)",
+    "threshold_init": "threshold at the start, in the same units (jumprelu)",
+    "adam_beta1": "Adam's share of earlier gradients in the mean",
     "revival": "of dead latents: auxk, resample, none",
+    "resample_every": "steps between resamplings (resample)",
     "precision": "of large products: bf16, fp32; default bf16, or fp32 where the processor lacks it",
 }
 
@@ -127,10 +145,10 @@ def _buffers(args: argparse.Namespace) -> Buffers:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Train a dictionary on harvested residuals or straight from a model.")
+    parser = command_parser("Train a dictionary on harvested residuals or straight from a model.")
     parser.add_argument("--source", action="append", help="FOLDER or FOLDER:SHARDS_PER_BUFFER; repeat")
     parser.add_argument("--output", type=Path, required=True, help="folder; continued if it has a checkpoint")
-    parser.add_argument("--name", default="sae")
+    parser.add_argument("--name", default="sae", help="short name, shown to clients")
     parser.add_argument("--init", type=Path, help="start from this dictionary instead of a random one")
     parser.add_argument("--unverified", action="store_true", help="accept an --init of another model or place")
     parser.add_argument("--tokens", type=int, help="in place of --num-steps: tokens // batch_size steps")
@@ -146,10 +164,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """A flag for every field of `TrainSettings`; None where it is not given."""
-    recipe = parser.add_argument_group("recipe", "defaults depend on the activation; docs/training.md lists them")
+    recipe = parser.add_argument_group("recipe", "docs/training.md has the formulas, and the papers they are from")
     for name, value in asdict(TrainSettings()).items():
         flags = ["--" + name.replace("_", "-"), *_ALIASES.get(name, [])]
-        recipe.add_argument(*flags, dest=name, type=type(value), help=_HELP.get(name))
+        recipe.add_argument(*flags, dest=name, type=type(value), help=recipe_help(name))
+
+
+def recipe_help(name: str) -> str:
+    """What a field of the recipe is, and its default: one, or one for each kind of recipe."""
+    recipes: dict[str, list[str]] = {}
+    for activation in ACTIVATIONS:
+        recipes.setdefault(default_words(getattr(defaults_for(activation), name)), []).append(activation)
+    if "default" in _HELP[name]:
+        return _HELP[name]
+    if len(recipes) == 1:
+        return f"{_HELP[name]}; default {next(iter(recipes))}"
+    return f"{_HELP[name]}; default " + ", ".join(f"{value} ({' '.join(names)})" for value, names in recipes.items())
 
 
 if __name__ == "__main__":

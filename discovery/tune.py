@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 
 from discovery.argument_checks import check_counts
+from discovery.command_parser import command_parser
 from discovery.errors import TuneError
 from discovery.file_lock import locked
 from discovery.held_out import check_held_out
@@ -211,7 +212,7 @@ def _whole_source(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Search over recipes with Ray Tune.")
+    parser = command_parser("Search over recipes with Ray Tune.")
     parser.add_argument("--source", action="append", required=True, help="FOLDER or FOLDER:SHARDS_PER_BUFFER; repeat")
     parser.add_argument("--validation", action="append", required=True, help="harvest not trained on; repeat")
     parser.add_argument("--validation-tokens", type=int, default=16384, help="so many, at each report")
@@ -234,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default="sae", help="of that dictionary")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
     where = parser.add_argument_group("where it runs", "may be changed when a search goes on")
-    where.add_argument("--cpus-per-trial", type=float, default=1.0)
+    where.add_argument("--cpus-per-trial", type=float, default=1.0, help="processors of each")
     where.add_argument("--gpus-per-trial", type=float, default=0.0, help="above 0, trials run on cuda")
     where.add_argument("--max-concurrent", type=int, help="trials at once; default: as many as there is room for")
     where.add_argument("--address", help="of a Ray cluster, or auto; default: Ray is started on this machine")

@@ -1,19 +1,25 @@
 """`telltale lab`: the commands are there, load late, and fail in one line."""
 
+import argparse
 import errno
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
-from discovery import lab
+from discovery import lab, monitor_lab
+from discovery.command_parser import default_words
 from discovery.errors import HarvestError
+from discovery.train import recipe_help
+from discovery.train_settings import TrainSettings, defaults_for
+from sae_runtime.sae import ACTIVATIONS
 from service import cli
 
 
@@ -31,6 +37,52 @@ def test_the_list_of_commands_goes_to_stdout(argv, capsys):
     assert cli.main(["lab", *argv]) == 0
     out = capsys.readouterr().out
     assert all(f"  {name} " in out and command.help in out for name, command in lab.COMMANDS.items())
+
+
+class Parsed(Exception):
+    """Raised in place of parsing, with the parser."""
+
+
+def parsers(monkeypatch):
+    """The parser of every command."""
+
+    def stop(self, *_args, **_kwargs):
+        raise Parsed(self)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    for name, command in (lab.COMMANDS | monitor_lab.COMMANDS).items():
+        with pytest.raises(Parsed) as caught:
+            import_module(command.module).main([])
+        yield name, caught.value.args[0]
+
+
+def test_every_option_has_a_help_with_its_default(monkeypatch):
+    num_defaults = 0
+    for name, parser in parsers(monkeypatch):
+        for action in parser._actions:
+            assert (action.help or "").strip(), f"{name} {action.option_strings or action.dest} has no help"
+            shown = " ".join(parser._get_formatter()._expand_help(action).split())
+            if action.option_strings and default_words(action.default):
+                num_defaults += 1
+                assert "default" in shown, f"{name} {action.option_strings}: {shown}"
+    assert num_defaults > 150
+
+
+def test_the_helps_default_is_the_one_that_holds(monkeypatch):
+    shown = {name: parser.format_help() for name, parser in parsers(monkeypatch)}
+    helps = {name: " ".join(text.split()) for name, text in shown.items()}
+    assert "--held-out-share HELD_OUT_SHARE of documents, by a hash of their text; default 0.02" in helps["harvest"]
+    assert "layers.N.output or layers.N.input; default layers.15.output" in helps["harvest"]
+    assert "which documents are read; default train" in helps["harvest"]
+    assert "which documents are read; default all" in helps["examples"]
+    assert "so many, at each report; default 16384" in helps["tune"]
+    for name, value in asdict(TrainSettings()).items():
+        assert f"--{name.replace('_', '-')}" in helps["train"]
+        defaults = {default_words(getattr(defaults_for(activation), name)) for activation in ACTIVATIONS}
+        if name not in ("activation", "l0_target", "precision"):  # what they depend on stands there in words
+            assert all(re.search(rf"default .*\b{re.escape(default)}\b", recipe_help(name)) for default in defaults)
+        assert default_words(value) in recipe_help(name) or name == "l0_target"
+    assert recipe_help("learning_rate").endswith("default 0.001 (relu topk batchtopk), 0.003 (jumprelu gated)")
 
 
 def test_no_command_is_wrong_usage(capsys):
