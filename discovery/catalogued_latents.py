@@ -11,6 +11,7 @@ from typing import Self
 
 from discovery.errors import ExampleError
 from discovery.latent_record import Match
+from discovery.reading_scale import ReadingScale, reading_scale
 from monitors.latent_catalogue import LatentCatalogue
 from monitors.latent_entry import QuotedExample
 from monitors.latent_words import Field, best_example, entry_words, rank, words_of
@@ -49,6 +50,16 @@ class CataloguedLatents:
     def maxima(self) -> list[float]:
         """Largest reading of each latent, by latent."""
         return [figures.max for figures in self._catalogue.figures]
+
+    def scale(self, latent: int) -> ReadingScale | None:
+        """How large its readings are; None if it never fires."""
+        catalogue, maximum = self._catalogue, self._catalogue.figures[latent].max
+        return reading_scale(
+            catalogue.entry(latent).histogram,
+            catalogue.histogram_edges,
+            num_tokens=catalogue.num_tokens,
+            maximum=maximum,
+        )
 
     def best_example(self, latent: int) -> QuotedExample | None:
         """The example with the largest reading, if any may be quoted."""

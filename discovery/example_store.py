@@ -22,6 +22,7 @@ import numpy as np
 from discovery.errors import ExampleError
 from discovery.example_schema import SCHEMA_VERSION, TEXT_COLUMNS, connect, has_text_index, read_rows, recover
 from discovery.latent_record import Background, Example, Explanation, Glance, LatentRecord, Match, TokenEffect
+from discovery.reading_scale import ReadingScale, reading_scale
 from discovery.token_text import pieces_of
 
 TOP = 0
@@ -124,6 +125,11 @@ class ExampleStore:
     def maxima(self) -> list[float]:
         """Largest reading of each latent, by latent."""
         return [largest for (largest,) in self._query("SELECT max FROM latents ORDER BY latent")]
+
+    def scale(self, latent: int) -> ReadingScale | None:
+        """How large its readings are; None if it never fires."""
+        record = self.latent(latent)
+        return reading_scale(record.histogram, self.histogram_edges, num_tokens=record.num_tokens, maximum=record.max)
 
     def best_example(self, latent: int) -> Example | None:
         """The example with the largest reading, if there is any."""

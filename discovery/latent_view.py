@@ -16,12 +16,13 @@ from rich.text import Text
 from discovery.command_parser import command_parser
 from discovery.example_store import ExampleStore
 from discovery.latent_record import Example, Explanation, LatentRecord, TokenEffect
+from discovery.reading_scale import ReadingScale
 from discovery.token_text import printable
 
 
-def as_json(record: LatentRecord) -> dict[str, Any]:
+def as_json(record: LatentRecord, scale: ReadingScale | None) -> dict[str, Any]:
     """All of a record, with the names of its fields."""
-    fields = record._asdict() | {"density": record.density}
+    fields = record._asdict() | {"density": record.density, "reference_scale": scale.reference if scale else None}
     fields["top"] = [_example(example) for example in record.top]
     fields["quantiles"] = [[_example(example) for example in bin_] for bin_ in record.quantiles]
     for name in ("promoted", "suppressed"):
@@ -34,7 +35,7 @@ def _example(example: Example) -> dict[str, Any]:
     return example._asdict() | {"text": example.text}
 
 
-def lines(record: LatentRecord, num_top: int) -> Iterator[Text]:
+def lines(record: LatentRecord, scale: ReadingScale | None, num_top: int) -> Iterator[Text]:
     """For a person."""
     explanation = record.explanation
     yield Text(f"latent {record.latent}" + (f": {printable(explanation.title)}" if explanation else ""), "bold")
@@ -45,6 +46,7 @@ def lines(record: LatentRecord, num_top: int) -> Iterator[Text]:
     yield Text(
         f"active at {record.num_active:,} of {record.num_tokens:,} tokens ({record.density:.3%}), "
         f"mean {record.mean_active:.3f}, max {record.max:.3f}"
+        + (f", 99.9th percentile about {scale.reference:.3g}" if scale else "")
     )
     if record.sources:
         yield Text("in " + ", ".join(f"{name} {share:.0%}" for name, share in record.sources.items()))
@@ -96,12 +98,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print everything as one JSON line")
     args = parser.parse_args(argv)
     with ExampleStore.open(args.store) as store:
-        record = store.latent(args.latent)
+        record, scale = store.latent(args.latent), store.scale(args.latent)
     if args.json:
-        print(json.dumps(as_json(record)))
+        print(json.dumps(as_json(record, scale)))
     else:
         console = Console(highlight=False)
-        for line in lines(record, args.top):
+        for line in lines(record, scale, args.top):
             console.print(line)
     return 0
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from discovery.corpus import read_documents
+from discovery.reading_scale import REFERENCE_QUANTILE
 from discovery.shards import finished_shards, load_shard, ordinary
 from sae_runtime.sae import SAE
 
@@ -37,7 +38,6 @@ QUOTABLE = frozenset(
 )
 
 _CONTEXT_TOKENS = 12
-REFERENCE_QUANTILE = 0.999
 
 
 class Hit(NamedTuple):

@@ -4,6 +4,7 @@
     telltale lab steer DICTIONARY medical --op set --unit maximum --strengths 1,5,10       clamped to its maximum
     telltale lab steer DICTIONARY medical --op scale --strengths 0,30                      a factor on its own reading
     telltale lab steer DICTIONARY direction.npy --unit relative --strengths 0.1,0.3,1      any vector, by share of ||h||
+    telltale lab steer DICTIONARY 457 --store examples.sqlite         any latent, with the scale of its readings there
 
 Every prompt is continued greedily and once per seed, without steering and at each strength, by the operations of the
 server (`sae_runtime.steering`). For each continuation: its text, its perplexity under the unsteered model
@@ -30,19 +31,21 @@ from discovery.command_parser import command_parser
 from discovery.continuation_figures import distinct, repetition, reread
 from discovery.errors import SteerError
 from discovery.input_arguments import add_dictionary_model_arguments
-from discovery.latent_names import load_watchlist
+from discovery.latent_names import STORE_FILE, load_watchlist, open_known
 from discovery.logit_effects import promoted_tokens
 from discovery.output_places import check_output
 from discovery.page_site import check_site
+from discovery.reading_scale import ReadingScale
 from discovery.result_lines import ResultLines, claimed
 from discovery.steered_generation import Continuation, Row, continue_prompt
 from discovery.steering_bench import MAX_RELATIVE_NORM, Bench, open_bench
 from discovery.steering_summary import Criterion, Point, summarize
 from discovery.steering_table import print_study
-from discovery.steering_target import OPS, UNITS, Grid, Target, Unit, find_target, parse_strengths, spec_of
+from discovery.steering_target import OPS, UNITS, Grid, Target, Unit, find_target, parse_strengths, spec_of, with_scale
 from discovery.token_text import pieces_of, token_bytes
+from monitors.latent_catalogue import CATALOGUE_FILE
 from monitors.watchlist import FEATURES_FILE, Watchlist
-from sae_runtime.checkpoint import load_manifest
+from sae_runtime.checkpoint import Manifest, load_manifest
 from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec
 
 PROMPTS = ("I am a", "The weather today", "My favourite thing is")
@@ -192,13 +195,15 @@ def _rounded(readings: Sequence[float]) -> list[float]:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def study_of(args: argparse.Namespace, bench: Bench, watchlist: Watchlist | None) -> Study:
+def study_of(args: argparse.Namespace, bench: Bench, manifest: Manifest, watchlist: Watchlist | None) -> Study:
     """The study that the command line asks for."""
     target = find_target(args.feature, bench.sae, watchlist)
     if args.reference_scale is not None:
         target = target._replace(reference_scale=args.reference_scale)
     if args.maximum is not None:
         target = target._replace(maximum=args.maximum)
+    if isinstance(target.direction, int):
+        target = with_scale(target, known_scale(args, manifest, target.direction))
     op = SteeringOp(args.op)
     unit: Unit = args.unit or ("raw" if op is SteeringOp.SCALE else "reference")
     texts = [Prompt(text, is_chat=False) for text in args.prompt]
@@ -210,6 +215,15 @@ def study_of(args: argparse.Namespace, bench: Bench, watchlist: Watchlist | None
         tuple([*texts, *chats] or defaults),
         Decoding(args.tokens, args.seeds, not args.no_greedy, args.temperature),
     )
+
+
+def known_scale(args: argparse.Namespace, manifest: Manifest, latent: int) -> ReadingScale | None:
+    """How large the latent's readings are by `--store`, or what lies beside the dictionary, if there is any."""
+    known = open_known(args.store, args.dictionary, manifest)
+    if known is None:
+        return None
+    with known:
+        return known.scale(latent)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -226,8 +240,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--scope", choices=[str(scope) for scope in PositionScope], default="all", help="positions that are steered"
     )
     parser.add_argument("--first-position", action="store_true", help="steer position 0 too, which few models survive")
-    parser.add_argument("--reference-scale", type=float, help="a large reading, where no feature file says it")
-    parser.add_argument("--maximum", type=float, help="the largest reading, where no feature file says it")
+    parser.add_argument("--reference-scale", type=float, help="default: the feature file's, else by --store")
+    parser.add_argument("--maximum", type=float, help="largest reading; default: the same")
+    parser.add_argument(
+        "--store",
+        type=Path,
+        help=f"example file; default {STORE_FILE} in the dictionary's folder, else its {CATALOGUE_FILE}",
+    )
     parser.add_argument("--max-relative-norm", type=float, default=MAX_RELATIVE_NORM, help="cap, as the server's")
     parser.add_argument("--prompt", action="append", default=[], help="text to continue; repeat")
     parser.add_argument("--chat", action="append", default=[], help="what a user says; repeat")
@@ -252,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     manifest = load_manifest(args.dictionary)
     watchlist = load_watchlist(args.dictionary, manifest, args.features)
     with open_bench(args, max_relative_norm=args.max_relative_norm) as bench:
-        study = study_of(args, bench, watchlist)
+        study = study_of(args, bench, manifest, watchlist)
         # What is refused is refused before a file is made.
         study.specs(bench)
         with claimed(args.output):

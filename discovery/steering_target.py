@@ -1,7 +1,8 @@
 """What is steered, and how strongly: a feature by name, a latent by index, or a vector file; strengths with a unit.
 
     raw         as it is: ADD multiples of the direction, SET the reading, SCALE a factor on the current reading
-    reference   multiples of the feature's reference scale, its 99.9th percentile in ordinary text (ADD, SET)
+    reference   multiples of the feature's reference scale, its 99.9th percentile in ordinary text (ADD, SET); a feature
+                file states it, `discovery.reading_scale` tells it of other latents
     maximum     multiples of its largest reading in held-out text (ADD, SET)
     relative    multiples of ||h|| at that position, along the direction's unit vector (ADD, SET)
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from discovery.errors import SearchError, SteerError
 from discovery.latent_search import read_direction
+from discovery.reading_scale import ReadingScale
 from monitors.watchlist import NamedFeature, Watchlist
 from sae_runtime.sae import SAE
 from sae_runtime.steering import ALL_BUT_FIRST, PositionScope, SteeringOp, SteeringSpec, StrengthUnit
@@ -83,6 +85,16 @@ def feature_target(feature: NamedFeature) -> Target:
     return Target(feature.name, feature.index, feature.reference_scale, maximum)
 
 
+def with_scale(target: Target, scale: ReadingScale | None) -> Target:
+    """The target with the sizes that nobody has stated."""
+    if scale is None:
+        return target
+    reference = scale.reference if target.reference_scale is None else target.reference_scale
+    return target._replace(
+        reference_scale=reference, maximum=scale.maximum if target.maximum is None else target.maximum
+    )
+
+
 def spec_of(target: Target, grid: Grid, strength: float) -> SteeringSpec:
     """One point of the grid as the server would be asked for it. SteerError, SteeringError if it makes no sense."""
     if grid.op is SteeringOp.SCALE and grid.unit != "raw":
@@ -105,7 +117,9 @@ def unit_size(target: Target, unit: Unit) -> float:
     size = sizes[unit]
     if size is None or not (math.isfinite(size) and size > 0):
         flag = "--reference-scale" if unit == "reference" else "--maximum"
-        raise SteerError(f"{flag} must say how large a reading of {target.name} is (above 0), got {size}")
+        raise SteerError(
+            f"{flag} must say how large a reading of {target.name} is (above 0), or --store have it, got {size}"
+        )
     return size
 
 

@@ -209,6 +209,10 @@ def test_the_catalogue_stands_in_for_an_example_file(folder, catalogued, sae):
         assert isinstance(known, CataloguedLatents)
         assert known.titles() == store.titles() == {9: "sea voyages", 11: "honesty"}
         assert known.maxima() == pytest.approx(store.maxima(), rel=1e-6)
+        for latent in range(64):
+            scale, finer = known.scale(latent), store.scale(latent)
+            assert (scale is None) == (finer is None) == (latent == 5)
+            assert scale is None or (0.5 < scale.reference / finer.reference < 2 and scale.maximum > 0)
         ours, theirs = load_names(catalogued, sae.manifest, known), load_names(catalogued, sae.manifest, store)
         assert list(map(ours.of, range(64))) == list(map(theirs.of, range(64)))
         examples = list(map(ours.example, range(64)))

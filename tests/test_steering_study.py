@@ -14,6 +14,7 @@ from browser import needs_browser, open_page
 
 from discovery import input_arguments, lab, steering_study
 from discovery.continuation_figures import repetition
+from discovery.example_store import ExampleStore
 from discovery.page_site import MARKER
 from discovery.steering_summary import Criterion, summarize
 from monitors.watchlist import NamedFeature, Watchlist
@@ -83,6 +84,20 @@ def test_every_strength_prompt_and_seed_is_there_beside_the_unsteered_one(comman
             # All but position 0.
             assert record["steering"]["positions_changed"] == record["steering"]["positions"] - 1
             assert 0 < record["steering"]["mean_relative_norm"] <= record["steering"]["max_relative_norm"]
+
+
+def test_a_latent_without_a_name_takes_its_scale_from_an_example_file(command, model, tmp_path):
+    store_path = tiny_examples.write_example_file(model, tmp_path)
+    flags = ["--strengths", "0.5", "--prompt", "I am a", "--no-greedy"]
+    error = command(*flags, feature="9", wanted=1)
+    assert "--reference-scale must say how large a reading of latent 9 is (above 0), or --store have it" in error
+    found = studied(command, *flags, "--store", store_path, feature="9")["target"]
+    with ExampleStore.open(store_path) as store:
+        scale = store.scale(9)
+    assert (found["reference_scale"], found["maximum"]) == scale
+    assert 0 < scale.reference <= scale.maximum
+    stated = studied(command, *flags, "--store", store_path, "--reference-scale", "0.25", feature="9")["target"]
+    assert (stated["reference_scale"], stated["maximum"]) == (0.25, scale.maximum)
 
 
 def test_tokens_are_looked_up_once_for_each_continuation(command, monkeypatch):

@@ -6,7 +6,8 @@ import tiny
 import torch
 
 from discovery.errors import SteerError
-from discovery.steering_target import Grid, Target, find_target, parse_strengths, spec_of
+from discovery.reading_scale import ReadingScale
+from discovery.steering_target import Grid, Target, find_target, parse_strengths, spec_of, with_scale
 from monitors.watchlist import NamedFeature, Watchlist
 from sae_runtime.errors import SteeringError
 from sae_runtime.steering import SteeringOp, SteeringSpec, StrengthUnit
@@ -83,6 +84,13 @@ def test_what_has_no_size_has_no_multiples():
             spec_of(Target("latent 5", 5), grid(ADD, unit), 2.0)
         with pytest.raises(SteerError, match="got -1"):
             spec_of(Target("latent 5", 5, -1.0, -1.0), grid(ADD, unit), 2.0)
+
+
+def test_what_is_stated_goes_before_what_is_counted():
+    counted = ReadingScale(0.5, 3.0)
+    assert with_scale(MEDICAL, counted) == MEDICAL
+    assert with_scale(Target("latent 5", 5, maximum=7.0), counted) == Target("latent 5", 5, 0.5, 7.0)
+    assert with_scale(Target("latent 5", 5), None) == Target("latent 5", 5)
 
 
 def test_a_factor_has_no_other_unit():
