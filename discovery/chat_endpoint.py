@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from discovery.call_limits import Meter, Pace, Reservation, Usage, estimate_tokens
-from discovery.call_retries import PassingFault, Patience
+from discovery.call_retries import AnswerTime, PassingFault, Patience
 from discovery.chat_model import ChatReply, Message
 from discovery.errors import EndpointError, ReplyError
 
@@ -49,7 +49,7 @@ class EndpointSettings:
     key_variable: str = KEY_VARIABLE
     """Where the key was looked for, for messages."""
     timeout_seconds: float = 120.0
-    """For a whole answer."""
+    """For a whole answer, at first: see `call_retries.AnswerTime`."""
     max_attempts: int = 6
     max_wait_seconds: float = 120.0
     """Between two attempts; a server that asks for more ends the run."""
@@ -109,12 +109,14 @@ class ChatEndpoint:
         pace: Pace | None = None,
         meter: Meter | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        notice: Callable[[str], object] = lambda _line: None,
     ) -> None:
         self.settings = settings
         self.pace, self.meter = pace or Pace(), meter or Meter()
-        self._sleep = sleep
+        self.answer_time = AnswerTime.of(settings.timeout_seconds)
+        self._patience = Patience(settings.max_attempts, settings.max_wait_seconds, sleep, notice)
         headers = {"Authorization": f"Bearer {settings.key}"} if settings.key else {}
-        self._client = httpx.AsyncClient(headers=headers, timeout=settings.timeout_seconds, verify=_tls())
+        self._client = httpx.AsyncClient(headers=headers, verify=_tls())
         self._form = 0
         """Of `_response_formats`, the first that may work."""
         self._limit_name, self._takes_temperature = "max_tokens", True
@@ -148,8 +150,7 @@ class ChatEndpoint:
     async def _try_until_it_passes(
         self, messages: list[Message], response_format: dict[str, Any] | None, max_tokens: int
     ) -> ChatReply:
-        patience = Patience(self.settings.max_attempts, self.settings.max_wait_seconds, self._sleep)
-        return await patience.call(lambda: self._adapted_call(messages, response_format, max_tokens))
+        return await self._patience.call(lambda: self._adapted_call(messages, response_format, max_tokens))
 
     async def _adapted_call(
         self, messages: list[Message], response_format: dict[str, Any] | None, max_tokens: int
@@ -189,13 +190,15 @@ class ChatEndpoint:
             return self._read(payload)
 
     async def _post(self, body: dict[str, Any], reservation: Reservation) -> httpx.Response:
+        seconds = self.answer_time.seconds
         try:
-            async with asyncio.timeout(self.settings.timeout_seconds):
-                return await self._client.post(self.settings.address, json=body)
+            async with asyncio.timeout(seconds):
+                return await self._client.post(self.settings.address, json=body, timeout=seconds)
         except (httpx.TransportError, TimeoutError) as error:
             if isinstance(error, _UNBILLED):
                 reservation.used = Usage(0, 0)
-            what = self._clean(str(error)) or f"no answer within {self.settings.timeout_seconds:g} s"
+            late = isinstance(error, (TimeoutError, httpx.ReadTimeout))
+            what = self.answer_time.lengthen(seconds) if late else self._clean(str(error)) or type(error).__name__
             raise PassingFault(f"endpoint {self.settings.shown} can't be reached: {what}") from None
         except httpx.HTTPError as error:
             raise EndpointError(f"endpoint {self.settings.shown}: {self._clean(str(error))}") from None

@@ -18,6 +18,7 @@ Shape = TypeVar("Shape", bound=BaseModel)
 
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 _SHOWN_CHARACTERS = 200
+_SHOWN_FIELDS = 8
 
 
 class Message(TypedDict):
@@ -69,17 +70,19 @@ async def ask(
 ) -> Asked[Shape]:
     """Ask until the answer is a `shape`, at most 1 + `num_repairs` times; ReplyError if it never is.
 
+    An answer that was cut off is asked for again with twice as many tokens.
     `schema` is `shape`'s own by default; a narrower one may be given.
     """
     schema = shape.model_json_schema() if schema is None else schema
-    conversation = list(messages)
+    conversation, first_limit = list(messages), max_tokens
     for attempt in range(num_repairs + 1):
         reply = await model.reply(conversation, schema, max_tokens)
         try:
             return Asked(parse(reply.text, shape), attempt)
         except ReplyError as error:
             if attempt == num_repairs:
-                cut = f" (cut off after {max_tokens} tokens)" if reply.truncated else ""
+                more = f", {first_limit} at first" if max_tokens > first_limit else ""
+                cut = f" (cut off after {max_tokens} tokens{more})" if reply.truncated else ""
                 raise ReplyError(f"{error}{cut}") from None
             if reply.truncated:
                 max_tokens *= 2
@@ -97,8 +100,23 @@ def parse(text: str, shape: type[Shape]) -> Shape:
     try:
         return shape.model_validate(first_object(text))
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc'])) or 'answer'}: {e['msg']}" for e in error.errors())
-        raise ReplyError("; ".join(problems)) from None
+        raise ReplyError(problems_of(error)) from None
+
+
+def problems_of(error: ValidationError) -> str:
+    """What is wrong with an answer, in a line: the fields that it lacks, those nobody asked for, then the others."""
+    places: dict[str, list[str]] = {}
+    for one in error.errors():
+        place = ".".join(map(str, one["loc"])) or "answer"
+        words = {"missing": "it lacks", "extra_forbidden": "nobody asked for"}.get(one["type"], one["msg"])
+        places.setdefault(words, []).append(place)
+    first = [f"{words} {_listed(places.pop(words))}" for words in ("it lacks", "nobody asked for") if words in places]
+    return "; ".join([*first, *(f"{_listed(fields)}: {words}" for words, fields in places.items())])
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN_FIELDS} more" if len(names) > _SHOWN_FIELDS else ""
+    return ", ".join(names[:_SHOWN_FIELDS]) + more
 
 
 def first_object(text: str) -> dict[str, Any]:

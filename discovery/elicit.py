@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from discovery.benign_requests import BenignSettings, benign_rows, plan_benign
-from discovery.call_retries import Patience
+from discovery.call_retries import Patience, on_stderr
 from discovery.command_parser import command_parser
 from discovery.elicit_run import ask_all
 from discovery.elicitation_arms import ARMS, FORMATS
@@ -155,7 +155,7 @@ def open_store(args: argparse.Namespace) -> ReplyStore:
 
     async def ask_who() -> dict[str, Any]:
         async with open_endpoint(args) as endpoint:
-            return await Patience(args.attempts).call(lambda: identify(endpoint, label=LABEL))
+            return await Patience(args.attempts, notice=on_stderr).call(lambda: identify(endpoint, label=LABEL))
 
     return ReplyStore(path, asyncio.run(ask_who()))
 
@@ -182,7 +182,8 @@ async def _ask(args: argparse.Namespace, store: ReplyStore, name: str, inquiries
     keys = {inquiry.key for inquiry in inquiries}
     done = len(keys) - len(store.missing(inquiries))
     async with open_endpoint(args) as endpoint:
-        concurrency = args.concurrency or (await Patience(args.attempts).call(endpoint.facts)).slots or 1
+        patience = Patience(args.attempts, notice=on_stderr)
+        concurrency = args.concurrency or (await patience.call(endpoint.facts)).slots or 1
         with tqdm(total=len(keys), initial=done, desc=name, unit="reply", mininterval=1) as bar:
             await ask_all(
                 endpoint,
@@ -190,7 +191,7 @@ async def _ask(args: argparse.Namespace, store: ReplyStore, name: str, inquiries
                 inquiries,
                 concurrency=concurrency,
                 label=LABEL,
-                patience=Patience(args.attempts),
+                patience=patience,
                 on_reply=lambda: bar.update(),
             )
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from discovery.call_limits import Meter, Pace, SpendingLimits
-from discovery.call_retries import Patience
+from discovery.call_retries import Patience, on_stderr
 from discovery.chat_endpoint import KEY_VARIABLE, ChatEndpoint, EndpointSettings, key_from_environment
 from discovery.chat_model import ChatModel
 from discovery.command_parser import command_parser
@@ -96,7 +96,7 @@ async def open_model(args: argparse.Namespace, meter: Meter, stack: AsyncExitSta
         max_attempts=args.attempts,
         temperature=args.temperature,
     )
-    return await stack.enter_async_context(ChatEndpoint(settings, pace=pace, meter=meter))
+    return await stack.enter_async_context(ChatEndpoint(settings, pace=pace, meter=meter, notice=on_stderr))
 
 
 def is_grpc(endpoint: str) -> bool:
@@ -115,7 +115,7 @@ def open_server(args: argparse.Namespace, pace: Pace, meter: Meter) -> AbstractA
         key=key_from_environment(args.api_key_variable),
         timeout_seconds=args.timeout,
         temperature=args.temperature,
-        patience=Patience(args.attempts),
+        patience=Patience(args.attempts, notice=on_stderr),
         pace=pace,
         meter=meter,
     )
@@ -173,11 +173,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     calls = parser.add_argument_group("calls")
     calls.add_argument("--api-key-variable", default=KEY_VARIABLE, help="environment variable with the key")
     calls.add_argument("--concurrency", type=int, default=4, help="latents at a time, each with one call")
-    calls.add_argument("--timeout", type=float, default=120.0, help="seconds for an answer")
+    calls.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        help="seconds for an answer; doubled after silence",
+    )
     calls.add_argument("--attempts", type=int, default=6, help="for each call")
     calls.add_argument("--temperature", type=float, default=0.0, help="of answers; 0: the likeliest token")
-    calls.add_argument("--answer-tokens", type=int, default=800, help="longest explanation")
-    calls.add_argument("--label-tokens", type=int, default=200, help="longest answer in scoring")
+    calls.add_argument(
+        "--answer-tokens",
+        type=int,
+        default=800,
+        help="longest explanation; doubled if it is cut off",
+    )
+    calls.add_argument("--label-tokens", type=int, default=200, help="longest answer in scoring; the same")
     calls.add_argument("--requests-per-minute", type=int, help="default: no limit")
     calls.add_argument("--tokens-per-minute", type=int, help="default: no limit")
     calls.add_argument("--max-cost", type=float, help="of this run, in the currency of the prices")

@@ -17,7 +17,7 @@ import grpc.aio
 from google.protobuf.json_format import MessageToDict
 from telltale.v1 import generation_pb2, generation_pb2_grpc, types_pb2
 
-from discovery.call_retries import PassingFault
+from discovery.call_retries import AnswerTime, PassingFault
 from discovery.chat_model import Message
 from discovery.errors import EndpointError, ReplyError
 
@@ -93,7 +93,7 @@ class GrpcEndpoint:
         self.url = url
         self._target, self._is_tls = _parse(url)
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
-        self.timeout_seconds = timeout_seconds
+        self.answer_time = AnswerTime.of(timeout_seconds)
         """For a whole reply."""
 
     async def __aenter__(self) -> Self:
@@ -110,12 +110,13 @@ class GrpcEndpoint:
 
     async def facts(self) -> ServedFacts:
         """What is served."""
+        seconds = self.answer_time.seconds
         try:
             info = await self._stub.GetServerInfo(
-                generation_pb2.GetServerInfoRequest(), timeout=self.timeout_seconds, metadata=self._metadata
+                generation_pb2.GetServerInfoRequest(), timeout=seconds, metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
-            raise self._fault(error) from None
+            raise self._fault(error, seconds) from None
         model = MessageToDict(info.model, preserving_proto_field_name=True)
         return ServedFacts(model, info.limits.slots, info.limits.context_length)
 
@@ -142,9 +143,9 @@ class GrpcEndpoint:
         """The reply, and the prompt if the request asks for it."""
         prompt: list[Any] = []
         reply: list[str] = []
-        finished = None
+        finished, seconds = None, self.answer_time.seconds
         try:
-            async for response in self._stub.Generate(request, timeout=self.timeout_seconds, metadata=self._metadata):
+            async for response in self._stub.Generate(request, timeout=seconds, metadata=self._metadata):
                 match response.WhichOneof("event"):
                     case "tokens":
                         prompt += [token for token in response.tokens.tokens if token.is_prompt]
@@ -152,7 +153,7 @@ class GrpcEndpoint:
                     case "finished":
                         finished = response.finished
         except grpc.aio.AioRpcError as error:
-            raise self._fault(error) from None
+            raise self._fault(error, seconds) from None
         if finished is None or finished.reason == generation_pb2.FINISH_REASON_SHUTDOWN:
             raise PassingFault(f"endpoint {self.url} ended in the middle of an answer")
         generated = Generated(
@@ -164,10 +165,12 @@ class GrpcEndpoint:
         )
         return generated, Rendered("".join(token.text for token in prompt), tuple(token.id for token in prompt))
 
-    def _fault(self, error: grpc.aio.AioRpcError) -> EndpointError | ReplyError:
-        """What a failed call means for the run."""
+    def _fault(self, error: grpc.aio.AioRpcError, seconds: float) -> EndpointError | ReplyError:
+        """What a call that failed, and might have taken `seconds`, means for the run."""
         code = error.code()
-        what = f"endpoint {self.url} answered {code.name}: {' '.join((error.details() or '').split())[:300]}"
+        late = code is grpc.StatusCode.DEADLINE_EXCEEDED
+        details = self.answer_time.lengthen(seconds) if late else " ".join((error.details() or "").split())[:300]
+        what = f"endpoint {self.url} answered {code.name}: {details}"
         if code in _PASSING:
             return PassingFault(what, retry_after=_retry_after(error))
         if code is grpc.StatusCode.UNAUTHENTICATED:

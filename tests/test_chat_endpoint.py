@@ -10,6 +10,7 @@ from chat_server import Answer, ChatServer, chat_server, completion, error
 from pydantic import BaseModel, ConfigDict
 
 from discovery.call_limits import Meter, Pace, SpendingLimits
+from discovery.call_retries import AnswerTime
 from discovery.chat_endpoint import (
     KEY_VARIABLE,
     ChatEndpoint,
@@ -244,6 +245,42 @@ async def test_silence_is_cut_short_and_counted_with_its_most(server):
     assert meter.completion_tokens == 50 + 10
 
 
+async def test_after_silence_the_next_answer_may_take_twice_as_long_and_it_is_said(server):
+    server.turns, lines, waits = [Answer(holds=True), Answer(holds=True)], [], Waits()
+    settings = EndpointSettings(url=server.url, model="m", timeout_seconds=0.2, max_attempts=3)
+    async with ChatEndpoint(settings, sleep=waits, notice=lines.append) as endpoint:
+        await endpoint.reply([{"role": "user", "content": "q"}], SCHEMA, 50)
+        assert endpoint.answer_time.seconds == 0.8
+    assert [line.partition(" in ")[0] for line in lines] == [
+        f"endpoint {server.url} can't be reached: no answer within {waited} s (--timeout), the next one may take "
+        f"{longer} s; attempt {attempt} of 3"
+        for attempt, waited, longer in ((2, 0.2, 0.4), (3, 0.4, 0.8))
+    ]
+
+
+def test_what_is_wrong_with_an_answer_is_one_readable_line():
+    schema_again = {"title": 3, "maxLength": 40, "type": "string"}
+    with pytest.raises(ReplyError) as caught:
+        parse(json.dumps(schema_again), Account)
+    assert str(caught.value) == (
+        "it lacks dominant_tokens, pattern, summary, context; nobody asked for maxLength, type; "
+        "title: Input should be a valid string"
+    )
+    with pytest.raises(ReplyError, match=r"nobody asked for field_0, .*field_7 and 12 more$"):
+        fields = {"dominant_tokens": [], "pattern": "a", "summary": "b", "context": "c", "title": "d"}
+        parse(json.dumps(fields | {f"field_{n}": 1 for n in range(20)}), Account)
+
+
+def test_an_answers_time_grows_to_eight_times_and_once_for_calls_side_by_side():
+    time = AnswerTime.of(120.0)
+    time.lengthen(120.0)
+    time.lengthen(120.0)
+    assert time.seconds == 240.0
+    for _ in range(5):
+        time.lengthen(time.seconds)
+    assert time.seconds == 960.0
+
+
 async def test_an_unreachable_endpoint_is_named_after_the_last_attempt():
     with chat_server() as gone:
         pass
@@ -351,7 +388,7 @@ def test_json_is_found_in_what_stands_around_it(text):
         ("I can't say.", 'must hold a JSON object, got "I can\'t say."'),
         ("", "must hold a JSON object"),
         ('{"word": "se', "must hold a JSON object"),
-        ('{"words": "sea"}', "word: Field required"),
+        ('{"words": "sea"}', "it lacks word"),
         ('{"word": 1}', "word: Input should be a valid string"),
         ("[1]", "must hold a JSON object"),
         ("{" * 5000, "must hold a JSON object"),
@@ -370,7 +407,7 @@ async def test_a_wrong_answer_is_complained_about_and_mended(server):
     assert (asked.answer.word, asked.num_repairs) == ("sea", 1)
     before, complaint = server.requests[1]["messages"][-2:]
     assert before == {"role": "assistant", "content": '{"words": "sea"}'}
-    assert "word: Field required" in complaint["content"]
+    assert "it lacks word" in complaint["content"]
 
 
 async def test_a_cut_off_answer_gets_more_room(server):
@@ -384,7 +421,7 @@ async def test_a_cut_off_answer_gets_more_room(server):
 async def test_an_answer_that_stays_wrong_is_given_up(server):
     server.otherwise = completion("no", finish_reason="length")
     async with endpoint(server) as model:
-        with pytest.raises(ReplyError, match="got 'no' \\(cut off after 200 tokens\\)"):
+        with pytest.raises(ReplyError, match="got 'no' \\(cut off after 200 tokens, 50 at first\\)"):
             await ask(model, QUESTION, Word, max_tokens=50)
     assert len(server.requests) == 3
 

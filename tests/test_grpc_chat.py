@@ -9,7 +9,7 @@ import serving
 from telltale.v1 import generation_pb2
 
 from discovery.call_limits import Meter, SpendingLimits
-from discovery.call_retries import PassingFault, Patience
+from discovery.call_retries import AnswerTime, PassingFault, Patience
 from discovery.chat_model import ask
 from discovery.errors import BudgetError, EndpointError, ReplyError
 from discovery.explanation import Account
@@ -161,9 +161,21 @@ async def test_what_passes_is_tried_again_after_the_time_the_server_asks_for():
 
 async def test_silence_is_cut_short():
     async with Scripted([HANGS]) as server, GrpcChat(server.url, patience=Patience(1)) as chat:
-        chat._endpoint.timeout_seconds = 0.2  # only now: the first call should have its time
-        with pytest.raises(PassingFault, match="DEADLINE_EXCEEDED"):
+        chat._endpoint.answer_time = AnswerTime.of(0.2)  # only now: the first call should have its time
+        wanted = r"DEADLINE_EXCEEDED: no answer within 0\.2 s \(--timeout\), the next one may take 0\.4 s"
+        with pytest.raises(PassingFault, match=wanted):
             await chat.reply(MESSAGES, SCHEMA, 4)
+
+
+async def test_after_silence_the_next_answer_may_take_twice_as_long_and_it_is_said():
+    lines = []
+    patience = Patience(3, sleep=Naps(), notice=lines.append)
+    async with Scripted([HANGS], said("late")) as server, GrpcChat(server.url, patience=patience) as chat:
+        chat._endpoint.answer_time = AnswerTime(0.2, 20.0)
+        assert (await chat.reply(MESSAGES, SCHEMA, 4)).text == "late"
+        assert chat._endpoint.answer_time.seconds == 0.4
+    (line,) = lines
+    assert "no answer within 0.2 s (--timeout)" in line and "attempt 2 of 3 in " in line
 
 
 @pytest.mark.parametrize(
