@@ -7,6 +7,9 @@ Shape suffixes: N latents, D model width.
 """
 
 import math
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Literal, get_args
 
 import numpy as np
@@ -23,22 +26,27 @@ METHODS: tuple[str, ...] = get_args(MapMethod)
 _LEAST_FOR_UMAP = 20
 
 
-def decoder_map(rows_ND: Tensor, method: MapMethod, seed: int = 0) -> NDArray[np.float32]:
-    """[N, 2] places."""
+def decoder_map(rows_ND: Tensor, method: MapMethod, seed: int = 0, *, progress: bool = False) -> NDArray[np.float32]:
+    """[N, 2] places. `progress` shows a bar on stderr, of what takes long."""
     rows_ND = normalize(rows_ND.float().cpu(), dim=-1)
     if not rows_ND.isfinite().all():
         raise PageError("decoder rows must be finite for a map, got NaN or infinity")
     use_umap = method == "umap" and len(rows_ND) >= _LEAST_FOR_UMAP
-    return _umap(rows_ND, seed) if use_umap else _principal(rows_ND)
+    return _umap(rows_ND, seed, progress) if use_umap else _principal(rows_ND)
 
 
-def _umap(rows_ND: Tensor, seed: int) -> NDArray[np.float32]:
+def _umap(rows_ND: Tensor, seed: int, progress: bool) -> NDArray[np.float32]:
+    if progress:
+        print(f"map of {len(rows_ND)} latents by UMAP, after a while without a bar:", file=sys.stderr)
     import umap  # late: it compiles for many seconds
 
     neighbours = min(15, len(rows_ND) - 1)
     # One thread: with more a seed does not settle the result.
     made = umap.UMAP(metric="cosine", n_neighbors=neighbours, min_dist=0.05, random_state=seed, n_jobs=1)
-    return np.asarray(made.fit_transform(rows_ND.numpy()), np.float32)
+    made.verbose, made.tqdm_kwds = progress, {"desc": "map", "unit": "epoch"}
+    # What else it says goes to stdout, which is for results.
+    with redirect_stdout(StringIO()):
+        return np.asarray(made.fit_transform(rows_ND.numpy()), np.float32)
 
 
 def _principal(rows_ND: Tensor) -> NDArray[np.float32]:

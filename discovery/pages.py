@@ -94,7 +94,7 @@ def write_pages(folder: Path, subject: Subject, latents: list[int], extras: Extr
         if extras.map_method != "none" or extras.runs:
             site.write_plotly()
         if extras.map_method != "none":
-            write_map(site, subject, latents, extras.map_method)
+            write_map(site, subject, latents, extras.map_method, progress=progress)
         if extras.runs:
             write_training(site, extras.runs)
         if extras.results:
@@ -193,11 +193,11 @@ def _metrics(manifest: Manifest) -> list[tuple[str, str]]:
 # --- plots ----------------------------------------------------------------------------------------------------------
 
 
-def write_map(site: Site, subject: Subject, latents: list[int], method: str) -> None:
+def write_map(site: Site, subject: Subject, latents: list[int], method: str, *, progress: bool) -> None:
     """All live latents on a plane."""
     records = subject.store.glances()
     live = [record.latent for record in records]
-    places_N2 = decoder_map(subject.sae.W_dec[live], method)  # type: ignore[arg-type]
+    places_N2 = decoder_map(subject.sae.W_dec[live], method, progress=progress)  # type: ignore[arg-type]
     num_tokens = max(subject.store.num_tokens, 1)
     data = {
         "latents": live,
@@ -244,7 +244,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-top", type=int, default=200, help="so many best explained and largest ones, by default")
     parser.add_argument("--log", type=Path, action="append", default=[], help="a run's folder or log.csv; repeat")
     parser.add_argument("--results", type=Path, action="append", default=[], help="a search's JSON; repeat")
-    parser.add_argument("--map", choices=[*METHODS, "none"], default="umap", help="umap takes a minute, pca a second")
+    parser.add_argument("--map", choices=[*METHODS, "none"], default="umap", help="umap takes minutes, pca a second")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of a sentence")
     args = parser.parse_args(argv)
     if args.num_top < 0:

@@ -159,7 +159,7 @@ def plots(points: Sequence[Point]) -> list[dict[str, Any]]:
             "log": False,
             "lines": [
                 line("of the text, by the unsteered model", "reread", "--up"),
-                line("largest of each text", "reread_max", "--up", dashed=True),
+                line("largest of each text", "reread_max", "--bar", dashed=True),
                 line("after steering", "steered_reading", "--hot"),
             ],
         },
@@ -177,7 +177,7 @@ def plots(points: Sequence[Point]) -> list[dict[str, Any]]:
             "log": False,
             "lines": [
                 line("mean", "relative_norm", "--bar"),
-                line("largest", "max_relative_norm", "--bar", dashed=True),
+                line("largest", "max_relative_norm", "--hot", dashed=True),
             ],
         },
     ]

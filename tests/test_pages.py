@@ -317,12 +317,15 @@ def test_principal_map_keeps_directions_apart():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_umap_is_seeded_and_keeps_groups_together():
+def test_umap_is_seeded_and_keeps_groups_together(capsys):
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(3, 16, generator=generator)
     rows_ND = centres.repeat_interleave(20, 0) + 0.1 * torch.randn(60, 16, generator=generator)
     places = decoder_map(rows_ND, "umap", seed=1)
-    assert np.array_equal(places, decoder_map(rows_ND, "umap", seed=1))
+    assert capsys.readouterr() == ("", "")
+    assert np.array_equal(places, decoder_map(rows_ND, "umap", seed=1, progress=True))
+    shown = capsys.readouterr()
+    assert not shown.out and "by UMAP" in shown.err and "100%" in shown.err
     groups = places.reshape(3, 20, 2)
     spread = max(group.std(0).max() for group in groups)
     for a, b in ((0, 1), (0, 2), (1, 2)):

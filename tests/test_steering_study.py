@@ -320,3 +320,8 @@ def test_the_page_in_a_browser(page, tmp_path):
     assert opened.console == opened.requests == []
     assert "<title>steering calm" in opened.dom
     assert opened.dom.count('class="js-line"') >= 8
+    # A swatch is dashed where its line is, and no two lines of a picture share a colour.
+    assert opened.dom.count('<i class="dashed" style="border-top-color:var(') == 4
+    for legend in re.findall('<ul class="legend">(.*?)</ul>', opened.dom, re.DOTALL):
+        colors = re.findall(r"var\((--\w+)\)", legend)
+        assert len(colors) == len(set(colors)) > 1
