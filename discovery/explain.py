@@ -66,8 +66,8 @@ def _latents_of(word: str, store: ExampleStore, features: dict[str, int]) -> lis
         found = list(range(int(first), int(last or first) + 1))
         if found and found[-1] < store.num_latents:
             return found
-    known = f"a feature ({', '.join(features)})" if features else "all"
-    raise ExplainError(f"latents must be 0 to {store.num_latents - 1}, a range, random:N, all or {known}, got {word!r}")
+    known = f", named or a feature ({', '.join(features)})" if features else ""
+    raise ExplainError(f"latents must be 0 to {store.num_latents - 1}, a range, random:N, all{known}, got {word!r}")
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------
@@ -85,6 +85,10 @@ async def open_model(args: argparse.Namespace, meter: Meter, stack: AsyncExitSta
     pace = Pace(args.requests_per_minute, args.tokens_per_minute)
     if is_grpc(args.endpoint):
         return await stack.enter_async_context(open_server(args, pace, meter))
+    if not args.endpoint.startswith(("http://", "https://")):
+        raise ExplainError(
+            f"--endpoint must be a URL (http, https, grpc, grpcs), `{LOCAL}` or `{TOKENS}`, got {args.endpoint!r}"
+        )
     if not args.model:
         raise ExplainError("--model must name the endpoint's model, got nothing")
     settings = EndpointSettings(

@@ -104,6 +104,10 @@ def find_similar(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) -
     """By cosine with a latent's decoder row or with a vector."""
     named = names.index(args.like)
     like = args.like if named is None else str(named)
+    if not (like.isdecimal() or Path(like).is_file()):
+        named_ones = ", ".join(sorted(feature.name for feature in names.features.values()))
+        known = f"a feature ({named_ones}), " if named_ones else ""
+        raise SearchError(f"--like must be {known}a latent in 0..{sae.num_latents - 1} or a vector file, got {like!r}")
     direction_D = read_direction(like, sae)
     latents_NN, cosines_NN = similar(sae, direction_D[None], args.top + like.isdecimal())
     pairs = zip(latents_NN[0].tolist(), cosines_NN[0].tolist(), strict=True)

@@ -138,7 +138,8 @@ def check_target_l0(target_l0: float, num_latents: int) -> None:
 
 def _buffers(args: argparse.Namespace) -> Buffers:
     if bool(args.source) == bool(args.corpus):
-        raise TrainError("either --source (a harvest) or --corpus (text, on the fly) must be given, got both or none")
+        got = "both" if args.source else "neither"
+        raise TrainError(f"either --source (a harvest) or --corpus (text, on the fly) must be given, got {got}")
     if args.corpus:
         return live_stream.from_arguments(args)
     return ShardBuffers([Source.parse(text) for text in args.source])

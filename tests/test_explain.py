@@ -586,7 +586,7 @@ def test_names_of_another_dictionary_are_refused(command, dictionary):
     with pytest.raises(WatchlistError, match="sae_sha256"):
         command("--latents", "named", endpoint="tokens", model=None)
     (dictionary / "features.json").unlink()
-    with pytest.raises(ExplainError, match=r"latents must be 0 to 3, a range, random:N, all or all, got 'named'"):
+    with pytest.raises(ExplainError, match=r"latents must be 0 to 3, a range, random:N, all, got 'named'"):
         command("--latents", "named", endpoint="tokens", model=None)
 
 

@@ -290,6 +290,12 @@ def test_like_a_vector_file(command, sae, tmp_path, suffix):
     assert best == {"latent": NAMED, "cosine": 1.0, "name": "lying", "example": ""}
 
 
+def test_a_name_that_nobody_gave_is_refused_with_those_that_there_are(folder, capsys):
+    assert lab.run("search", [str(folder / "dictionary"), "--like", "lyying"]) == 1
+    wanted = "--like must be a feature (lying), a latent in 0..63 or a vector file, got 'lyying'"
+    assert wanted in capsys.readouterr().err
+
+
 def test_bad_directions_are_refused(sae, tmp_path):
     with pytest.raises(SearchError, match=r"0\.\.63, got 64"):
         read_direction("64", sae)
