@@ -32,7 +32,7 @@ from discovery.shard_stream import Source
 from discovery.train import RECIPES, add_recipe_arguments, check_target_l0
 from discovery.train_settings import TrainSettings, defaults_for
 from discovery.tune_ledger import COMPLETED, STOPPED, UNFINISHED, Row, best_of, drop_checkpoints, rows_of
-from discovery.tune_objective import NAMES, objective_of
+from discovery.tune_objective import DEFAULT_L0_LIMIT, NAMES, objective_of
 from discovery.tune_search import Search, SearchSettings, begun_with, claim, plans_of
 from discovery.tune_space import default_space, parse_space
 from discovery.tune_table import CSV_FILE, JSON_FILE, failures, result_csv, result_record, result_table
@@ -226,7 +226,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-samples", type=int, help=f"draws; default {_SAMPLES}")
     parser.add_argument("--tokens", type=int, help="each trial's, in place of --num-steps; default as train's")
     parser.add_argument("--objective", default="fvu", help=f"made small: one of {', '.join(NAMES)}")
-    parser.add_argument("--l0-limit", type=float, default=64.0, help="beyond it FVU counts L0 / limit times; 0: none")
+    parser.add_argument(
+        "--l0-limit",
+        type=float,
+        default=DEFAULT_L0_LIMIT,
+        help=f"beyond it FVU counts L0 / limit times; default {DEFAULT_L0_LIMIT:g}, 1.1 x 64; 0: none",
+    )
     parser.add_argument("--reports", type=int, default=8, help="each trial's, evenly spread")
     parser.add_argument("--scheduler", default="asha", help="asha stops the worse trials early, fifo none")
     parser.add_argument("--grace-reports", type=int, default=2, help="asha: none is stopped before its report")

@@ -24,6 +24,11 @@ _CHANGES_LOSS = ("activation", "sparsity_weight", "sparsity_warmup_share", "l0_t
 """Fields between whose values losses are not comparable. (k: topk's loss is D * FVU, which falls as k rises.)"""
 
 
+DEFAULT_L0_LIMIT = 70.4
+"""1.1 * 64: a batchtopk dictionary of k = 64 reads with a threshold fitted to k on average, and on held-out text has an
+L0 of up to 4 % above k. A limit of k itself would leave out the very trials that were asked to hold it."""
+
+
 class Objective(NamedTuple):
     """What is made small. `l0_limit` 0 is none."""
 
