@@ -30,7 +30,7 @@ def ablation_record(
     """Under `ablation`: effects on the texts for a feature beside its controls', and on texts against it."""
     if on_topic is None or len(set(on_topic.groups)) < LEAST_GROUPS:
         num = 0 if on_topic is None else len(on_topic.groups)
-        reason = f"active at {num} positions of its texts, in fewer than {LEAST_GROUPS} documents"
+        reason = f"active at {num} different positions of its texts, in fewer than {LEAST_GROUPS} documents"
         return {"ablation": {"positions": num, "passed": False, "reason": reason}}
     cross_entropy = against_controls(on_topic.cross_entropy, on_topic.groups, seed)
     topic = against_controls(on_topic.topic_tokens, on_topic.groups, seed) if typical else None

@@ -122,17 +122,24 @@ def ablate_feature(
     density_F: Tensor,
     settings: CausalSettings,
 ) -> dict[str, Any]:
-    """The feature taken out of texts for and against it; controls on the texts for it."""
+    """The feature taken out of texts for and against it; controls on the texts for it.
+
+    Texts that begin alike have the same predictions up to where they part: such a position is one observation, however
+    many texts share it, and is measured in the first of them alone.
+    """
     contrast = subject.contrast(feature)
     typical = typical_tokens(contrast, settings.num_typical)
     draws = Draws.of(density_F, settings.num_controls, settings.seed + feature.index)
 
     def effects_on(texts: list[Text], draws: Draws | None) -> Effects | None:
         parts: list[Effects] = []
+        prefixes: set[tuple[int, ...]] = set()
         for text in texts:
             positions = active_positions(reads[text], feature.index)
-            if positions and len(parts) < settings.num_ablated:
-                measured = thinned(positions, settings.max_positions)
+            fresh = [position for position in positions if text.prefix(position) not in prefixes]
+            if fresh and len(parts) < settings.num_ablated:
+                measured = thinned(fresh, settings.max_positions)
+                prefixes.update(map(text.prefix, measured))
                 parts.append(
                     ablate(
                         bench, reads[text], feature.index, positions, measured=measured, typical=typical, draws=draws

@@ -36,6 +36,10 @@ class Text(NamedTuple):
         """The scored tokens."""
         return tuple(self.tokens[position] for position in self.scored)
 
+    def prefix(self, position: int) -> tuple[int, ...]:
+        """All that the model has read at `position`, its token included."""
+        return self.tokens[: position + 1]
+
 
 class Contrast(NamedTuple):
     """Texts for and against a topic."""

@@ -110,8 +110,18 @@ def test_what_is_silent_on_its_texts_fails_with_a_reason(command, tmp_path):
     (tmp_path / "turned.jsonl").write_text("".join(json.dumps(item) + "\n" for item in turned))
     found = json.loads(command("--json", "--contrast", f"qu={tmp_path / 'turned.jsonl'}", contrast=False))
     record = found["records"]["cause"]
-    assert not record["passed"] and "active at 0 positions" in record["ablation"]["reason"]
+    assert not record["passed"] and "active at 0 different positions" in record["ablation"]["reason"]
     assert record["pinning"]["mean"] < 0 and not record["pinning"]["passed"]
+
+
+def test_texts_that_begin_alike_are_one_observation(command, tmp_path):
+    same = [{"id": f"same{i}", "text": "abq" + end, "label": 1, "group": f"same{i}"} for i, end in enumerate("defghi")]
+    others = [item for item in planted.texts() if not item["label"]]
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps(item) + "\n" for item in [*same, *others]))
+    found = json.loads(command("--json", "--contrast", f"qu={tmp_path / 'same.jsonl'}", contrast=False))
+    ablation = found["records"]["cause"]["ablation"]
+    assert (ablation["positions"], ablation["passed"]) == (1, False)
+    assert "active at 1 different positions of its texts, in fewer than 3 documents" in ablation["reason"]
 
 
 def test_the_table_says_who_passed(command):
