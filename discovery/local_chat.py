@@ -1,13 +1,13 @@
 """A `ChatModel` in this process: `--endpoint local`, for machines without a network or a server.
 
 The model writes only what is free in the JSON; braces, keys and commas are put in for it, and a choice (0 or 1, go on
-or end the list) is made by comparing two logits. So its answers always have the right shape, however small the model;
+or end the list) is made by comparing logits. So its answers always have the right shape, however small the model;
 whether they are any good is what the scores are for.
 
 Takes the schemas that explaining and scoring use: an object of strings, lists of strings, and lists of numbers out of
 an `enum` with `minItems` equal to `maxItems`. Greedy, and so the same at every run.
 
-The project's own server is no such endpoint: it speaks gRPC and samples freely. It serves the same weights as this.
+The project's own server can be asked too (`grpc_chat`), but it writes freely. It serves the same weights as this.
 """
 
 import json
@@ -53,10 +53,35 @@ class _Pen:
         """Have the model read `text` as its own."""
         self._unread = self._unread + self._ids(text)
 
-    def choose(self, options: list[str]) -> str:
-        """The option whose first token is likeliest. The model has not read it yet."""
+    def choose_mark(self, marks: list[str]) -> str:
+        """The likeliest of marks that begin with different tokens. The model has not read it yet."""
         logits_V = self._logits()
-        return max(options, key=lambda option: float(logits_V[self._ids(option)[0]]))
+        return max(marks, key=lambda mark: float(logits_V[self._ids(mark)[0]]))
+
+    def choose(self, options: list[str]) -> str:
+        """The option that wins where they part: token by token, those stay that go on with the likeliest. Read then.
+
+        A tokenizer may begin every number with the same token. An option that ends where others go on stands for the
+        comma or bracket behind it.
+        """
+        ends = [self._ids(mark)[0] for mark in (",", "]")]
+        left = {option: self._ids(option) for option in options}
+        while True:
+            heads = {ids[0] if ids else None for ids in left.values()}
+            head = heads.pop() if len(heads) == 1 else self._likeliest(heads, ends)
+            left = {option: ids for option, ids in left.items() if (ids[0] if ids else None) == head}
+            if len(left) == 1:
+                ((option, ids),) = left.items()
+                self._unread = self._unread + ids
+                return option
+            assert head is not None, "options must differ"
+            self._unread = [*self._unread, head]
+            left = {option: ids[1:] for option, ids in left.items()}
+
+    def _likeliest(self, tokens: set[int | None], ends: list[int]) -> int | None:
+        """Of the tokens that options go on with; None is their end."""
+        logits_V = self._logits()
+        return max(tokens, key=lambda token: float(logits_V[ends].max() if token is None else logits_V[token]))
 
     def string(self, max_tokens: int) -> str:
         """The model's likeliest words up to a quotation mark or line end, and the mark. Never empty."""
@@ -140,7 +165,6 @@ def _write_choices(pen: _Pen, schema: dict[str, Any]) -> list[Any]:
     for _ in range(schema["minItems"]):
         pen.put(", " if chosen else "[")
         chosen.append(pen.choose(list(options)))
-        pen.put(chosen[-1])
     pen.put("]")
     return [options[choice] for choice in chosen]
 
@@ -154,7 +178,7 @@ def _write_strings(pen: _Pen, schema: dict[str, Any], max_tokens: int) -> list[s
         if text in written:
             break
         written.append(text)
-        if pen.choose([",", "]"]) == "]":
+        if pen.choose_mark([",", "]"]) == "]":
             break
         pen.put(', "')
     pen.put("]")

@@ -8,6 +8,7 @@ import sqlite3
 
 import pytest
 import tiny
+import torch
 from chat_server import chat_server, completion, error
 from example_file import NUM_LATENTS, write_example_file
 from serving import manifest
@@ -641,6 +642,39 @@ async def test_a_local_model_chooses_by_logits_alone(model):
     assert 1 <= len(answer["words"]) <= 3 and len(set(answer["words"])) == len(answer["words"])
     assert ast.literal_eval(reply.text.replace("null", "None")) == answer
     assert reply == await chat.reply([{"role": "user", "content": "Say so."}], schema, 100)
+
+
+def test_a_local_model_chooses_where_the_options_part(model):
+    """A token to a byte here: 10 and 11 have their first in common, and 1 ends where they go on."""
+    from discovery.local_chat import _Pen
+
+    def reference(prompt, options):
+        written, left = "", options
+        while len(left) > 1:
+            ids = torch.tensor([model.tokenizer(prompt + written).input_ids])
+            logits_V = model.model(input_ids=ids).logits[0, -1]
+            scores = {}
+            for option in left:
+                for character in option[len(written)] if len(option) > len(written) else ",]":
+                    value = float(logits_V[model.tokenizer(character).input_ids[0]])
+                    scores[option] = max(value, scores.get(option, value))
+            best = max(scores, key=scores.__getitem__)
+            if len(best) == len(written):
+                return best
+            written += best[len(written)]
+            left = [option for option in left if option.startswith(written)]
+        return left[0]
+
+    for options in (["10", "11"], ["1", "10", "11", "2"]):
+        chosen = []
+        for prompt in ("a", "yes", "why [", "7, 8", "labels: [0, ", "no", "zz", "Q"):
+            with torch.inference_mode():
+                pen = _Pen(model, model.tokenizer(prompt).input_ids)
+                chosen.append(pen.choose(options))
+                assert chosen[-1] == reference(prompt, options)
+                wanted_V = model.model(input_ids=torch.tensor([model.tokenizer(prompt + chosen[-1]).input_ids])).logits
+                torch.testing.assert_close(pen._logits(), wanted_V[0, -1], atol=1e-4, rtol=1e-3)
+        assert len(set(chosen)) > 1, chosen
 
 
 async def test_a_local_model_refuses_what_does_not_fit(model):
