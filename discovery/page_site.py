@@ -3,7 +3,8 @@
 Data for scripts lies in `.js` files that set a variable, because pages opened as files may not fetch others. All text
 of models and corpora is untrusted: the templates escape it, and the scripts put it in as text.
 
-The folder appears whole: it is built beside the old one and takes its place at the end.
+The folder appears whole: it is built beside the old one and takes its place at the end. A kill between those two
+renames leaves the old pages under `FOLDER.old`; the next site at that place puts them back before all else.
 """
 
 import json
@@ -58,6 +59,9 @@ class Site:
         check_site("output", folder)
         self.folder, self.facts = folder, facts
         self._draft = folder.with_name(folder.name + ".partial")
+        self._old = folder.with_name(folder.name + ".old")
+        if not folder.exists() and (self._old / MARKER).is_file():
+            self._old.replace(folder)
         self._templates = Environment(
             loader=PackageLoader("discovery"),
             autoescape=True,
@@ -89,12 +93,11 @@ class Site:
         except PageError:
             shutil.rmtree(self._draft, ignore_errors=True)
             raise
-        old = self.folder.with_name(self.folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._old, ignore_errors=True)
         if self.folder.exists():
-            self.folder.replace(old)
+            self.folder.replace(self._old)
         self._draft.replace(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._old, ignore_errors=True)
 
     def write(self, path: str, text: str) -> None:
         """One file, by its path from the folder. PageError if the disk is full."""

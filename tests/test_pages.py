@@ -21,7 +21,7 @@ from discovery.errors import PageError
 from discovery.example_store import ExampleStore
 from discovery.latent_names import load_names
 from discovery.latent_record import Example, Explanation
-from discovery.page_site import MARKER
+from discovery.page_site import MARKER, Site, SiteFacts
 from discovery.page_views import example_view, histogram_view, level_of, percentage
 from discovery.pages import Extras, Subject, choose_latents, write_pages
 from discovery.result_views import read_result, result_view
@@ -427,3 +427,31 @@ def test_the_browser_tells_of_errors_and_requests(tmp_path):
 def test_a_number_of_pages_below_none_is_refused(tmp_path, capsys):
     assert cli.main(["lab", "pages", str(tmp_path), "--output", str(tmp_path / "out"), "--num-top", "-5"]) == 1
     assert capsys.readouterr().err == "telltale lab pages: --num-top must not be negative, got -5\n"
+
+
+@pytest.mark.parametrize("num_renames", [0, 1])
+def test_pages_survive_a_kill_between_the_renames(tmp_path, monkeypatch, num_renames):
+    """Two renames put new pages in the place of old ones; after `num_renames` of them all ends."""
+    facts = SiteFacts("name", "footer", [])
+
+    def write(text):
+        with Site(tmp_path / "pages", facts) as site:
+            site.write("page.html", text)
+
+    write("old")
+    done, rename = [], Path.replace
+
+    def replace(path, target):
+        if len(done) == num_renames:
+            raise KeyboardInterrupt
+        done.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", replace)
+        write("new")
+    Site(tmp_path / "pages", facts)
+    assert (tmp_path / "pages" / "page.html").read_text() == "old"
+    write("newer")
+    assert (tmp_path / "pages" / "page.html").read_text() == "newer"
+    assert [path.name for path in tmp_path.iterdir()] == ["pages"]
