@@ -154,7 +154,7 @@ def parse_set(text: str) -> tuple[str, list[Path]]:
 
 
 def parse_sets(texts: list[str]) -> dict[str, list[Path]]:
-    """Sets by name; HarvestError for a name that is given twice or is taken."""
+    """Sets by name; HarvestError for a name that is given twice or is taken, and for a harvest that is there twice."""
     sets: dict[str, list[Path]] = {}
     for text in texts:
         name, shards = parse_set(text)
@@ -162,6 +162,10 @@ def parse_sets(texts: list[str]) -> dict[str, list[Path]]:
             taken = ", ".join(map(repr, _TAKEN))
             raise HarvestError(f"--set must have names of their own, and none {taken}, got {name!r}")
         sets[name] = shards
+    times = Counter(path.resolve() for shards in sets.values() for path in shards)
+    for path in times:
+        if times[path] > 1:
+            raise HarvestError(f"--set must name each harvest once, got {path.parent} {times[path]} times")
     return sets
 
 

@@ -201,10 +201,21 @@ def test_the_mean_is_each_sets_own(tmp_path):
 
 def test_names_of_sets_are_their_own(tmp_path):
     write_shard(tmp_path)
-    assert list(parse_sets([f"a={tmp_path}", f"b={tmp_path}"])) == ["a", "b"]
+    assert list(parse_sets([f"a={tmp_path}"])) == ["a"]
     for texts in (["a", "a"], ["all"], ["decoder"], ["density"], ["fidelity"]):
         with pytest.raises(HarvestError, match="names of their own, and none 'all'"):
             parse_sets([f"{text}={tmp_path}" for text in texts])
+
+
+def test_no_harvest_counts_twice(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_shard(tmp_path / name)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert list(parse_sets([f"a={one}", f"b={two}"])) == ["a", "b"]
+    for texts in ([f"a={one}", f"b={two},{tmp_path}/two/../one"], [f"a={one},{one}"]):
+        with pytest.raises(HarvestError, match=r"--set must name each harvest once, got .*/one 2 times"):
+            parse_sets(texts)
 
 
 def test_the_report_takes_in_a_comparison(dictionary, tmp_path, capsys):
