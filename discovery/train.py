@@ -156,7 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint-every", type=int, default=500, help="steps")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: cuda if there is one")
     parser.add_argument("--no-tensorboard", action="store_true", help="log.csv alone")
-    parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics at this port; 0 takes any")
+    parser.add_argument(
+        "--metrics-port", type=int, help="serve Prometheus metrics at this port of all interfaces; 0: any"
+    )
     parser.add_argument("--pushgateway", help="HOST:PORT of a Prometheus push gateway")
     live_stream.add_arguments(parser)
     add_recipe_arguments(parser)

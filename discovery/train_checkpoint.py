@@ -4,7 +4,7 @@ A checkpoint is `checkpoints/step-00000500.ckpt` in the run's folder. It is writ
 renamed, so that a kill or a full disk leaves the ones before it as they were. On the way back the newest readable one
 is taken: a damaged one (its archive carries checksums) is named on stderr and the one before it used instead.
 
-Also a Lightning `CheckpointIO`, so that Lightning's own checkpoint callback writes and reads this way.
+Knows nothing of Lightning: `lightning_module.AtomicCheckpoints` has Lightning write and read this way.
 """
 
 import sys
