@@ -1,16 +1,18 @@
 """What a contrast search reads: texts or conversations with a label, a group, and the tokens that count.
 
 Items are JSON lines: `text` or `messages` (the last one is scored, between the characters `score_from_char` and
-`score_to_char`), `label` (1 or 0, others are skipped), `group`: what belongs together (the two answers to one question)
-is in one group. Or they are plain prompts, each a group of its own.
+`score_to_char`: `scored_tokens` has the rule), `label` (1 or 0, others are skipped), `group`: what belongs together
+(the two answers to one question) is in one group. Or they are plain prompts, each a group of its own.
 """
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from discovery.conversations import PLAIN_TEXT, Conversation
 from discovery.corpus import read_json_lines
 from discovery.errors import SearchError
+from discovery.scored_tokens import encode
 
 
 class Item(NamedTuple):
@@ -28,7 +30,7 @@ class Item(NamedTuple):
 def read_items(paths: Iterable[Path], tokenizer: Any, max_tokens: int = 512) -> Iterator[Item]:
     """The labelled items of the files that have a scored token within the first `max_tokens`.
 
-    SearchError or CorpusError names the record that is no item.
+    SearchError, CorpusError or LabelledDataError names the record that is no item.
     """
     for path in paths:
         for number, record in enumerate(read_json_lines(path)):
@@ -53,36 +55,25 @@ def _has_content(record: dict[str, Any]) -> bool:
 
 
 def make_item(record: dict[str, Any], tokenizer: Any, max_tokens: int, name: str) -> Item:
-    """One record as tokens. Conversations go through the chat template; only the last message is scored."""
-    if "messages" in record and record["messages"][-1]["role"] != "text":
-        tokens, scored = tokenize_chat(record, tokenizer)
-    else:
-        text = record["text"] if "text" in record else record["messages"][-1]["content"]
-        encoding = tokenizer(text, return_offsets_mapping=True)
-        tokens = encoding["input_ids"]
-        scored = _positions_within(encoding["offset_mapping"], *_score_range(record, len(text)))
-    scored = [position for position in scored if 0 < position < max_tokens]
-    return Item(tokens[:max_tokens], scored, int(record["label"]), str(record.get("group", name)), name)
+    """One record as tokens, the same that are scored of a labelled conversation; only the last message is scored.
 
-
-def tokenize_chat(record: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids of a conversation, and the positions of the last message's scored characters."""
-    messages = record["messages"]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    content = messages[-1]["content"].strip()
-    begin = text.rindex(content)
-    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-    first, last = _score_range(record, len(content))
-    return encoding["input_ids"], _positions_within(encoding["offset_mapping"], begin + first, begin + last)
-
-
-def _score_range(record: dict[str, Any], length: int) -> tuple[int, int]:
-    last = record.get("score_to_char")
-    return record.get("score_from_char") or 0, length if last is None else min(last, length)
-
-
-def _positions_within(offsets: list[tuple[int, int]], begin: int, end: int) -> list[int]:
-    return [i for i, (first, last) in enumerate(offsets) if first >= begin and last <= end and last > first]
+    LabelledDataError if the template refuses a conversation, or rewrites what is scored.
+    """
+    messages = record["messages"] if "messages" in record else [{"role": PLAIN_TEXT, "content": record["text"]}]
+    length, last = len(messages[-1]["content"]), record.get("score_to_char")
+    conversation = Conversation(
+        id=name,
+        dataset="items",
+        messages=tuple({"role": turn["role"], "content": turn["content"]} for turn in messages),
+        first_char=record.get("score_from_char") or 0,
+        end_char=length if last is None else min(last, length),
+        label=int(record["label"]),
+        group=str(record.get("group", name)),
+        meta={},
+    )
+    reply = encode(tokenizer, conversation)
+    scored = [position for position in reply.scored if position < max_tokens]
+    return Item(list(reply.tokens[:max_tokens]), scored, conversation.label, conversation.group, name)
 
 
 def prompt_items(positive: Iterable[str], negative: Iterable[str], tokenizer: Any, max_tokens: int = 512) -> list[Item]:

@@ -9,11 +9,13 @@ from sklearn.metrics import roc_auc_score
 
 from discovery.contrast_search import auroc, mean_difference, permute_labels, search, split_groups, top_slice
 from discovery.contrasts import CONTRASTS, Passage, composed_passages, corpus_passages
+from discovery.conversations import Conversation
 from discovery.corpus import Context
 from discovery.harvest import harvest
 from discovery.item_readings import read_item_latents
 from discovery.named_features import largest_hits, read_held_out, reference_scale, source_shares
 from discovery.quantile_threshold import quantile_threshold, reply_statistics
+from discovery.scored_tokens import encode
 from discovery.search_items import make_item, read_items
 from discovery.shards import load_shard, shard_paths
 from monitors.reference import max_rolling_mean
@@ -184,6 +186,36 @@ def test_only_the_characters_in_range_of_the_last_message_are_scored(model):
     item = make_item(record, model.tokenizer, 512, "x")
     assert model.tokenizer.decode([item.tokens[position] for position in item.scored]) == "efg"
     assert item.label == 1 and item.group == "g"
+
+
+@pytest.mark.parametrize("template", ["", " | trim"])
+def test_characters_are_counted_in_the_content_as_written(template):
+    """Whether the template trims or not, and whoever said the same before."""
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.chat_template = tiny.CHAT_TEMPLATE.replace("message['content']", f"message['content']{template}")
+    content = "   lie now "
+    record = {
+        "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": content}],
+        "score_from_char": 3,
+        "score_to_char": 6,
+        "label": 1,
+    }
+    item = make_item(record, tokenizer, 512, "x")
+    assert tokenizer.decode([item.tokens[position] for position in item.scored]) == "lie"
+    assert "lie" not in tokenizer.decode(item.tokens[item.scored[-1] + 1 :])
+
+
+def test_an_items_tokens_are_those_of_a_labelled_conversation(model):
+    record = {
+        "messages": [{"role": "user", "content": "abc"}, {"role": "assistant", "content": " \n lie, then truth"}],
+        "score_from_char": 1,
+        "score_to_char": 9,
+        "label": 1,
+    }
+    messages = tuple(record["messages"])
+    reply = encode(model.tokenizer, Conversation("x", "made", messages, 1, 9, label=1, group="g", meta={}))
+    item = make_item(record, model.tokenizer, 512, "x")
+    assert (tuple(item.tokens), tuple(item.scored)) == (reply.tokens, reply.scored)
 
 
 def test_plain_text_is_scored_from_position_1(model):
