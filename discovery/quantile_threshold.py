@@ -3,6 +3,8 @@
 The statistic is the one the monitor uses, `max_rolling_mean` over a whole reply, so that the quantile is a share of
 *replies*. It is no validated calibration: one pooled sample, no strata of length, no interval.
 
+Massive activations are left out (`usual_norm`), as the monitor leaves them out.
+
 Shape suffixes: T scored tokens of a reply, W latents.
 """
 
@@ -16,9 +18,10 @@ from tqdm import tqdm
 from discovery.corpus import Context
 from discovery.residuals import read_in_batches
 from discovery.search_items import Item
+from discovery.usual_norm import of_usual_norm
 from monitors.reference import max_rolling_mean
+from sae_runtime.checkpoint import LoadedSAE
 from sae_runtime.language_model import LanguageModel
-from sae_runtime.sae import SAE
 from sae_runtime.tap import Tap
 
 
@@ -35,14 +38,15 @@ class QuantileThreshold:
 
 @torch.inference_mode()
 def read_replies(
-    lm: LanguageModel, tap: Tap, sae: SAE, items: list[Item], latents: list[int], *, batch_tokens: int = 4096
+    lm: LanguageModel, tap: Tap, sae: LoadedSAE, items: list[Item], latents: list[int], *, batch_tokens: int = 4096
 ) -> list[Tensor]:
-    """[T, W] readings of each item at its scored tokens."""
+    """[T, W] readings of each item at its scored tokens, massive activations left out."""
     readings: list[Tensor] = [torch.empty(0)] * len(items)
     contexts = [Context(item.tokens, 0, 0, item.name) for item in items]
     bar = tqdm(total=len(items), desc="replies", unit="reply", mininterval=5)
     for index, resid_TD in read_in_batches(lm, tap, contexts, batch_tokens):
-        readings[index] = sae.read(resid_TD[items[index].scored].float(), latents)
+        scored_TD = resid_TD[items[index].scored]
+        readings[index] = sae.read(scored_TD[of_usual_norm(scored_TD, sae.manifest)].float(), latents)
         bar.update()
     bar.close()
     return readings

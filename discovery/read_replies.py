@@ -30,7 +30,7 @@ from discovery.errors import MonitorLabError
 from discovery.reply_readings import ReplyReadings, concatenated, load_readings, save_readings
 from discovery.residuals import blocks_up_to, tapped
 from discovery.scored_tokens import Reply
-from monitors.components import OFF_SCALE_NORMS
+from discovery.usual_norm import of_usual_norm
 from sae_runtime.checkpoint import LoadedSAE, Manifest
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel
@@ -253,9 +253,7 @@ def _reduce(lm: LanguageModel, reply: Reply, row: int, done: _Pass, plan: Readin
 def _off_scale(resid: dict[HookPoint, Tensor], num: int, plan: ReadingPlan) -> Tensor:
     """[S] massive activations, as far as the dictionary says what is usual."""
     judge = plan.judged_by
-    if judge is None or judge.resid_norm_mean is None:
-        return torch.zeros(num, dtype=torch.bool)
-    return (resid[judge.hook].norm(dim=-1) > OFF_SCALE_NORMS * judge.resid_norm_mean).cpu()
+    return torch.zeros(num, dtype=torch.bool) if judge is None else ~of_usual_norm(resid[judge.hook], judge).cpu()
 
 
 def _predictions(lm: LanguageModel, reply: Reply, final_TD: Tensor) -> tuple[Tensor, Tensor]:

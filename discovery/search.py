@@ -63,7 +63,7 @@ def find_contrast(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) 
         rank_by=args.rank_by,
         hold_out=bool(args.items) or can_hold_out(items),
     )
-    record = asdict(result)
+    record = asdict(result) | {"massive_left_out": readings.num_massive}
     for candidate in record["candidates"]:
         candidate |= words(names, candidate["latent"])
     return record, [contrast_table(result, names)]

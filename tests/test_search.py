@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tiny
+import tiny_files
 import torch
 from sklearn.metrics import roc_auc_score
 
@@ -11,14 +12,17 @@ from discovery.contrast_search import auroc, mean_difference, permute_labels, se
 from discovery.contrasts import CONTRASTS, Passage, composed_passages, corpus_passages
 from discovery.conversations import Conversation
 from discovery.corpus import Context
+from discovery.errors import SearchError
 from discovery.harvest import harvest
 from discovery.item_readings import read_item_latents
 from discovery.named_features import largest_hits, read_held_out, reference_scale, source_shares
-from discovery.quantile_threshold import quantile_threshold, reply_statistics
+from discovery.quantile_threshold import quantile_threshold, read_replies, reply_statistics
+from discovery.residuals import tapped
 from discovery.scored_tokens import encode
 from discovery.search_items import make_item, read_items
 from discovery.shards import load_shard, shard_paths
 from monitors.reference import max_rolling_mean
+from sae_runtime.checkpoint import load_sae, save_sae
 from sae_runtime.tap import Tap
 
 NUM, LATENTS, PLANTED = 120, 400, 137
@@ -231,18 +235,58 @@ def test_items_without_a_label_are_skipped(model, tmp_path):
     assert [item.label for item in read_items([path], model.tokenizer)] == [0, 1]
 
 
-def test_readings_are_means_and_maxima_over_the_scored_tokens(model, dictionary):
-    texts = ["hello there", "hi", "a somewhat longer text"]
-    items = [make_item({"text": text, "label": 0}, model.tokenizer, 512, text) for text in texts]
-    tap = Tap(model.model, tiny.HOOK_POINT, model.d_model)
-    readings = read_item_latents(model, tap, dictionary, items, batch_tokens=30)
-    for row, item in enumerate(items):
+@pytest.fixture
+def loaded(tmp_path):
+    save_sae(tiny.sae(), tiny_files.manifest(resid_norm_mean=None), tmp_path / "sae")
+    return load_sae(tmp_path / "sae")
+
+
+def scored_residuals(model, items):
+    """[S, D] of each item at its scored tokens, from a pass of its own."""
+    tap, found = Tap(model.model, tiny.HOOK_POINT, model.d_model), []
+    for item in items:
         with tap.step(len(item.tokens)) as record, torch.inference_mode():
             model.model(input_ids=torch.tensor([item.tokens]))
-        f_TF = dictionary.encode(record.resid_BTD[0, 1:])
-        assert torch.allclose(readings.mean_IF[row], f_TF.mean(0), atol=1e-4)
-        assert torch.allclose(readings.max_IF[row], f_TF.amax(0), atol=1e-4)
+        found.append(record.resid_BTD[0, item.scored])
     tap.remove()
+    return found
+
+
+def made_items(model):
+    texts = ["hello there", "hi", "a somewhat longer text"]
+    return [make_item({"text": text, "label": 0}, model.tokenizer, 512, text) for text in texts]
+
+
+def test_readings_are_means_and_maxima_over_the_scored_tokens(model, loaded):
+    items = made_items(model)
+    with tapped(model, tiny.HOOK_POINT) as tap:
+        readings = read_item_latents(model, tap, loaded, items, batch_tokens=30)
+    for row, resid_SD in enumerate(scored_residuals(model, items)):
+        f_SF = loaded.encode(resid_SD)
+        assert torch.allclose(readings.mean_IF[row], f_SF.mean(0), atol=1e-4)
+        assert torch.allclose(readings.max_IF[row], f_SF.amax(0), atol=1e-4)
+    assert readings.num_massive == 0
+
+
+def test_massive_activations_are_not_read(model, loaded):
+    """Neither by a search nor for a threshold, by the dictionary's usual norm, as in the server."""
+    items = made_items(model)
+    resid = scored_residuals(model, items)
+    limit = float(torch.cat(resid).norm(dim=-1).sort().values[-3]) * 0.999
+    assert max(resid[1].norm(dim=-1)) <= limit, "the text with one scored token must be read"
+    loaded.manifest = loaded.manifest.model_copy(update={"resid_norm_mean": limit / 5})
+    with tapped(model, tiny.HOOK_POINT) as tap:
+        readings = read_item_latents(model, tap, loaded, items, batch_tokens=30)
+        replies = read_replies(model, tap, loaded, items, [3, 5], batch_tokens=30)
+        loaded.manifest = loaded.manifest.model_copy(update={"resid_norm_mean": limit / 5000})
+        with pytest.raises(SearchError, match=f"resid_norm_mean .* got none of {sum(map(len, resid))}"):
+            read_item_latents(model, tap, loaded, items)
+    for row, resid_SD in enumerate(resid):
+        f_SF = loaded.encode(torch.stack([x_D for x_D in resid_SD if x_D.norm() <= limit]))
+        assert torch.allclose(readings.mean_IF[row], f_SF.mean(0), atol=1e-4)
+        assert torch.allclose(readings.max_IF[row], f_SF.amax(0), atol=1e-4)
+        assert torch.allclose(replies[row], f_SF[:, [3, 5]], atol=1e-4)
+    assert readings.num_massive == 3
 
 
 # --- contrasts, evidence, thresholds and steering -------------------------------------------------------------------

@@ -47,7 +47,7 @@ def dictionary(folder: Path) -> LoadedSAE:
     # Some fire nearly everywhere, some hardly ever.
     sae.b_enc[:] -= torch.linspace(0, 8, tiny.NUM_LATENTS)
     sae.b_enc[5] = -1e3
-    save_sae(sae, manifest(activation="jumprelu"), folder)
+    save_sae(sae, manifest(activation="jumprelu", resid_norm_mean=20.0), folder)
     return load_sae(folder)
 
 
