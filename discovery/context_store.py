@@ -38,7 +38,7 @@ class ContextStore(Sequence[Context]):
         return Context(tokens, self.documents[index], self.starts[index], self.sources[index])
 
     def shuffled(self, seed: int, max_tokens: int | None = None) -> "ContextStore":
-        """As `corpus.shuffle_contexts` has it, and of that order what is `taken`."""
+        """In an order of `seed` and each context alone, not of files; of that order what is `taken`."""
         places = zip(self.documents, self.starts, strict=True)
         keys = [shuffle_key(seed, document, start) for document, start in places]
         order = sorted(range(len(self)), key=keys.__getitem__)

@@ -213,26 +213,9 @@ def _cut(document: Document, tokens: list[int], settings: CorpusSettings, *, fir
             yield Context(piece, identity, start, document.source)
 
 
-def shuffle_contexts(contexts: list[Context], seed: int) -> list[Context]:
-    """Contexts in an order that depends on `seed` and on each context alone, not on the order of files."""
-    return sorted(contexts, key=lambda context: shuffle_key(seed, context.document, context.start))
-
-
 def shuffle_key(seed: int, document: int, start: int) -> bytes:
     """What contexts are sorted by to shuffle them."""
     return hashlib.sha256(f"{seed}/{document}/{start}".encode()).digest()
-
-
-def take_tokens(contexts: list[Context], max_tokens: int | None) -> list[Context]:
-    """The first contexts that together have at most `max_tokens` tokens."""
-    if max_tokens is None:
-        return contexts
-    total = 0
-    for index, context in enumerate(contexts):
-        total += len(context.tokens)
-        if total > max_tokens:
-            return contexts[:index]
-    return contexts
 
 
 def contexts_digest(contexts: Sequence[Context]) -> str:

@@ -212,16 +212,6 @@ class Trainer:
         if self.log_threshold is not None:
             self.log_threshold.copy_(position["log_threshold"])
 
-    def state(self) -> dict[str, Any]:
-        """Everything, for a checkpoint."""
-        return {"sae": self.sae.state_dict(), "optimizer": self.optimizer.state_dict(), "position": self.position()}
-
-    def load_state(self, state: dict[str, Any], where: str) -> None:
-        """Go on from `state()`."""
-        self.set_position(state["position"], where)
-        self.sae.load_state_dict(state["sae"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
 
 def differing_settings(position: dict[str, Any], settings: TrainSettings, buffers: Buffers) -> str:
     """Which settings of a saved position are not these, in words; empty if it is of the same run."""

@@ -1,10 +1,12 @@
 """context_store: the contexts it was given, in the order asked for."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 
 from discovery.context_store import ContextStore
-from discovery.corpus import Context, shuffle_contexts, take_tokens
+from discovery.corpus import Context, shuffle_key
 
 CONTEXTS = [
     Context(torch.randint(3, 200, (5 + n % 7,), generator=torch.Generator().manual_seed(n)).tolist(), n // 2, n, "made")
@@ -29,6 +31,8 @@ def test_it_stops_reading_at_the_limit():
 
 @pytest.mark.parametrize("max_tokens", [None, 60])
 def test_it_shuffles_as_a_list_is_shuffled(max_tokens):
-    wanted = take_tokens(shuffle_contexts(CONTEXTS, 3), max_tokens)
+    shuffled = sorted(CONTEXTS, key=lambda context: shuffle_key(3, context.document, context.start))
+    ends = accumulate(len(context.tokens) for context in shuffled)
+    wanted = [context for context, end in zip(shuffled, ends, strict=True) if max_tokens is None or end <= max_tokens]
     assert list(ContextStore(CONTEXTS).shuffled(3, max_tokens)) == wanted
     assert list(ContextStore(CONTEXTS[::-1]).shuffled(3, max_tokens)) == wanted

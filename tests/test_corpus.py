@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from discovery.context_store import ContextStore
 from discovery.corpus import (
     CorpusSettings,
     Document,
@@ -14,8 +15,6 @@ from discovery.corpus import (
     is_held_out,
     read_contexts,
     read_documents,
-    shuffle_contexts,
-    take_tokens,
 )
 from discovery.errors import CorpusError
 from service import prompt
@@ -93,16 +92,12 @@ def test_shuffling_does_not_depend_on_the_order_of_files(files):
     tokenizer, settings = tiny.byte_tokenizer(), CorpusSettings()
     one, other = (list(read_contexts(order, tokenizer, settings)) for order in (files, files[::-1]))
     assert one != other
-    assert contexts_digest(shuffle_contexts(one, 0)) == contexts_digest(shuffle_contexts(other, 0))
-    assert contexts_digest(shuffle_contexts(one, 0)) != contexts_digest(shuffle_contexts(one, 1))
 
+    def digest(contexts, seed):
+        return contexts_digest(ContextStore(contexts).shuffled(seed))
 
-def test_take_tokens_stops_before_the_limit(files):
-    contexts = list(read_contexts(files, tiny.byte_tokenizer(), CorpusSettings()))
-    taken = take_tokens(contexts, 500)
-    total = sum(len(context.tokens) for context in taken)
-    assert total <= 500 < total + len(contexts[len(taken)].tokens)
-    assert take_tokens(contexts, None) == contexts
+    assert digest(one, 0) == digest(other, 0)
+    assert digest(one, 0) != digest(one, 1)
 
 
 # --- chat -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import math
 import pytest
 import tiny
 import torch
-from training import D, F, buffers_of, changed, settings_for, write_harvest
+from training import D, F, buffers_of, changed, go_on, settings_for, state_of, write_harvest
 
 from discovery.buffers import START
 from discovery.dictionary_trainer import Trainer
@@ -97,7 +97,7 @@ def test_a_run_that_goes_on_is_the_same_run(buffers, activation, stop):
         if stopped.num_steps_done == stop:
             break
     resumed = Trainer(settings, buffers)
-    resumed.load_state(stopped.state(), "here")
+    go_on(resumed, state_of(stopped), "here")
     for _ in resumed.steps():
         pass
     for name, tensor in whole.sae.state_dict().items():
@@ -107,12 +107,12 @@ def test_a_run_that_goes_on_is_the_same_run(buffers, activation, stop):
 
 
 def test_another_recipe_or_other_data_is_refused(buffers, tmp_path):
-    state = Trainer(changed(), buffers).state()
+    state = state_of(Trainer(changed(), buffers))
     with pytest.raises(TrainError, match=r"over there belongs to a run with other settings.*k was 4, is 5"):
-        Trainer(changed(k=5), buffers).load_state(state, "over there")
+        go_on(Trainer(changed(k=5), buffers), state, "over there")
     others = buffers_of(write_harvest(tmp_path, seed=1))
     with pytest.raises(TrainError, match=r"over there .*: source 1: contexts_sha256 was .*, is "):
-        Trainer(changed(), others).load_state(state, "over there")
+        go_on(Trainer(changed(), others), state, "over there")
 
 
 def test_a_loss_that_is_no_number_ends_the_run(buffers):

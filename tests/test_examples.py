@@ -20,13 +20,12 @@ from safetensors.torch import load_file, save_file
 from tiny_examples import SETTINGS
 
 from discovery import example_collector, example_schema, examples, input_arguments, lab
+from discovery.context_store import ContextStore
 from discovery.corpus import (
     Context,
     CorpusSettings,
     contexts_digest,
     read_contexts,
-    shuffle_contexts,
-    take_tokens,
 )
 from discovery.errors import ArgumentError, ExampleError, FitError, HarvestError
 from discovery.example_collector import HISTOGRAM_EDGES, ExampleSettings, random_priorities
@@ -678,7 +677,7 @@ def test_the_contexts_are_those_of_shuffling_all_of_the_files(folder, model, tmp
     words += ["--held-out-share", "0.3", "--output", str(tmp_path / "x.sqlite"), "--json"]
     assert lab.run("examples", [str(folder / "dictionary"), "--corpus", *paths, *words]) == 0
     settings = CorpusSettings(context_tokens=64, held_out_share=0.3, bos="always")
-    contexts = take_tokens(shuffle_contexts(list(read_contexts(paths, model.tokenizer, settings, "train")), 5), 900)
+    contexts = ContextStore(read_contexts(paths, model.tokenizer, settings, "train")).shuffled(5, 900)
     with ExampleStore.open(tmp_path / "x.sqlite") as store:
         assert store.manifest["contexts_sha256"] == [contexts_digest(contexts)]
         assert store.manifest["sources"] == ["a", "b"]

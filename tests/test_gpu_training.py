@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from training import buffers_of, settings_for, write_harvest
+from training import buffers_of, go_on, settings_for, state_of, write_harvest
 
 from discovery.corpus import Context
 from discovery.dictionary_trainer import Trainer
@@ -41,7 +41,7 @@ def test_a_recipe_learns_what_it_learns_on_a_cpu_and_goes_on(tmp_path, activatio
         if stopped.num_steps_done == 25:
             break
     resumed = Trainer(settings, buffers, device="cuda")
-    resumed.load_state(stopped.state(), "here")
+    go_on(resumed, state_of(stopped), "here")
     *_, figures = resumed.steps()
     assert figures.fvu == pytest.approx(wanted.fvu, rel=0.1)
     under_lightning = Trainer(settings, buffers, device="cuda")

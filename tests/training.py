@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from discovery.dictionary_trainer import Trainer
 from discovery.shard_stream import ShardBuffers, Source
 from discovery.train_settings import TrainSettings, defaults_for
 
@@ -65,3 +68,16 @@ def settings_for(activation: str, **fields: object) -> TrainSettings:
     small = {name: getattr(SETTINGS, name) for name in ("num_latents", "num_steps", "batch_size", "learning_rate")}
     small |= {"k": 4, "warmup_steps": 5, "aux_k": 8, "dead_after_tokens": 1000}
     return replace(defaults_for(activation), **(small | fields))  # type: ignore[arg-type]
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """Everything, as a checkpoint has it."""
+    parts = {"sae": trainer.sae.state_dict(), "optimizer": trainer.optimizer.state_dict()}
+    return deepcopy(parts) | {"position": trainer.position()}
+
+
+def go_on(trainer: Trainer, state: dict[str, Any], where: str) -> None:
+    """From `state_of`, in the order in which a checkpoint is gone on from."""
+    trainer.set_position(state["position"], where)
+    trainer.sae.load_state_dict(state["sae"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
