@@ -12,6 +12,8 @@ from discovery.explain_run import Outcome
 from discovery.explanation_book import ExplanationBook
 from discovery.token_rule import TOKEN_RULE
 
+ROWS_SHOWN = 20
+
 
 def row_of(book: ExplanationBook, latent: int) -> dict[str, Any] | None:
     """An explanation with its scores and the token rule's; None if there is none."""
@@ -63,20 +65,21 @@ def _same_windows(row: dict[str, Any]) -> bool:
 
 
 def print_table(rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    """For a person."""
-    table = Table("latent", "title", "detection", "fuzzing", "token rule", "tokens of the rule", box=None)
-    for row in rows:
+    """For a person: the first rows, and the means of all. The token rule stands beside explanations of others."""
+    beside_rule = any(row["model"] != TOKEN_RULE for row in rows)
+    table = Table("latent", "title", "detection", "fuzzing", box=None)
+    for name in ("token rule", "tokens of the rule") if beside_rule else ():
+        table.add_column(name)
+    for row in rows[:ROWS_SHOWN]:
         rule = row["token_rule"] or {"detection": None, "fuzzing": None, "title": ""}
-        table.add_row(
-            str(row["latent"]),
-            row["title"],
-            _figure(row["scores"] and row["scores"]["detection"]),
-            _figure(row["scores"] and row["scores"]["fuzzing"]),
-            f"{_figure(rule['detection'])} / {_figure(rule['fuzzing'])}",
-            rule["title"].removeprefix("Tokens ").removeprefix("Token "),
-        )
+        own = [_figure(row["scores"] and row["scores"][test]) for test in ("detection", "fuzzing")]
+        figures = f"{_figure(rule['detection'])} / {_figure(rule['fuzzing'])}"
+        tokens = rule["title"].removeprefix("Tokens ").removeprefix("Token ")
+        table.add_row(str(row["latent"]), row["title"], *own, *([figures, tokens] if beside_rule else []))
     console = Console(width=None if sys.stdout.isatty() else 150, markup=False, highlight=False)
     console.print(table)
+    if len(rows) > ROWS_SHOWN:
+        console.print(f"... and {len(rows) - ROWS_SHOWN:,} more: --json prints all, `telltale lab latent` one")
     for test in ("detection", "fuzzing"):
         if (means := summary[test])["num_latents"]:
             console.print(

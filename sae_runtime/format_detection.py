@@ -35,6 +35,10 @@ Found = tuple[Reader, Path]
 _TORCH_ENDINGS = (".pt", ".pth", ".ckpt")
 _MARKERS = (MANIFEST_FILE, "cfg.json", "params.npz", "params.safetensors", "hyperparams.json", "ae.pt", "sae_weights.*")
 _MAX_NAMED = 5
+_KNOWN = (
+    "our own, SAELens, Gemma Scope, Llama Scope, sparsify, dictionary_learning, Goodfire, a Lightning checkpoint, or bare "
+    "tensors"
+)
 
 
 def own_folder(path: Path) -> Path | None:
@@ -52,12 +56,12 @@ def detect(path: Path) -> Found:
     if found is not None:
         return found
     if path.is_file():
-        raise CheckpointError(f"{path} is no dictionary of a known format")
+        raise CheckpointError(f"{path} is no dictionary of a known format; known are {_KNOWN}")
     if inside := sorted({str(file.parent.relative_to(path)) for marker in _MARKERS for file in path.rglob(marker)}):
         names = ", ".join(inside[:_MAX_NAMED]) + (", ..." if len(inside) > _MAX_NAMED else "")
         raise CheckpointError(f"{path} is no dictionary but holds some: name one of {names}")
     names = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
-    raise CheckpointError(f"{path} is no dictionary of a known format: it has {names}")
+    raise CheckpointError(f"{path} is no dictionary of a known format: it has {names}; known are {_KNOWN}")
 
 
 def _in_folder(folder: Path) -> Found | None:

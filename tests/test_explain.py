@@ -508,6 +508,16 @@ def test_the_token_rule_needs_no_endpoint(command, server):
     assert by_latent[2]["detection"] is None and by_latent[2]["detection_n"] == 0
 
 
+def test_of_many_latents_the_first_are_shown_and_of_the_rule_no_comparison_with_itself(command, monkeypatch):
+    monkeypatch.setattr("discovery.explanation_report.ROWS_SHOWN", 1)
+    _, records, _ = command(endpoint="tokens", model=None)
+    explained = [record for record in records if "latent" in record]
+    assert len(explained) > 1
+    _, text, _ = command(endpoint="tokens", model=None, json_=False)
+    assert explained[0]["title"] in text and explained[1]["title"] not in text
+    assert f"and {len(explained) - 1:,} more" in text and "tokens of the rule" not in text
+
+
 def test_the_table_is_for_people(command):
     code, out, err = command("--latents", "0", "3", json_=False)
     assert code == 0
