@@ -14,8 +14,6 @@ it was trained on, as far as its manifest says.
 import argparse
 import json
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -33,9 +31,10 @@ from discovery.provenance import check_harvest, check_model, check_unseen
 from discovery.reconstruction import ReconstructionSums, measure_reconstruction
 from discovery.residuals import tapped
 from discovery.shard_stream import read_shard, read_whole_shard
-from discovery.shards import finished_shards, load_token_ids, shard_paths
+from discovery.shards import finished_shards, shard_paths
 from discovery.shards import load_manifest as load_harvest_manifest
 from discovery.splicing import SplicingSums, measure_splicing
+from discovery.splicing_contexts import choose_contexts, even_batches, usual_batch_tokens
 from sae_runtime.checkpoint import (
     MANIFEST_FILE,
     LoadedSAE,
@@ -84,20 +83,6 @@ class Evaluation(NamedTuple):
         return {TOKEN_FVU: usual.as_json()} if usual.tokens >= MIN_TOKENS else {}
 
 
-def full_contexts(shards: list[Path], max_tokens: int, batch_tokens: int = 4096) -> Iterator[Tensor]:
-    """[B, T] batches of the shards' contexts that have the commonest length, up to `max_tokens`.
-
-    HarvestError if that length is below 3: position 0 is left alone and predicts nothing that counts.
-    """
-    contexts = [context for path in shards for context in load_token_ids(path)]
-    lengths = Counter(map(len, contexts))
-    length = max(lengths, key=lengths.__getitem__)
-    if length < 3:
-        raise HarvestError(f"contexts of {shards[0].parent} must have 3 tokens or more for predictions, got {length}")
-    chosen = [context for context in contexts if len(context) == length][: max(1, max_tokens // length)]
-    yield from torch.split(torch.tensor(chosen), max(1, batch_tokens // length))
-
-
 def mean_residual(shards: list[Path]) -> Tensor:
     """[D] fp32 mean of the shards' ordinary residuals. HarvestError if there is none."""
     sum_D, num_tokens = torch.zeros(()), 0
@@ -110,9 +95,15 @@ def mean_residual(shards: list[Path]) -> Tensor:
 
 
 def evaluate(
-    sae: SAE, lm: LanguageModel | None, tap: Tap | None, sets: dict[str, list[Path]], max_ce_tokens: int
+    sae: SAE,
+    lm: LanguageModel | None,
+    tap: Tap | None,
+    sets: dict[str, list[Path]],
+    max_ce_tokens: int,
+    *,
+    batch_tokens: int | None = None,
 ) -> Evaluation:
-    """Measure on each set of shards. The model is run only if there is one."""
+    """Measure on each set of shards. The model is run only if there is one, on passes of `batch_tokens`."""
     reconstruction: dict[str, ReconstructionSums] = {}
     splicing: dict[str, SplicingSums] = {}
     for name, shards in sets.items():
@@ -120,8 +111,11 @@ def evaluate(
         bar = tqdm(shards, desc=f"evaluate {name}", unit="shard", mininterval=5)
         reconstruction[name] = measure_reconstruction(sae, map(read_whole_shard, bar), mean_D=mean_D)
         if lm is not None and tap is not None:
-            batches = tqdm(full_contexts(shards, max_ce_tokens), desc=f"cross-entropy {name}", mininterval=5)
+            chosen = choose_contexts(shards, max_ce_tokens)
+            size = batch_tokens or usual_batch_tokens(lm.model.get_output_embeddings().weight.shape[0])
+            batches = tqdm(even_batches(chosen.contexts, size), desc=f"cross-entropy {name}", mininterval=5)
             splicing[name] = measure_splicing(lm, sae, batches, tap, mean_D=mean_D)
+            splicing[name].num_available = chosen.num_available
     if len(sets) > 1:
         reconstruction[TOTAL] = _total(list(reconstruction.values()))
         if splicing:
@@ -199,6 +193,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--unverified", action="store_true", help="accept another model or place than the dictionary's")
     parser.add_argument("--trained-on", action="store_true", help="accept a harvest that the dictionary was trained on")
     parser.add_argument("--ce-tokens", type=int, default=32768, help="per set; 0 leaves cross-entropy and KL out")
+    parser.add_argument(
+        "--batch-tokens", type=int, help="of a pass for them; default: as many as give 512 MiB of logits"
+    )
     parser.add_argument("--write", action="store_true", help="put the figures into the dictionary's manifest")
     parser.add_argument("--report", type=Path, help="also write an HTML page with plots")
     parser.add_argument("--fidelity", type=Path, help="what `telltale lab fidelity --json` printed, for page and JSON")
@@ -216,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         check_held_out(sae.manifest, sets)
     lm = load_model(args, sae.manifest) if args.ce_tokens else None
     with nullcontext() if lm is None else tapped(lm, sae.manifest.hook) as tap:
-        evaluation = evaluate(sae, lm, tap, sets, args.ce_tokens)
+        evaluation = evaluate(sae, lm, tap, sets, args.ce_tokens, batch_tokens=args.batch_tokens)
     metrics: dict[str, Any] = evaluation.figures() | evaluation.token_fvu()
     density = {name: sums.density_histogram()._asdict() for name, sums in evaluation.reconstruction.items()}
     others = {"density": density, "decoder": geometry_figures(sae)} | ({"fidelity": comparison} if comparison else {})

@@ -25,6 +25,8 @@ ROWS = {
     "dead_ratio": ("dead latents", "{:.2%}"),
     "dense_ratio": ("dense latents", "{:.2%}"),
     "predictions": ("predictions", "{:,.0f}"),
+    "prediction_contexts": ("in contexts", "{:,.0f}"),
+    "prediction_contexts_available": ("drawn from", "{:,.0f}"),
     "cross_entropy_clean": ("cross-entropy, clean (nats)", "{:.3f}"),
     "cross_entropy_sae": ("with the dictionary spliced in", "{:.3f}"),
     "cross_entropy_mean_ablated": ("mean-ablated", "{:.3f}"),

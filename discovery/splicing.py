@@ -29,12 +29,17 @@ class SplicingSums:
     """Nats over the same predictions, under each replacement of the residual."""
 
     num_predictions: int = 0
+    num_contexts: int = 0
+    num_available: int = 0
+    """Contexts that these were drawn from, as far as whoever drew them says."""
     cross_entropy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("clean", *REPLACED), 0.0))
     kl: dict[str, float] = field(default_factory=lambda: dict.fromkeys(REPLACED, 0.0))
 
     def __add__(self, other: "SplicingSums") -> "SplicingSums":
         return SplicingSums(
             self.num_predictions + other.num_predictions,
+            self.num_contexts + other.num_contexts,
+            self.num_available + other.num_available,
             {name: nats + other.cross_entropy[name] for name, nats in self.cross_entropy.items()},
             {name: nats + other.kl[name] for name, nats in self.kl.items()},
         )
@@ -44,6 +49,8 @@ class SplicingSums:
         ce = {name: nats / self.num_predictions for name, nats in self.cross_entropy.items()}
         return {
             "predictions": self.num_predictions,
+            "prediction_contexts": self.num_contexts,
+            "prediction_contexts_available": self.num_available,
             "cross_entropy_clean": ce["clean"],
             "cross_entropy_sae": ce["sae"],
             "cross_entropy_zero_ablated": ce["zero"],
@@ -101,4 +108,5 @@ def measure_splicing(
             else:
                 sums.kl[name] += float((clean_NV.exp() * (clean_NV - logprobs_NV)).sum())
         sums.num_predictions += len(targets_N)
+        sums.num_contexts += len(token_ids_BT)
     return sums

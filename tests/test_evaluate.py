@@ -16,7 +16,6 @@ from discovery.errors import FitError, HarvestError, LabError
 from discovery.evaluate import (
     check_harvests,
     evaluate,
-    full_contexts,
     main,
     mean_residual,
     parse_set,
@@ -27,6 +26,7 @@ from discovery.evaluate import (
 from discovery.harvest import harvest
 from discovery.provenance import COMPARED
 from discovery.shards import load_resid, shard_paths
+from discovery.splicing import measure_splicing
 from sae_runtime.checkpoint import LoadedSAE, Manifest, load_manifest, load_sae, save_sae
 from sae_runtime.formats import UNKNOWN
 from sae_runtime.tap import Tap
@@ -73,12 +73,19 @@ def test_all_sets_together(model, dictionary, tap, tmp_path):
     assert metrics["all"]["dead_ratio"] <= min(metrics["one"]["dead_ratio"], metrics["two"]["dead_ratio"])
 
 
-def test_contexts_for_cross_entropy_have_one_length(model, tmp_path):
-    mixed = [*contexts(4, 12), *contexts(2, 7)]
+def test_cross_entropy_is_over_contexts_of_all_lengths(model, dictionary, tap, tmp_path):
+    """With room for all it is what each context gives in a pass of its own."""
+    mixed = [*contexts(4, 12), *contexts(3, 7), *contexts(2, 30), *contexts(1, 2)]
     harvest(model, tiny.HOOK_POINT, mixed, tmp_path, contexts_per_shard=4)
-    batches = list(full_contexts(shard_paths(tmp_path), max_tokens=36, batch_tokens=24))
-    assert torch.cat(batches).tolist() == [context.tokens for context in mixed[:3]]
-    assert [len(batch) for batch in batches] == [2, 1]
+    shards = shard_paths(tmp_path)
+    found = evaluate(dictionary, model, tap, {"one": shards}, 1000, batch_tokens=30).splicing["one"]
+    alone = [torch.tensor([context.tokens]) for context in mixed if len(context.tokens) > 2]
+    wanted = measure_splicing(model, dictionary, alone, tap, mean_D=mean_residual(shards))
+    assert found.num_predictions == wanted.num_predictions == 4 * 10 + 3 * 5 + 2 * 28
+    assert found.cross_entropy == pytest.approx(wanted.cross_entropy, rel=1e-5)
+    assert found.kl == pytest.approx(wanted.kl, rel=1e-3)
+    figures = found.figures()
+    assert (figures["prediction_contexts"], figures["prediction_contexts_available"]) == (9, 9)
 
 
 def test_metrics_go_into_the_manifest_and_change_nothing_else(dictionary, tmp_path):

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from discovery.evaluate import full_contexts
 from discovery.reconstruction import measure_reconstruction
 from discovery.shards import shard_paths
 from discovery.splicing import measure_splicing
+from discovery.splicing_contexts import choose_contexts, even_batches
 from sae_runtime.checkpoint import load_sae
 from sae_runtime.formats import import_sae
 from sae_runtime.hook_point import HookPoint
@@ -63,7 +63,8 @@ def splicing_of(folder: Path, result: dict[str, Any], args: argparse.Namespace, 
     sae = read_dictionary(folder, result["library"], load_file(args.data / "residuals.safetensors")["mean_D"])
     tap = Tap(lm.model, HookPoint(15), lm.d_model)
     try:
-        sums = measure_splicing(lm, sae, full_contexts(shard_paths(args.held_out), args.ce_tokens), tap)
+        chosen = choose_contexts(shard_paths(args.held_out), args.ce_tokens)
+        sums = measure_splicing(lm, sae, even_batches(chosen.contexts, 4096), tap)
     finally:
         tap.remove()
     return {name: round(value, 5) for name, value in sums.figures().items()}
