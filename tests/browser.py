@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import tools
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None and not tools.are_required(), reason="chromium is not installed")
 
 _FLAGS = [
     "--headless",
@@ -48,7 +49,8 @@ class Opened(NamedTuple):
 
 def open_page(page: Path, profile: Path, *, query: str = "") -> Opened:
     """Open `page`, let its scripts run, and take its DOM. `query` is appended to its address."""
-    assert CHROMIUM is not None
+    if CHROMIUM is None:
+        tools.missing("chromium")
     with _recording_proxy() as (port, requests):
         flags = [*_FLAGS, f"--user-data-dir={profile}", f"--proxy-server=127.0.0.1:{port}"]
         command = [CHROMIUM, *flags, "--dump-dom", page.as_uri() + query]

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import tools
 
 _USER = "postgres"
 _PORT = 5432
@@ -17,11 +18,11 @@ _PORT = 5432
 
 
 def _program(name: str) -> str:
-    """Where it is, on the path or where Debian puts it; skips the test if it isn't there."""
+    """Where it is, on the path or where Debian puts it; the test can't run without (Debian: postgresql)."""
     places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     found = str(places[-1]) if places else shutil.which(name)
     if found is None:
-        pytest.skip(f"{name} is not there: Debian's package postgresql has it")
+        tools.missing(name)
     return found
 
 

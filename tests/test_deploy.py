@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_guards
+import tools
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -40,7 +41,7 @@ def run(tool: str, *arguments: str | Path) -> str:
     """What an outside checker says of our files; if it refuses them, that is the failure's message."""
     path = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
     if path is None:
-        pytest.skip(f"{tool} is not installed")
+        tools.missing(tool)
     result = subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, timeout=120)
     said = result.stdout + result.stderr
     assert result.returncode == 0, said

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tools
 import yaml
 from serving import ALWAYS, connect, eventually, outcomes, serving
 
@@ -59,7 +60,7 @@ async def until(question: Any, *, tries: int = 100) -> Any:
 async def prometheus(folder: Path, http_port: int) -> AsyncIterator[Prometheus]:
     binary = shutil.which("prometheus")
     if binary is None:
-        pytest.skip("prometheus is not installed")
+        tools.missing("prometheus")
     target = {"job_name": "telltale", "static_configs": [{"targets": [f"127.0.0.1:{http_port}"]}]}
     config = {
         "global": {"scrape_interval": "500ms", "scrape_timeout": "400ms", "evaluation_interval": "500ms"},

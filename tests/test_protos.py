@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tools
 
 PROTOS = Path(__file__).parents[1] / "protos"
 GENERATED = ["*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py"]
@@ -20,7 +21,7 @@ def run(*command: str | Path, **options) -> subprocess.CompletedProcess[str]:
 def buf() -> str:
     path = shutil.which("buf", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if path is None:
-        pytest.skip("buf is not installed")
+        tools.missing("buf")
     return path
 
 
