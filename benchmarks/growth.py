@@ -9,8 +9,8 @@ at a token; the model that is harvested is the embedded one. What is measured:
 
     harvest    `discovery.harvest.harvest` to a folder; knows no width
     train      steps of 2048 tokens, topk; tokens are shuffled, so that documents are nothing to it
-    evaluate   `measure_reconstruction`
-    examples   the collector of `telltale lab examples` in one pass
+    evaluate   `measure_reconstruction`; not the decoder's geometry, nor passes over the model
+    examples   the collector of `telltale lab examples` in one pass; not the logit effects, nor the writing
     search     a contrast over items, with permutations; an item is a document, and has been read already
 
 Ends with one JSON line, which `benchmarks.growth_table` makes tables of.

@@ -216,13 +216,14 @@ def main(argv: list[str] | None = None) -> int:
         evaluation = evaluate(sae, lm, tap, sets, args.ce_tokens, batch_tokens=args.batch_tokens)
     metrics: dict[str, Any] = evaluation.figures() | evaluation.token_fvu()
     density = {name: sums.density_histogram()._asdict() for name, sums in evaluation.reconstruction.items()}
-    others = {"density": density, "decoder": geometry_figures(sae)} | ({"fidelity": comparison} if comparison else {})
+    others = {"density": density, "decoder": geometry} | ({"fidelity": comparison} if comparison else {})
     # Before anything is written: what took so long must not go with a file that can't be.
     print(json.dumps(metrics | others, indent=1), flush=True)
     if args.write:
         write_metrics(args.dictionary, metrics)
+    geometry = geometry_figures(sae)
     if args.report:
-        write_report(sae, evaluation, args.report, comparison)
+        write_report(sae, evaluation, geometry, args.report, comparison)
     return 0
 
 
@@ -246,11 +247,17 @@ def read_comparison(path: Path) -> dict[str, Any]:
     raise LabError(f"comparison {path} must be what `telltale lab fidelity --json` prints, got something else")
 
 
-def write_report(sae: LoadedSAE, evaluation: Evaluation, path: Path, comparison: dict[str, Any] | None = None) -> None:
+def write_report(
+    sae: LoadedSAE,
+    evaluation: Evaluation,
+    geometry: dict[str, Any],
+    path: Path,
+    comparison: dict[str, Any] | None = None,
+) -> None:
     """The figures and plots as one HTML page. Folders above it are made."""
     from discovery.evaluation_report import render  # plotly: only for those who want plots
 
-    write_atomically(made_for(path), render(sae, evaluation.figures(), evaluation.reconstruction, comparison))
+    write_atomically(made_for(path), render(sae, evaluation.figures(), evaluation.reconstruction, geometry, comparison))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.io import to_html
 
-from discovery.decoder_geometry import cosine_histogram, geometry_figures, nearest_rows
 from discovery.reconstruction import DENSE, ReconstructionSums
 from sae_runtime.checkpoint import LoadedSAE
 
@@ -59,10 +58,14 @@ def render(
     sae: LoadedSAE,
     figures: dict[str, dict[str, float]],
     sums: dict[str, ReconstructionSums],
+    geometry: dict[str, Any],
     comparison: dict[str, Any] | None = None,
 ) -> str:
-    """The page. `figures` and `sums` by set; `comparison` is what `telltale lab fidelity --json` says."""
-    plots = [density_plot(sums), cosine_plot(sae)]
+    """The page. `figures` and `sums` by set, `geometry` as `geometry_figures` has it.
+
+    `comparison` is what `telltale lab fidelity --json` says.
+    """
+    plots = [density_plot(sums), cosine_plot(geometry)]
     if comparison is not None:
         plots.append(correlation_plot(comparison))
     parts = [
@@ -84,7 +87,7 @@ def render(
         f"<h2>Held-out figures</h2>{figure_table(figures)}"
         "<p>Position 0 is left out of everything; cross-entropy and KL replace every other token.</p>"
         f"<h2>How often latents fire</h2>{parts[0]}<h2>How close decoder rows lie</h2>{parts[1]}"
-        f"{geometry_words(geometry_figures(sae))}"
+        f"{geometry_words(geometry)}"
         + (f"<h2>On another form of the model</h2>{comparison_words(comparison)}{parts[2]}" if comparison else "")
         + "</html>"
     )
@@ -130,9 +133,9 @@ def density_plot(sums: dict[str, ReconstructionSums]) -> go.Figure:
     return plot
 
 
-def cosine_plot(sae: LoadedSAE) -> go.Figure:
+def cosine_plot(geometry: dict[str, Any]) -> go.Figure:
     """Each decoder row's largest cosine with another."""
-    histogram = cosine_histogram(nearest_rows(sae).cosine_F)
+    histogram = geometry["max_cosine_histogram"]
     middles = [(a + b) / 2 for a, b in pairwise(histogram["edges"])]
     plot = go.Figure(go.Bar(x=middles, y=histogram["counts"]))
     plot.update_layout(xaxis_title="largest cosine with another decoder row", yaxis_title="latents")

@@ -36,8 +36,8 @@ _TORCH_ENDINGS = (".pt", ".pth", ".ckpt")
 _MARKERS = (MANIFEST_FILE, "cfg.json", "params.npz", "params.safetensors", "hyperparams.json", "ae.pt", "sae_weights.*")
 _MAX_NAMED = 5
 _KNOWN = (
-    "our own, SAELens, Gemma Scope, Llama Scope, sparsify, dictionary_learning, Goodfire, a Lightning checkpoint, or bare "
-    "tensors"
+    "our own, SAELens, Gemma Scope, Llama Scope, sparsify, dictionary_learning, Goodfire, a Lightning checkpoint, "
+    "or bare tensors"
 )
 
 

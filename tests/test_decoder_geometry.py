@@ -6,16 +6,14 @@ import tiny
 import torch
 
 from discovery import decoder_geometry
-from discovery.decoder_geometry import geometry_figures, nearest_rows
+from discovery.decoder_geometry import geometry_figures, max_cosines
 
 
-def test_nearest_rows_are_those_of_the_full_matrix(dictionary, monkeypatch):
+def test_largest_cosines_are_those_of_the_full_matrix(dictionary, monkeypatch):
     monkeypatch.setattr(decoder_geometry, "_CHUNK_ROWS", 7)  # no divisor of the number of latents
     cosine_FF = torch.nn.functional.cosine_similarity(dictionary.W_dec[:, None], dictionary.W_dec[None], dim=-1)
     cosine_FF.fill_diagonal_(-2)
-    found = nearest_rows(dictionary)
-    torch.testing.assert_close(found.cosine_F, cosine_FF.max(-1).values)
-    assert torch.equal(found.latent_F, cosine_FF.argmax(-1))
+    torch.testing.assert_close(max_cosines(dictionary), cosine_FF.max(-1).values)
 
 
 def test_the_histogram_counts_every_row_once():
@@ -33,5 +31,5 @@ def test_twins_are_seen():
     figures = geometry_figures(sae)
     before = geometry_figures(tiny.sae("relu"))
     assert figures["twin_ratio"] == pytest.approx(before["twin_ratio"] + 2 / tiny.NUM_LATENTS)
-    assert nearest_rows(sae).latent_F[[5, 9]].tolist() == [9, 5]
+    assert max_cosines(sae)[[5, 9]].tolist() == pytest.approx([1, 1])
     assert figures["decoder_norm_max"] >= before["decoder_norm_max"]

@@ -11,7 +11,9 @@ from browser import needs_browser, open_page
 from full_disk import room_for
 from safetensors.torch import save_file
 
+from discovery import decoder_geometry
 from discovery.corpus import Context
+from discovery.decoder_geometry import geometry_figures
 from discovery.errors import FitError, HarvestError, LabError
 from discovery.evaluate import (
     check_harvests,
@@ -275,7 +277,7 @@ def test_the_report_holds_the_figures_and_needs_no_network(model, dictionary, ta
     sae = load_sae(tmp_path / "sae")
     assert isinstance(sae, LoadedSAE)
     evaluation = evaluate(sae, model, tap, dict([parse_set(f"one={tmp_path / 'one'}")]), 1000)
-    write_report(sae, evaluation, tmp_path / "report.html")
+    write_report(sae, evaluation, geometry_figures(sae), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     figures = evaluation.figures()["one"]
     assert f"{figures['variance_explained']:.4f}" in page
@@ -291,10 +293,24 @@ def test_the_report_opens_without_a_network(model, dictionary, tmp_path):
     save_sae(dictionary, MANIFEST, tmp_path / "sae")
     sae = load_sae(tmp_path / "sae")
     evaluation = evaluate(sae, None, None, dict([parse_set(f"one={tmp_path / 'one'}")]), 0)
-    write_report(sae, evaluation, tmp_path / "report.html")
+    write_report(sae, evaluation, geometry_figures(sae), tmp_path / "report.html")
     opened = open_page(tmp_path / "report.html", tmp_path / "profile")
     assert opened.console == opened.requests == []
     assert opened.dom.count('class="main-svg"') >= 2  # both plots are drawn
+
+
+def test_decoder_rows_are_compared_once_for_page_and_json(dictionary, tmp_path, capsys, monkeypatch):
+    """And random rows once: each time costs F^2 * D operations."""
+    seen, largest = [], decoder_geometry.max_cosines
+    monkeypatch.setattr(decoder_geometry, "max_cosines", lambda sae: (seen.append(sae), largest(sae))[1])
+    save_sae(dictionary, MANIFEST, tmp_path / "sae")
+    write_shard(tmp_path)
+    write_manifest(tmp_path, {})
+    argv = [str(tmp_path / "sae"), "--set", f"one={tmp_path}", "--ce-tokens", "0", "--unverified"]
+    assert main([*argv, "--report", str(tmp_path / "report.html")]) == 0
+    assert len(seen) == 2
+    median = json.loads(capsys.readouterr().out)["decoder"]["max_cosine_quantiles"]["50%"]
+    assert f"<p>Median {median:.2f}; random" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def plotly_script(page: str) -> str:
