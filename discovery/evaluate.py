@@ -14,6 +14,7 @@ it was trained on, as far as its manifest says.
 import argparse
 import json
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -201,6 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fidelity", type=Path, help="what `telltale lab fidelity --json` printed, for page and JSON")
     args = parser.parse_args(argv)
     check_counts(args, "ce_tokens", least=0)
+    check_counts(args, "batch_tokens")
     check_output("--report", args.report)
     check_output("--write", args.dictionary / MANIFEST_FILE if args.write else None)
     sae = load_sae(args.dictionary, device=resolve_device(args.device))
@@ -215,13 +217,13 @@ def main(argv: list[str] | None = None) -> int:
     with nullcontext() if lm is None else tapped(lm, sae.manifest.hook) as tap:
         evaluation = evaluate(sae, lm, tap, sets, args.ce_tokens, batch_tokens=args.batch_tokens)
     metrics: dict[str, Any] = evaluation.figures() | evaluation.token_fvu()
+    geometry = geometry_figures(sae)
     density = {name: sums.density_histogram()._asdict() for name, sums in evaluation.reconstruction.items()}
     others = {"density": density, "decoder": geometry} | ({"fidelity": comparison} if comparison else {})
     # Before anything is written: what took so long must not go with a file that can't be.
     print(json.dumps(metrics | others, indent=1), flush=True)
     if args.write:
         write_metrics(args.dictionary, metrics)
-    geometry = geometry_figures(sae)
     if args.report:
         write_report(sae, evaluation, geometry, args.report, comparison)
     return 0
