@@ -2,7 +2,7 @@
 
     effect_FV = (d * g) @ U^T,   minus its mean over the vocabulary
 
-`d` is the latent's direction in residual units, `g` the weight of the model's last norm, `U` the unembedding. The norm
+`d` is the latent's direction in residual units, `g` the gain of the model's last norm, `U` the unembedding. The norm
 also divides by the residual's size, which differs from token to token, so effects can be compared within a latent and
 between latents, but are no logits; what the blocks in between make of the direction is not in them.
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from sae_runtime.language_model import LanguageModel
@@ -61,4 +61,13 @@ def _readout(lm: LanguageModel) -> Tensor:
     # Means are over real tokens; rows that pad the matrix to a round size are no tokens.
     num_real = min(len(lm.tokenizer), len(unembedding_VD)) if lm.tokenizer is not None else len(unembedding_VD)
     unembedding_VD = unembedding_VD[:num_real] - unembedding_VD[:num_real].mean(0)
-    return unembedding_VD * lm.model.model.norm.weight.float()
+    return unembedding_VD * _gain(lm.model.model.norm, unembedding_VD)
+
+
+def _gain(norm: nn.Module, like_VD: Tensor) -> Tensor:
+    """[D] what the last norm, an RMS norm, multiplies by: its weight, or 1 + weight, or whatever its code makes of it.
+
+    Of a probe x = (1, ..., 1), whose root mean square is 1, it returns just that, but for its epsilon.
+    """
+    weight = next(norm.parameters())
+    return norm(torch.ones(1, like_VD.shape[1], device=weight.device, dtype=torch.float32))[0].float()

@@ -6,6 +6,8 @@
 equals a whole pass in which the tap changes resid to resid', at about half the price, and with logits only where they
 are wanted.
 
+Some models scale what they take for embeddings (Granite): residuals are divided by that first.
+
 Shape suffixes: B rows, T positions, D model width, P positions wanted, V vocabulary.
 """
 
@@ -55,5 +57,12 @@ def second_half(bench: Bench, resid_BTD: Tensor, positions: list[int]) -> Tensor
     """[B, P, V] fp32 log-probabilities of the token behind each of `positions`."""
     kept_P = torch.tensor(positions, device=resid_BTD.device)
     with blocks_behind(bench.lm.model, bench.tap.hook_point):
-        output = bench.lm.model(inputs_embeds=resid_BTD, use_cache=False, logits_to_keep=kept_P)
+        output = bench.lm.model(
+            inputs_embeds=resid_BTD / _multiplier(bench.lm.model), use_cache=False, logits_to_keep=kept_P
+        )
     return output.logits.float().log_softmax(-1)
+
+
+def _multiplier(model: Any) -> float:
+    """What the decoder multiplies `inputs_embeds` by; 1 in most models."""
+    return float(getattr(model.model, "embedding_multiplier", 1.0))

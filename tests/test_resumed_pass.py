@@ -3,8 +3,9 @@
 import pytest
 import tiny
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GraniteConfig, GraniteForCausalLM
 
+from discovery.logit_effects import promoted_tokens
 from discovery.resumed_pass import first_half, second_half
 from discovery.steering_bench import Bench, edit_rows
 from sae_runtime.hook_point import HookPoint
@@ -55,9 +56,43 @@ def gemma():
     return wrap_model(Gemma3ForCausalLM(config).eval(), tokenizer, "gemma", "0" * 64, "none", torch.float32, "cpu")
 
 
+def granite():
+    """Embeddings are scaled on their way in, and so are logits."""
+    torch.manual_seed(3)
+    tokenizer = tiny.byte_tokenizer()
+    config = GraniteConfig(
+        hidden_size=tiny.D_MODEL,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=64,
+        embedding_multiplier=12.0,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    return wrap_model(GraniteForCausalLM(config).eval(), tokenizer, "granite", "0" * 64, "none", torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("made", [tiny.language_model, gemma, granite])
+def test_promoted_tokens_are_those_whose_logits_rise(made):
+    """Against the model's own norm and unembedding: the norm's gain is its weight, or 1 + weight."""
+    lm = made()
+    direction_D = torch.randn(tiny.D_MODEL, generator=torch.Generator().manual_seed(0))
+    norm, head = lm.model.model.norm, lm.model.get_output_embeddings()
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(tiny.D_MODEL, generator=torch.Generator().manual_seed(1)) - 0.3)
+        logits_V = head(norm(direction_D[None]))[0]
+    assert promoted_tokens(lm, direction_D, 10) == logits_V.topk(10).indices.tolist()
+
+
+@pytest.mark.parametrize("made", [gemma, granite])
 @pytest.mark.parametrize("hook_point", [HookPoint(0, "output"), HookPoint(2, "input"), HookPoint(3, "output")])
-def test_blocks_of_several_kinds_stay_what_they_are(dictionary, hook_point):
-    lm = gemma()
+def test_blocks_of_several_kinds_stay_what_they_are(dictionary, made, hook_point):
+    lm = made()
     tap = Tap(lm.model, hook_point, tiny.D_MODEL)
     bench = Bench(lm, tap, dictionary, tiny.limits(dictionary))
     with torch.inference_mode():
