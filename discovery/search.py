@@ -40,6 +40,8 @@ from sae_runtime.checkpoint import LoadedSAE, Manifest, load_manifest, load_sae
 
 _LEAST_TO_HOLD_OUT = 8
 """Groups with each label that it takes to leave half of them out."""
+_FILE_WIDTH = 150
+"""Of tables that go into a file: rich takes 80 there, and cuts every figure."""
 
 Found = tuple[dict[str, Any], list[RenderableType]]
 """What a search found, as JSON and as tables."""
@@ -217,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(record))
     else:
-        Console().print(*tables)
+        Console(width=None if sys.stdout.isatty() else _FILE_WIDTH).print(*tables)
     return 0
 
 

@@ -88,7 +88,7 @@ def test_the_manifest_says_where_it_comes_from(folder, made):
         for name in ("model_sha256", "hook_point", "contexts_sha256"):
             assert made.manifest[name] == store.manifest[name] is not None
     assert made.manifest["quoted_sources"] == {"chat": "the model's own", "novels": "public domain"}
-    assert set(made.manifest["sources"]) == {"novels", "manuals", "chat", "unknown"}
+    assert set(made.manifest["sources"]) == {"novels", "manuals", "chat"}
     assert made.manifest["date"] is None
 
 
