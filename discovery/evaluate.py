@@ -26,7 +26,7 @@ from tqdm import tqdm
 from discovery.argument_checks import check_counts
 from discovery.command_parser import command_parser
 from discovery.decoder_geometry import geometry_figures
-from discovery.errors import HarvestError, LabError
+from discovery.errors import FitError, HarvestError, LabError
 from discovery.output_places import check_output, made_for
 from discovery.provenance import check_harvest, check_model, check_unseen
 from discovery.reconstruction import ReconstructionSums, measure_reconstruction
@@ -170,6 +170,14 @@ def check_harvests(manifest: Manifest, sets: dict[str, list[Path]]) -> None:
         check_harvest(manifest, load_harvest_manifest(folder)["settings"], folder)
 
 
+def check_widths(manifest: Manifest, sets: dict[str, list[Path]]) -> None:
+    """FitError if the dictionary can't read a harvest, whatever model it is of."""
+    for folder in sorted({path.parent for shards in sets.values() for path in shards}):
+        width = load_harvest_manifest(folder)["settings"].get("d_model", manifest.d_model)
+        if width != manifest.d_model:
+            raise FitError(f"d_model of harvest {folder} must be the dictionary's {manifest.d_model}, got {width}")
+
+
 def check_held_out(manifest: Manifest, sets: dict[str, list[Path]]) -> None:
     """HarvestError if the dictionary says that it was trained on one of the harvests."""
     for folder in sorted({path.parent for shards in sets.values() for path in shards}):
@@ -209,6 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     sets = parse_sets(args.set)
     check_whole(sets)
     comparison = read_comparison(args.fidelity) if args.fidelity else None
+    check_widths(sae.manifest, sets)
     if not args.unverified:
         check_harvests(sae.manifest, sets)
     if not args.trained_on:

@@ -90,6 +90,15 @@ def test_cross_entropy_is_over_contexts_of_all_lengths(model, dictionary, tap, t
     assert (figures["prediction_contexts"], figures["prediction_contexts_available"]) == (9, 9)
 
 
+def test_a_harvest_of_another_width_is_refused_unverified_too(dictionary, tmp_path):
+    save_sae(dictionary, MANIFEST, tmp_path / "sae")
+    (tmp_path / "one").mkdir()
+    write_shard(tmp_path / "one")
+    write_manifest(tmp_path / "one", MANIFEST.model_dump(include=set(COMPARED)) | {"d_model": 48})
+    with pytest.raises(FitError, match=f"d_model of harvest .*one must be the dictionary's {tiny.D_MODEL}, got 48"):
+        main([str(tmp_path / "sae"), "--set", f"one={tmp_path / 'one'}", "--ce-tokens", "0", "--unverified"])
+
+
 def test_metrics_go_into_the_manifest_and_change_nothing_else(dictionary, tmp_path):
     before = save_sae(dictionary, MANIFEST, tmp_path)
     write_metrics(tmp_path, {"all": {"l0": 8.0}})
