@@ -73,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(name, rest[:-1])
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+
+
 def run(name: str, argv: list[str]) -> int:
     """Run command `name`. What goes wrong in a known way ends as a line on stderr and an exit code."""
     program, sys.argv[0] = sys.argv[0], f"telltale lab {name}"  # what argparse calls the program in its messages
@@ -84,6 +89,12 @@ def run(name: str, argv: list[str]) -> int:
             return int(module.main(argv))
         except (LabError, RuntimeFault, ValueError, OSError) as error:
             print(f"telltale lab {name}: {error}{_way_on(name, error)}", file=sys.stderr)
+            return EXIT_FAILED
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0] or "no memory is left"
+            print(f"telltale lab {name}: out of memory: {reason}; smaller batches take less", file=sys.stderr)
             return EXIT_FAILED
     except ModuleNotFoundError as error:
         library = (error.name or str(error)).partition(".")[0]

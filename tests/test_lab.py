@@ -13,6 +13,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import torch
 
 from discovery import lab, monitor_lab
 from discovery.command_parser import default_words
@@ -104,6 +105,28 @@ def test_a_known_failure_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(import_module("discovery.harvest"), "main", fail)
     assert cli.main(["lab", "harvest"]) == 1
     assert capsys.readouterr().err == "telltale lab harvest: there is nothing to harvest\n"
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore"), MemoryError()]
+)
+def test_a_lack_of_memory_is_one_line_with_the_way_out(error, capsys, monkeypatch):
+    def fail(_argv):
+        raise error
+
+    monkeypatch.setattr(import_module("discovery.harvest"), "main", fail)
+    assert cli.main(["lab", "harvest"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "out of memory" in said and said.endswith("smaller batches take less\n")
+
+
+def test_any_other_error_of_torch_is_not_taken_for_it(monkeypatch):
+    def fail(_argv):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(import_module("discovery.harvest"), "main", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cli.main(["lab", "harvest"])
 
 
 @pytest.mark.parametrize(("command", "goes_on"), [("chat-corpus", True), ("search", False)])
