@@ -36,26 +36,22 @@ from discovery.named_features import (
 )
 from discovery.output_places import check_output, made_for
 from discovery.provenance import check_harvest
-from discovery.quantile_threshold import quantile_threshold, read_replies, reply_statistics
+from discovery.quantile_monitor import monitor_of, wrong_firings
+from discovery.quantile_threshold import read_replies
 from discovery.residuals import tapped
 from discovery.search_items import Item, make_item, read_items
 from discovery.shards import load_manifest as load_harvest_manifest
 from discovery.steering_bench import Bench
 from discovery.steering_trial import try_steering
-from monitors.components import WeightedFeature
 from monitors.pack import PACK_SUFFIX, MonitorPack
-from monitors.pack_parts import Bindings, PackCalibration, PackComponent
-from monitors.thresholds import Levels, LevelThreshold, Stratum, Thresholds
 from monitors.watchlist import FEATURES_FILE, NamedFeature, Watchlist
-from sae_runtime.checkpoint import LoadedSAE, Manifest, load_manifest, load_sae
+from sae_runtime.checkpoint import LoadedSAE, load_manifest, load_sae
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.tap import Tap
 from sae_runtime.whole_files import whole_file
 
 MAX_DENSITY = 0.05
 
-_WINDOW, _MIN_TOKENS, _LONGEST = 16, 8, 1024
-_LIMITS = "Its threshold bounds no rate of false alarms at any length of reply."
 _CANDIDATES = 12
 _STEERING_PROMPT = "Tell me about your day."
 _STEERING_MULTIPLES = (2.0, 4.0)
@@ -219,60 +215,6 @@ def feature_of(
         default_watched=True,
         evidence=evidence,
     )
-
-
-def monitor_of(
-    feature: NamedFeature, replies: list[Tensor], column: int, manifest: Manifest, sources: str
-) -> MonitorPack:
-    """A monitor on one feature, its threshold the plain 99 % quantile over benign replies."""
-    statistics = reply_statistics(replies, column, feature.reference_scale, _WINDOW, _MIN_TOKENS)
-    found = quantile_threshold(statistics)
-    # A latent that is silent on benign replies leaves nothing to set a threshold by.
-    threshold = round(max(found.threshold, 0.01), 4)
-    level = LevelThreshold(round(1 - found.quantile, 6), threshold, (_LONGEST,))
-    source = (
-        f"The plain {found.quantile:.0%} quantile of the largest rolling mean over {found.num_replies} benign "
-        f"replies ({sources}; largest {found.max_statistic:.3f}). Not a validated calibration."
-    )
-    return MonitorPack(
-        name=feature.name,
-        version=1,
-        kind="feature",
-        description=f"Rolling mean of the feature {feature.name}: {feature.description}.",
-        limits="Nothing shows that the feature is what its name says. " + _LIMITS,
-        validated=False,
-        validated_reason="Never evaluated, and its threshold is one quantile for replies of all lengths.",
-        bindings=Bindings(
-            model_name=manifest.model_name,
-            model_sha256=manifest.model_sha256,
-            quantization=manifest.quantization,
-            sae_sha256=manifest.sae_sha256,
-        ),
-        components=(
-            PackComponent(
-                name=feature.name,
-                reads=f"The latent {feature.index}, in units of its reference scale.",
-                features=(WeightedFeature(feature.index, 1.0, feature.reference_scale),),
-                transform="linear",
-            ),
-        ),
-        window=_WINDOW,
-        min_tokens=_MIN_TOKENS,
-        cooldown_tokens=_WINDOW,
-        thresholds=Thresholds((Stratum(_LONGEST, 0.0),), Levels(level, None), round(0.8 * threshold, 4)),
-        calibration=PackCalibration(
-            method="plain_quantile",
-            source=source,
-            figures={"num_replies": found.num_replies, "max_statistic": found.max_statistic},
-        ),
-    )
-
-
-def wrong_firings(replies: list[Tensor], threshold: float, column: int, scale: float) -> dict[str, float | int]:
-    """How often a monitor of that threshold would fire on replies that it ought to leave alone."""
-    statistics = reply_statistics(replies, column, scale, _WINDOW, _MIN_TOKENS)
-    fired = sum(statistic > threshold for statistic in statistics)
-    return {"replies": len(statistics), "fired": fired, "share": round(fired / max(len(statistics), 1), 4)}
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

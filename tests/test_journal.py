@@ -124,9 +124,11 @@ def test_a_second_writer_is_refused_by_name_and_readers_are_not(path):
 
 def test_a_refused_opening_leaves_no_lock_behind(path):
     path.write_bytes(b"something else " * 100)
-    refusal(path)
+    assert "not a database" in refusal(path)
     path.unlink()
-    Journal.open(path).close()
+    with Journal.open(path) as journal:
+        journal.append([alert()])
+    assert findings(path) == [None]
 
 
 # Files that are no use

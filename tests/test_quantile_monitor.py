@@ -4,7 +4,7 @@ import pytest
 import torch
 from serving import manifest, named_feature
 
-from discovery.name_features import monitor_of, wrong_firings
+from discovery.quantile_monitor import monitor_of, wrong_firings
 from monitors.bank import MonitorBank
 from monitors.components import Inputs
 
