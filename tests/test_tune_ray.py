@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -22,6 +23,8 @@ pytestmark = [
 
 STORE_BYTES = 80 * 2**20
 ROOT = Path(__file__).parents[1]
+MOMENTS = 5000
+"""Calls and returns in a driver's own code while the search of `command` runs are somewhat more."""
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,18 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(cluster, harvest
     assert (tmp_path / "killed" / "results.csv").read_text() == wanted
     decisions = [(tmp_path / name / "decisions.jsonl").read_text() for name in ("plain", "killed")]
     assert decisions[0] == decisions[1]
+
+
+@pytest.mark.parametrize("seed", [11, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5))])
+def test_a_search_killed_at_random_moments_again_and_again_goes_on(cluster, harvests, tmp_path, seed):
+    """Each process is killed at a moment drawn from within a whole search's, until one comes to the end."""
+    wanted = run_plainly(command(harvests, tmp_path / "plain"))
+    argv = [*command(harvests, tmp_path / "killed"), "--max-concurrent", "1", "--address", cluster.address]
+    moments = random.Random(seed)
+    ends = [run_killed("moment", moments.randint(1, MOMENTS), argv) for _ in range(2)]
+    assert set(ends) <= {0, -signal.SIGKILL} and ends[0] == -signal.SIGKILL, ends
+    assert tune.main(argv) == 0
+    assert (tmp_path / "killed" / "results.csv").read_text() == wanted
 
 
 @pytest.mark.slow
