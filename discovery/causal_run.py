@@ -20,7 +20,7 @@ from discovery.causal_record import ablation_record, pinning_record
 from discovery.causal_texts import LEAST_GROUPS, Contrast, Text, typical_tokens
 from discovery.errors import SteerError
 from discovery.result_lines import ResultLines
-from discovery.resumed_pass import first_half
+from discovery.resumed_pass import check_halves, first_half
 from discovery.steering_bench import Bench
 from monitors.watchlist import NamedFeature
 
@@ -95,6 +95,7 @@ def run(
 def read_texts(bench: Bench, subject: Subject, *, progress: bool) -> dict[Text, Read]:
     """Every text once, up to the hook point."""
     texts = dict.fromkeys(text for contrast in subject.contrasts.values() for side in contrast for text in side)
+    check_halves(bench, list(next(iter(texts)).tokens))
     reads = {}
     for text in tqdm(texts, desc="reading", unit="text", disable=not progress):
         resid_TD = first_half(bench, list(text.tokens))

@@ -2,7 +2,8 @@
 
     effect_FV = (d * g) @ U^T,   minus its mean over the vocabulary
 
-`d` is the latent's direction in residual units, `g` the gain of the model's last norm, `U` the unembedding. The norm
+`d` is the latent's direction in residual units (less its mean, where the model's last norm takes means off), `g` the
+gain of that norm, `U` the unembedding. The norm
 also divides by the residual's size, which differs from token to token, so effects can be compared within a latent and
 between latents, but are no logits; what the blocks in between make of the direction is not in them.
 
@@ -61,13 +62,20 @@ def _readout(lm: LanguageModel) -> Tensor:
     # Means are over real tokens; rows that pad the matrix to a round size are no tokens.
     num_real = min(len(lm.tokenizer), len(unembedding_VD)) if lm.tokenizer is not None else len(unembedding_VD)
     unembedding_VD = unembedding_VD[:num_real] - unembedding_VD[:num_real].mean(0)
-    return unembedding_VD * _gain(lm.model.model.norm, unembedding_VD)
+    gain_D, takes_mean_off = _measured(lm.model.model.norm, unembedding_VD)
+    readout_VD = unembedding_VD * gain_D
+    return readout_VD - readout_VD.mean(1, keepdim=True) if takes_mean_off else readout_VD
 
 
-def _gain(norm: nn.Module, like_VD: Tensor) -> Tensor:
-    """[D] what the last norm, an RMS norm, multiplies by: its weight, or 1 + weight, or whatever its code makes of it.
+def _measured(norm: nn.Module, like_VD: Tensor) -> tuple[Tensor, bool]:
+    """[D] what the last norm multiplies by, and whether it takes the mean off first, as LayerNorm does.
 
-    Of a probe x = (1, ..., 1), whose root mean square is 1, it returns just that, but for its epsilon.
+    RMS norms multiply by their weight, or 1 + weight, or whatever their code makes of it: so it is asked. Of a probe
+    x = (1, -1, 1, ...), whose mean is 0 and root mean square 1, either kind returns x * gain + bias, but for its
+    epsilon, and only LayerNorm returns the same of x + 1.
     """
-    weight = next(norm.parameters())
-    return norm(torch.ones(1, like_VD.shape[1], device=weight.device, dtype=torch.float32))[0].float()
+    probe_D = torch.ones(like_VD.shape[1], device=next(norm.parameters()).device)
+    probe_D[1::2] = -1
+    out_3D = norm(torch.stack([probe_D, -probe_D, probe_D + 1])).float()
+    gain_D = (out_3D[0] - out_3D[1]) / 2 * probe_D
+    return gain_D, torch.allclose(out_3D[2], out_3D[0], rtol=1e-3, atol=1e-5)

@@ -6,7 +6,8 @@
 equals a whole pass in which the tap changes resid to resid', at about half the price, and with logits only where they
 are wanted.
 
-Some models scale what they take for embeddings (Granite): residuals are divided by that first.
+Some models scale what they take for embeddings (Granite): residuals are divided by that first. What else a decoder does
+between its embeddings and its first block would be done again: `check_halves` tells.
 
 Shape suffixes: B rows, T positions, D model width, P positions wanted, V vocabulary.
 """
@@ -18,10 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from discovery.errors import SteerError
 from discovery.residuals import blocks_up_to
 from discovery.steering_bench import Bench
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.tap import decoder_layers
+
+_MAX_DIFFERENCE = 0.1
+"""Nats. In bf16, rounding makes a few hundredths; a scale that is missed, whole nats."""
 
 
 @contextmanager
@@ -61,6 +66,20 @@ def second_half(bench: Bench, resid_BTD: Tensor, positions: list[int]) -> Tensor
             inputs_embeds=resid_BTD / _multiplier(bench.lm.model), use_cache=False, logits_to_keep=kept_P
         )
     return output.logits.float().log_softmax(-1)
+
+
+@torch.inference_mode()
+def check_halves(bench: Bench, ids: list[int]) -> None:
+    """SteerError if the two halves of a pass over `ids` don't come to what a whole pass does."""
+    whole_TV = bench.lm.model(torch.tensor([ids], device=bench.lm.device), use_cache=False).logits[0].float()
+    halves_TV = second_half(bench, first_half(bench, ids)[None], list(range(len(ids))))[0]
+    difference = (halves_TV - whole_TV.log_softmax(-1)).abs().mean().item()
+    if not difference <= _MAX_DIFFERENCE:
+        raise SteerError(
+            f"the model's pass can't be resumed at {bench.tap.hook_point}: log-probabilities must come within "
+            f"{_MAX_DIFFERENCE} nats of a whole pass's, and differ by {difference:.3g} on average; causal tests "
+            "don't know what this model does to its embeddings"
+        )
 
 
 def _multiplier(model: Any) -> float:

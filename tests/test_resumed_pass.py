@@ -3,10 +3,21 @@
 import pytest
 import tiny
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
+)
 
+from discovery import resumed_pass
+from discovery.errors import SteerError
 from discovery.logit_effects import promoted_tokens
-from discovery.resumed_pass import first_half, second_half
+from discovery.resumed_pass import check_halves, first_half, second_half
 from discovery.steering_bench import Bench, edit_rows
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import wrap_model
@@ -77,15 +88,45 @@ def granite():
     return wrap_model(GraniteForCausalLM(config).eval(), tokenizer, "granite", "0" * 64, "none", torch.float32, "cpu")
 
 
-@pytest.mark.parametrize("made", [tiny.language_model, gemma, granite])
+def small(config_class, model_class):
+    """A model with LayerNorm at its end."""
+    torch.manual_seed(3)
+    tokenizer = tiny.byte_tokenizer()
+    config = config_class(
+        hidden_size=tiny.D_MODEL,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        pad_token_id=2,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    return wrap_model(model_class(config).eval(), tokenizer, "small", "0" * 64, "none", torch.float32, "cpu")
+
+
+def cohere():
+    """LayerNorm without a bias."""
+    return small(CohereConfig, CohereForCausalLM)
+
+
+def stable_lm():
+    """LayerNorm with a bias."""
+    return small(StableLmConfig, StableLmForCausalLM)
+
+
+@pytest.mark.parametrize("made", [tiny.language_model, gemma, granite, cohere, stable_lm])
 def test_promoted_tokens_are_those_whose_logits_rise(made):
-    """Against the model's own norm and unembedding: the norm's gain is its weight, or 1 + weight."""
+    """Against the model's own norm and unembedding: the gain is the weight, or 1 + weight, of an RMS or a LayerNorm."""
     lm = made()
     direction_D = torch.randn(tiny.D_MODEL, generator=torch.Generator().manual_seed(0))
     norm, head = lm.model.model.norm, lm.model.get_output_embeddings()
     with torch.no_grad():
         norm.weight.copy_(torch.rand(tiny.D_MODEL, generator=torch.Generator().manual_seed(1)) - 0.3)
-        logits_V = head(norm(direction_D[None]))[0]
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.copy_(torch.randn(tiny.D_MODEL, generator=torch.Generator().manual_seed(2)))
+        logits_V = (head(norm(direction_D[None])) - head(norm(torch.zeros(1, tiny.D_MODEL))))[0]
     assert promoted_tokens(lm, direction_D, 10) == logits_V.topk(10).indices.tolist()
 
 
@@ -101,6 +142,18 @@ def test_blocks_of_several_kinds_stay_what_they_are(dictionary, made, hook_point
         again_TV = lm.model(torch.tensor([IDS])).logits[0].log_softmax(-1)
     torch.testing.assert_close(found_BPV[0], wanted_TV[[0, 5, 6]], rtol=1e-4, atol=1e-4)
     assert torch.equal(again_TV, wanted_TV)
+    tap.remove()
+
+
+def test_halves_that_are_no_whole_are_refused(dictionary, monkeypatch):
+    """A model that scales its embeddings in a way that nobody has told us."""
+    lm = granite()
+    tap = Tap(lm.model, HookPoint(2, "input"), tiny.D_MODEL)
+    bench = Bench(lm, tap, dictionary, tiny.limits(dictionary))
+    check_halves(bench, IDS)
+    monkeypatch.setattr(resumed_pass, "_multiplier", lambda _model: 1.0)
+    with pytest.raises(SteerError, match=r"can't be resumed at layers.2.input: .* within 0.1 nats .* differ by \d"):
+        check_halves(bench, IDS)
     tap.remove()
 
 
