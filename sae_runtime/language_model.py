@@ -183,6 +183,8 @@ def _resolve_folder(source: str, progress: bool) -> Path:
         return path
     if path.is_absolute() or source.startswith("."):
         raise ModelError(f"model folder {path} does not exist")
+    if path.exists():
+        raise ModelError(f"model must be 'embedded', a .gguf file, a folder or a hub name, got another file: {path}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 

@@ -254,6 +254,13 @@ def test_a_name_that_the_hub_does_not_know(model_refusal, monkeypatch):
     assert model_refusal("someone/model") == wanted + "no route to the hub"
 
 
+def test_another_file_is_not_looked_for_on_the_hub(model_refusal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("essay.txt").write_text("Whales sing.")
+    wanted = "model must be 'embedded', a .gguf file, a folder or a hub name, got another file: essay.txt"
+    assert model_refusal("essay.txt") == wanted
+
+
 def test_a_model_of_the_hub_keeps_its_name(saved, load_model, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _source, **_settings: str(saved))
     identity = load_model("someone/model").identity
