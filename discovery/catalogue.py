@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from discovery.command_parser import command_parser
 from discovery.errors import ExampleError
 from discovery.example_store import ExampleStore
 from discovery.output_places import check_output, made_for
+from discovery.tables import table_console
 from monitors.latent_catalogue import CATALOGUE_FILE, LatentCatalogue
 from monitors.latent_entry import Said
 from sae_runtime.checkpoint import Manifest, load_manifest
@@ -184,7 +184,7 @@ def show(figures: Mapping[str, Any], *, as_json: bool) -> None:
     table = Table(show_header=False)
     for name, value in figures.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    Console().print(table)
+    table_console().print(table)
 
 
 if __name__ == "__main__":

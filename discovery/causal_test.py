@@ -31,8 +31,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from discovery.causal_record import causal_table
 from discovery.causal_run import CausalSettings, Subject, contrast_name, records_of, run
 from discovery.causal_texts import choose, file_contrast, pool_contrasts
@@ -43,6 +41,7 @@ from discovery.input_arguments import add_dictionary_model_arguments
 from discovery.output_places import check_output
 from discovery.result_lines import ResultLines, claimed
 from discovery.steering_bench import Bench, open_bench
+from discovery.tables import table_console
 from monitors.watchlist import FEATURES_FILE, Watchlist
 from sae_runtime.checkpoint import load_manifest
 
@@ -160,9 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps({**results.settings, "records": records}))
     else:
-        # Where there is no terminal to ask for its width, the table's own.
-        console = Console() if sys.stdout.isatty() else Console(width=132)
-        console.print(causal_table(records))
+        table_console().print(causal_table(records))
     return 0
 
 

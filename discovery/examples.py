@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
@@ -50,6 +49,7 @@ from discovery.output_places import check_output
 from discovery.provenance import check_provenance, model_facts
 from discovery.residuals import tapped
 from discovery.result_lines import claimed
+from discovery.tables import table_console
 from discovery.text_pieces import UNKNOWN_SOURCE, HarvestedText, ModelText, Text, harvest_facts
 from discovery.token_text import vocabulary_sha256
 from sae_runtime.checkpoint import LoadedSAE, load_sae
@@ -252,7 +252,7 @@ def print_summary(figures: dict[str, Any]) -> None:
     table = Table(show_header=False)
     for name, value in figures.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    Console().print(table)
+    table_console().print(table)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

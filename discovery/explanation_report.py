@@ -4,12 +4,12 @@ import json
 import sys
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from discovery.call_limits import Meter
 from discovery.explain_run import Outcome
 from discovery.explanation_book import ExplanationBook
+from discovery.tables import table_console
 from discovery.token_rule import TOKEN_RULE
 
 ROWS_SHOWN = 20
@@ -76,7 +76,7 @@ def print_table(rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
         figures = f"{_figure(rule['detection'])} / {_figure(rule['fuzzing'])}"
         tokens = rule["title"].removeprefix("Tokens ").removeprefix("Token ")
         table.add_row(str(row["latent"]), row["title"], *own, *([figures, tokens] if beside_rule else []))
-    console = Console(width=None if sys.stdout.isatty() else 150, markup=False, highlight=False)
+    console = table_console(markup=False, highlight=False)
     console.print(table)
     if len(rows) > ROWS_SHOWN:
         console.print(f"... and {len(rows) - ROWS_SHOWN:,} more: --json prints all, `telltale lab latent` one")

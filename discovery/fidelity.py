@@ -29,7 +29,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
@@ -45,6 +44,7 @@ from discovery.latent_names import load_watchlist
 from discovery.provenance import check_model
 from discovery.residuals import read_in_batches, tapped
 from discovery.shards import ordinary
+from discovery.tables import table_console
 from sae_runtime.checkpoint import MANIFEST_FILE, Manifest, load_manifest, load_sae, write_atomically
 from sae_runtime.fidelity_figures import FidelityFigures
 from sae_runtime.language_model import (
@@ -133,7 +133,7 @@ def print_comparison(
     table = Table("", *names)
     table.add_row("L0", *(f"{l0:.1f}" for l0 in figures["l0"]))
     table.add_row("variance explained", *(f"{explained:.4f}" for explained in figures["variance_explained"]))
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = table_console(highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     quantiles = ", ".join(f"{name} {value:.3f}" for name, value in figures["correlation"].items())
     console.print(

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from discovery.argument_checks import check_counts
@@ -21,6 +20,7 @@ from discovery.command_parser import command_parser
 from discovery.errors import FitError
 from discovery.fit_check import Fit, check_fit
 from discovery.output_places import check_output
+from discovery.tables import table_console
 from sae_runtime.checkpoint import LoadedSAE, save_sae
 from sae_runtime.errors import CheckpointError
 from sae_runtime.formats import UNKNOWN, import_sae
@@ -125,7 +125,7 @@ def print_report(sae: LoadedSAE, fit: Fit | None) -> None:
         known = f" ({fit.expected_l0:g} according to the files)" if fit.expected_l0 else ""
         words = f"explains {1 - fit.fvu:.1%} of the variance of {fit.tokens:,} tokens of {fit.harvest}"
         table.add_row("check", f"{words}, with {fit.l0:.1f} active latents a token{known}")
-    Console(highlight=False, markup=False).print(table)
+    table_console(highlight=False, markup=False).print(table)
 
 
 def _assumed(sae: LoadedSAE) -> list[str]:

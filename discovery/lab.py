@@ -88,7 +88,7 @@ def run(name: str, argv: list[str]) -> int:
         try:
             return int(module.main(argv))
         except (LabError, RuntimeFault, ValueError, OSError) as error:
-            print(f"telltale lab {name}: {error}{_way_on(name, error)}", file=sys.stderr)
+            print(f"telltale lab {name}: {_words(error)}{_way_on(name, error)}", file=sys.stderr)
             return EXIT_FAILED
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
@@ -104,6 +104,13 @@ def run(name: str, argv: list[str]) -> int:
         return EXIT_FAILED
     finally:
         sys.argv[0] = program
+
+
+def _words(error: Exception) -> str:
+    """What went wrong. Of the system's own errors: the file and the reason, without the number."""
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _way_on(name: str, error: Exception) -> str:

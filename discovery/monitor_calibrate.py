@@ -16,7 +16,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from discovery.argument_checks import check_reading
@@ -30,6 +29,7 @@ from discovery.pack_building import bound_to
 from discovery.pack_lookup import dictionary_for
 from discovery.read_replies import read_replies
 from discovery.reply_readings import ReplyReadings
+from discovery.tables import table_console
 from monitors.conformal import DEFAULT_ALPHAS, DEFAULT_BOUNDS
 from monitors.pack import MonitorPack
 from monitors.thresholds import LEVELS
@@ -123,7 +123,7 @@ def show(pack: MonitorPack, path: Path, *, as_json: bool) -> None:
         for level, share in shares.items():
             interval = f"{share['low']:.2%} to {share['high']:.2%}"
             table.add_row(name, level, str(share["count"]), str(share["num"]), f"{share['share']:.2%}", interval)
-    Console().print(table)
+    table_console().print(table)
     for name, level in pack.thresholds.levels.named():
         absent = f"; absent up to {', '.join(map(str, level.absent))} tokens: too few replies" if level.absent else ""
         print(f"{name}: offset {level.offset:.4f} at {level.alpha:.2%} of benign replies{absent}")

@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from discovery.argument_checks import check_counts, check_reading
@@ -34,6 +33,7 @@ from discovery.monitor_report import figure, interval, render, share_words
 from discovery.output_places import check_output, made_for
 from discovery.pack_building import bound_to
 from discovery.pack_lookup import dictionary_for, find_pack
+from discovery.tables import table_console
 from monitors.pack import MonitorPack
 from sae_runtime.checkpoint import write_atomically
 
@@ -110,7 +110,7 @@ def with_evidence(pack: MonitorPack, record: dict[str, Any], validated: str | No
 
 def show(evaluation: Evaluation) -> None:
     """The figures as tables."""
-    console = Console()
+    console = table_console()
     table = Table(title=f"{evaluation.pack.name} by set")
     names = ("", "positive", "negative", "AUROC", "recall at 1% FPR", "FPR at threshold", "words", "length")
     for name in names:

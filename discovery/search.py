@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from discovery.command_parser import command_parser
 from discovery.contrast_search import RANKINGS, search
@@ -35,12 +35,12 @@ from discovery.latent_search import read_direction, read_sentence, similar
 from discovery.residuals import tapped
 from discovery.search_items import Item, prompt_items, read_items, read_prompts
 from discovery.search_tables import contrast_table, match_table, similar_table, strongest_table, token_table
+from discovery.tables import table_console
 from monitors.latent_catalogue import CATALOGUE_FILE
 from sae_runtime.checkpoint import LoadedSAE, Manifest, load_manifest, load_sae
 
 _LEAST_TO_HOLD_OUT = 8
 """Groups with each label that it takes to leave half of them out."""
-_FILE_WIDTH = 150
 """Of tables that go into a file: rich takes 80 there, and cuts every figure."""
 
 Found = tuple[dict[str, Any], list[RenderableType]]
@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(record))
     else:
-        Console(width=None if sys.stdout.isatty() else _FILE_WIDTH).print(*tables)
+        table_console().print(*tables)
     return 0
 
 

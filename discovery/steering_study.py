@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from tqdm import tqdm
 
 from discovery.command_parser import command_parser
@@ -42,6 +41,7 @@ from discovery.steering_bench import MAX_RELATIVE_NORM, Bench, open_bench
 from discovery.steering_summary import Criterion, Point, summarize
 from discovery.steering_table import print_study
 from discovery.steering_target import OPS, UNITS, Grid, Target, Unit, find_target, parse_strengths, spec_of, with_scale
+from discovery.tables import table_console
 from discovery.token_text import pieces_of, token_bytes
 from monitors.latent_catalogue import CATALOGUE_FILE
 from monitors.watchlist import FEATURES_FILE, Watchlist
@@ -284,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(report(results.settings, points, criterion, continuations)), flush=True)
     else:
-        print_study(Console(), results.settings, continuations, points, criterion)
+        print_study(table_console(), results.settings, continuations, points, criterion)
     if args.page:
         from discovery.steering_page import write_page  # late: plotly
 

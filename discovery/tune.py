@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from discovery.argument_checks import check_counts
 from discovery.command_parser import command_parser
@@ -29,6 +28,7 @@ from discovery.file_lock import locked
 from discovery.held_out import check_held_out
 from discovery.output_places import check_output
 from discovery.shard_stream import Source
+from discovery.tables import table_console
 from discovery.train import RECIPES, add_recipe_arguments, check_target_l0
 from discovery.train_settings import TrainSettings, defaults_for
 from discovery.tune_ledger import COMPLETED, STOPPED, UNFINISHED, Row, best_of, drop_checkpoints, rows_of
@@ -41,7 +41,6 @@ from sae_runtime.number_format import has_fast_bfloat16
 
 COMMAND_FILE = "best.sh"
 _SAMPLES = 16
-_FILE_WIDTH = 132
 """Of the table where there is no terminal to ask."""
 
 
@@ -111,8 +110,7 @@ def conclude(search: Search, rows: list[Row], record: dict[str, Any], args: argp
     if args.json:
         print(json.dumps(record))
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
-        console.print(result_table(search, rows))
+        table_console().print(result_table(search, rows))
         if record["train_command"]:
             print(record["train_command"])
         if "dictionary" in record:

@@ -15,6 +15,8 @@ from service import monitor_view, rendering, twin_view
 from service.client_events import Alert, Baseline, Event, Finished, Started, Token
 from service.rendering import Peak
 
+_FILE_WIDTH = 150
+
 
 class Terminal:
     """stdout and stderr of one command."""
@@ -113,4 +115,8 @@ class ReplyView:
 def _console(file: Any, color: str) -> Console:
     force = {"auto": None, "always": True, "never": False}[color]
     no_color = {"auto": None, "always": False, "never": True}[color]
-    return Console(file=file, force_terminal=force, no_color=no_color, highlight=False, markup=False, emoji=False)
+    # A file has no width to ask for, and in the 80 columns that rich assumes, tables lose their last ones.
+    width = None if file.isatty() else _FILE_WIDTH
+    return Console(
+        file=file, width=width, force_terminal=force, no_color=no_color, highlight=False, markup=False, emoji=False
+    )

@@ -14,14 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.table import Table
 
 from discovery import lab, monitor_lab
 from discovery.command_parser import default_words
 from discovery.errors import HarvestError
+from discovery.tables import table_console
 from discovery.train import recipe_help
 from discovery.train_settings import TrainSettings, defaults_for
 from sae_runtime.sae import ACTIVATIONS
 from service import cli
+from service.cli_terminal import Terminal
 
 
 @pytest.mark.parametrize("name", lab.COMMANDS)
@@ -137,7 +140,7 @@ def test_a_full_disk_is_named_with_the_way_on(command, goes_on, capsys, monkeypa
     monkeypatch.setattr(import_module(lab.COMMANDS[command].module), "main", fail)
     assert cli.main(["lab", command]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"telltale lab {command}: [Errno 28] No space left on device: 'chat.jsonl'")
+    assert said.startswith(f"telltale lab {command}: chat.jsonl: No space left on device")
     assert said.endswith("; what was written before is kept, and the same command goes on\n") == goes_on
 
 
@@ -184,3 +187,23 @@ def test_listing_the_commands_needs_no_torch():
     code = "import sys; from service import cli; cli.main(['lab', '--help']); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert result.stdout.endswith("False\n") and "harvest" in result.stdout
+
+
+def test_the_systems_errors_name_the_file_and_the_reason(capsys, monkeypatch):
+    def fail(_argv):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "ro/harvest")
+
+    monkeypatch.setattr(import_module("discovery.harvest"), "main", fail)
+    assert cli.main(["lab", "harvest"]) == 1
+    assert capsys.readouterr().err == "telltale lab harvest: ro/harvest: Read-only file system\n"
+
+
+def test_tables_in_a_file_keep_their_columns(capsys, monkeypatch):
+    """80 columns, which rich assumes, are too few for them."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = Table(*(f"column {number:02d}" for number in range(10)))
+    table.add_row(*(f"{number:.8f}" for number in range(10)))
+    table_console().print(table)
+    Terminal().show(table)
+    shown = capsys.readouterr().out
+    assert shown.count("9.00000000") == 2 and "…" not in shown

@@ -1,0 +1,13 @@
+"""Where tables go: as wide as the terminal, and wide enough for their figures in a file or a pipe."""
+
+import sys
+from typing import Any
+
+from rich.console import Console
+
+FILE_WIDTH = 150
+
+
+def table_console(**options: Any) -> Console:
+    """A console on stdout. A file has no width to ask for, and the 80 columns that rich assumes cut figures off."""
+    return Console(width=None if sys.stdout.isatty() else FILE_WIDTH, **options)
