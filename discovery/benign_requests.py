@@ -1,8 +1,9 @@
-"""Benign replies of the served model, of mixed lengths: what thresholds are calibrated on.
+"""Replies of the served model to ordinary requests, of mixed lengths: what thresholds are calibrated on.
 
 Requests come from a file; once all have been used, tasks and topics of `discovery.chat_prompts` are combined. Lengths
 go round: up to 64, 256 and 1,024 tokens, each with requests whose ordinary reply is about that long while there are
-any. All replies to one request are a group.
+any. Or the file's requests alone are asked, round after round: somebody's own traffic, or the requests of a topic,
+where those that are about it have label 1. All replies to one request are a group.
 """
 
 import random
@@ -50,12 +51,14 @@ class Benign(NamedTuple):
     kind: str
     length: ReplyLength
     inquiry: Inquiry
+    label: int = 0
 
 
-def plan_benign(requests: Sequence[Request], settings: BenignSettings) -> Iterator[Benign]:
-    """What to ask. The first of more replies are those of fewer."""
+def plan_benign(requests: Sequence[Request], settings: BenignSettings, *, repeat: bool = False) -> Iterator[Benign]:
+    """What to ask. The first of more replies are those of fewer. With `repeat`, `requests` alone, in rounds."""
     settings.check()
     rng = random.Random(f"benign/{settings.seed}")
+    rounds = _rounds(requests, settings.seed)
     waiting: dict[ReplyLength, list[Request]] = {length: [] for length in LENGTHS}
     for request in rng.sample(requests, len(requests)):
         waiting[request.length].append(request)
@@ -64,16 +67,25 @@ def plan_benign(requests: Sequence[Request], settings: BenignSettings) -> Iterat
         length = tuple(LENGTHS)[number % len(LENGTHS)]
         # Drawn whether used or not, so that what comes later does not depend on it.
         system = rng.choice(_SYSTEMS) if rng.random() < _SYSTEM_SHARE else None
-        if waiting[length]:
-            request = waiting[length].pop()
+        label = 0
+        if repeat or waiting[length]:
+            request = next(rounds) if repeat else waiting[length].pop()
             name, kind, text, system = request.id, request.kind, request.request, request.system or system
+            length, label = request.length, request.label
         else:
             name, text = _combined(next(combinations, None), number)
             kind = "combined"
         messages: list[Message] = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": text})
         sampling = Sampling(LENGTHS[length], settings.temperature, seed=rng.getrandbits(32))
-        yield Benign(f"benign-{number:05d}", name, kind, length, Inquiry(messages, sampling))
+        yield Benign(f"benign-{number:05d}", name, kind, length, Inquiry(messages, sampling), label)
+
+
+def _rounds(requests: Sequence[Request], seed: int) -> Iterator[Request]:
+    """Every request once, then once more, without end."""
+    rng = random.Random(f"rounds/{seed}")
+    while True:
+        yield from rng.sample(requests, len(requests))
 
 
 def _combined(combination: int | None, number: int) -> tuple[str, str]:
@@ -97,12 +109,12 @@ def benign_rows(plan: Sequence[Benign], store: ReplyStore) -> Iterator[dict[str,
             "messages": [*one.inquiry.messages, {"role": "assistant", "content": reply.text}],
             "score_from_char": 0,
             "score_to_char": len(reply.text),
-            "label": 0 if reply.text.strip() else None,
+            "label": one.label if reply.text.strip() else None,
             "group": one.group,
             "source_model": identity["model"].get("name", ""),
             "on_policy": True,
             "meta": {
-                "class": "benign",
+                "class": "topic" if one.label else "benign",
                 "kind": one.kind,
                 "length": one.length,
                 "max_tokens": one.inquiry.sampling.max_tokens,

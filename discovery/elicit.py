@@ -123,7 +123,8 @@ def write_on_policy(args: argparse.Namespace, store: ReplyStore, ask: Ask) -> di
 def write_benign(args: argparse.Namespace, store: ReplyStore, ask: Ask) -> dict[str, Any]:
     """Ask and write benign replies; the summary."""
     requests = read_requests(args.requests) if args.requests else shipped_requests()
-    plan = list(plan_benign(requests, BenignSettings(args.benign, args.temperature, args.seed)))
+    settings = BenignSettings(args.benign, args.temperature, args.seed)
+    plan = list(plan_benign(requests, settings, repeat=args.requests is not None))
     ask("benign", [one.inquiry for one in plan])
     rows = list(benign_rows(plan, store))
     write_lines(args.output, rows)
@@ -215,7 +216,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     asked.add_argument("--seed", type=int, default=0, help="of samples and choices")
     benign = parser.add_argument_group("benign replies instead")
     benign.add_argument("--benign", type=int, metavar="N", help="N replies of mixed lengths to ordinary requests")
-    benign.add_argument("--requests", type=Path, help="a file of requests; default: the shipped ones")
+    benign.add_argument(
+        "--requests", type=Path, help="a file of requests, asked in rounds; default: the shipped ones, then others"
+    )
     calls = parser.add_argument_group("calls")
     calls.add_argument(
         "--concurrency", type=int, help="requests at a time; default: as many as the server runs at once"

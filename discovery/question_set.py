@@ -61,6 +61,8 @@ class Request(BaseModel):
     length: ReplyLength
     request: _Text
     system: _Text | None = None
+    label: Literal[0, 1] = 0
+    """Of the replies to it: 1 where they are about what a topic's monitor is to find."""
 
 
 T = TypeVar("T", Question, Request)

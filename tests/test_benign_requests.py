@@ -6,7 +6,7 @@ import pytest
 
 from discovery.benign_requests import BenignSettings, plan_benign
 from discovery.errors import ElicitError
-from discovery.question_set import shipped_requests
+from discovery.question_set import SHIPPED, read_requests, shipped_requests
 
 REQUESTS = shipped_requests()
 
@@ -44,6 +44,18 @@ def test_more_replies_contain_fewer():
 def test_every_reply_has_a_seed_of_its_own():
     assert len({one.inquiry.sampling.seed for one in plan(600)}) == 600
     assert {one.inquiry.sampling.temperature for one in plan(6, temperature=0.9)} == {0.9}
+
+
+def test_requests_of_a_file_are_asked_alone_in_rounds_with_their_label():
+    requests = read_requests(SHIPPED / "medicine.jsonl")
+    asked = list(plan_benign(requests, BenignSettings(2 * len(requests)), repeat=True))
+    first, second = (asked[: len(requests)], asked[len(requests) :])
+    of = {request.id: (request.label, request.length) for request in requests}
+    for one_round in (first, second):
+        assert {one.group: (one.label, one.length) for one in one_round} == of
+    assert [one.group for one in first] != [one.group for one in second]
+    assert len({one.inquiry.sampling.seed for one in asked}) == len(asked)
+    assert sum(label for label, _length in of.values()) == 70
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,9 @@ async def test_a_killed_run_goes_on_and_doubles_nothing(tmp_path):
 async def test_benign_replies_are_of_mixed_lengths(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tiny, "NUM_POSITIONS", 2048)
     requests = [
-        {"id": f"r-{n}", "kind": "any", "length": length, "request": f"Tell me about {n}.", "system": "Be kind."}
-        for n, length in enumerate(("short", "medium", "short", "medium"))
+        {"id": f"r-{n}", "kind": "any", "length": length, "request": f"Tell me about {n}.", "label": n % 2}
+        | {"system": "Be kind."}
+        for n, length in enumerate(("short", "medium", "long", "medium"))
     ]
     path = write(tmp_path / "requests.jsonl", requests)
     async with serving.serving() as server:
@@ -148,11 +149,12 @@ async def test_benign_replies_are_of_mixed_lengths(tmp_path, capsys, monkeypatch
         assert await run(*command, "--benign", 4, "--temperature", 1.0) == 0
     rows = lines(tmp_path / "benign.jsonl")
     assert rows[:2] == two
-    assert [row["meta"]["max_tokens"] for row in rows] == [64, 256, 1024, 64]
+    assert sorted(row["meta"]["max_tokens"] for row in rows) == [64, 256, 256, 1024]
     assert all(row["meta"]["completion_tokens"] <= row["meta"]["max_tokens"] for row in rows)
-    assert {row["label"] for row in rows if row["messages"][-1]["content"].strip()} == {0}
+    replied = [row for row in rows if row["messages"][-1]["content"].strip()]
+    assert all(row["label"] == int(row["group"][-1]) % 2 for row in replied)
+    assert {row["meta"]["class"] for row in replied if row["label"]} <= {"topic"}
     assert rows[0]["messages"][0] == {"role": "system", "content": "Be kind."}
-    assert rows[2]["meta"]["kind"] == "combined"
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["replies"] == summary["groups"] == 4
 
