@@ -124,5 +124,6 @@ def benign_rows(plan: Sequence[Benign], store: ReplyStore) -> Iterator[dict[str,
                 "completion_tokens": reply.completion_tokens,
                 "model": dict(identity["model"]),
                 "template_sha256": identity["template"]["rendered_token_ids_sha256"],
+                **({"monitors": list(reply.monitors)} if "monitors" in identity else {}),
             },
         }

@@ -2,6 +2,7 @@
 
     telltale lab monitor elicit --target 127.0.0.1:50051 --output runs/onpolicy.jsonl
     telltale lab monitor elicit --target 127.0.0.1:50051 --output runs/benign.jsonl --benign 1000
+    telltale lab monitor elicit --target 127.0.0.1:50051 --output runs/fresh.jsonl --benign 1000 --monitors lying
     telltale lab monitor elicit --output runs/onpolicy.jsonl
 
 First every question is asked plainly, to see what the model knows; then under all other arms, under instructions to lie
@@ -30,6 +31,8 @@ from discovery.elicitation_plan import Cell, ElicitSettings, knowledge_cells, ot
 from discovery.errors import ElicitError
 from discovery.grpc_endpoint import GrpcEndpoint
 from discovery.line_files import write_lines
+from discovery.live_rates import as_table as rates_table
+from discovery.live_rates import live_rates
 from discovery.on_policy_classes import Knowledge
 from discovery.on_policy_rows import Labelled, answers_to, knowledge_in, label_all, rows_of
 from discovery.on_policy_summary import as_table, summarise
@@ -44,6 +47,7 @@ from discovery.question_set import (
 )
 from discovery.reply_store import Inquiry, ReplyStore, identify
 from discovery.result_lines import claimed
+from discovery.tables import table_console
 from sae_runtime.checkpoint import write_atomically
 
 LABEL = "telltale lab monitor elicit"
@@ -137,6 +141,7 @@ def write_benign(args: argparse.Namespace, store: ReplyStore, ask: Ask) -> dict[
             for low, limit in ((0, 64), (64, 256), (256, 1024))
         },
         "empty": sum(row["label"] is None for row in rows),
+        **({"live_rates": live_rates(rows)} if "monitors" in store.identity else {}),
     }
 
 
@@ -156,7 +161,9 @@ def open_store(args: argparse.Namespace) -> ReplyStore:
 
     async def ask_who() -> dict[str, Any]:
         async with open_endpoint(args) as endpoint:
-            return await Patience(args.attempts, notice=on_stderr).call(lambda: identify(endpoint, label=LABEL))
+            return await Patience(args.attempts, notice=on_stderr).call(
+                lambda: identify(endpoint, label=LABEL, monitors=args.monitors)
+            )
 
     return ReplyStore(path, asyncio.run(ask_who()))
 
@@ -165,7 +172,10 @@ def open_endpoint(args: argparse.Namespace) -> GrpcEndpoint:
     from discovery.chat_endpoint import key_from_environment  # late: it needs httpx
 
     return GrpcEndpoint(
-        target_url(args.target), key=key_from_environment(args.api_key_variable), timeout_seconds=args.timeout
+        target_url(args.target),
+        key=key_from_environment(args.api_key_variable),
+        timeout_seconds=args.timeout,
+        monitors=args.monitors,
     )
 
 
@@ -219,6 +229,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     benign.add_argument(
         "--requests", type=Path, help="a file of requests, asked in rounds; default: the shipped ones, then others"
     )
+    benign.add_argument(
+        "--monitors", nargs="+", default=[], help="of the server, which run on the replies: how often they fire is told"
+    )
     calls = parser.add_argument_group("calls")
     calls.add_argument(
         "--concurrency", type=int, help="requests at a time; default: as many as the server runs at once"
@@ -227,6 +240,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     calls.add_argument("--attempts", type=int, default=6, help="for each call")
     calls.add_argument("--api-key-variable", default=KEY_VARIABLE, help="environment variable with the key")
     args = parser.parse_args(argv)
+    if args.monitors and args.benign is None:
+        parser.error("--monitors must come with --benign: lies that were asked for are no false alarms")
     for name in ("concurrency", "attempts"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
@@ -241,7 +256,10 @@ def main(argv: list[str] | None = None) -> int:
         write = write_on_policy if args.benign is None else write_benign
         summary = {"output": str(args.output), "identity": store.identity, **write(args, store, asker(args, store))}
         write_atomically(args.output.with_name(args.output.name + ".summary.json"), _as_json(summary, indent=1) + "\n")
-    print(_as_json(summary) if args.json or "arms" not in summary else as_table(summary))
+    if not args.json and "live_rates" in summary:
+        table_console().print(rates_table(summary["live_rates"]))
+    else:
+        print(_as_json(summary) if args.json or "arms" not in summary else as_table(summary))
     return 0
 
 

@@ -7,6 +7,7 @@
 caller's `Patience` to try again.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import grpc
 import grpc.aio
 from google.protobuf.json_format import MessageToDict
-from telltale.v1 import generation_pb2, generation_pb2_grpc, types_pb2
+from telltale.v1 import generation_pb2, generation_pb2_grpc, monitor_pb2, monitor_pb2_grpc, types_pb2
 
 from discovery.call_retries import AnswerTime, PassingFault
 from discovery.chat_model import Message
@@ -61,6 +62,9 @@ class Generated(NamedTuple):
     """Whether it ended for want of room."""
     prompt_tokens: int
     completion_tokens: int
+    monitors: tuple[dict[str, Any], ...] = ()
+    """What each monitor that ran made of it: monitor, role, level (none, info, warning, critical), scored_tokens, and
+    max_statistic, None where there were too few tokens to fire."""
 
 
 class Rendered(NamedTuple):
@@ -88,9 +92,11 @@ class ServedFacts(NamedTuple):
 class GrpcEndpoint:
     """One server. `async with` it, in one event loop."""
 
-    def __init__(self, url: str, *, key: str | None = None, timeout_seconds: float = 120.0) -> None:
-        """EndpointError if `url` is no address of a gRPC server."""
-        self.url = url
+    def __init__(
+        self, url: str, *, key: str | None = None, timeout_seconds: float = 120.0, monitors: Sequence[str] = ()
+    ) -> None:
+        """`monitors` run on every request. EndpointError if `url` is no address of a gRPC server."""
+        self.url, self._monitors = url, tuple(monitors)
         self._target, self._is_tls = _parse(url)
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self.answer_time = AnswerTime.of(timeout_seconds)
@@ -101,6 +107,7 @@ class GrpcEndpoint:
         channel = grpc.aio.secure_channel(self._target, credentials) if credentials else None
         self._channel = channel or grpc.aio.insecure_channel(self._target)
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._packs = monitor_pb2_grpc.MonitorServiceStub(self._channel)  # type: ignore[no-untyped-call]
         return self
 
     async def __aexit__(
@@ -120,6 +127,17 @@ class GrpcEndpoint:
         model = MessageToDict(info.model, preserving_proto_field_name=True)
         return ServedFacts(model, info.limits.slots, info.limits.context_length)
 
+    async def packs(self) -> dict[str, str]:
+        """Name -> content hash of the packs of all its monitors."""
+        seconds = self.answer_time.seconds
+        try:
+            answer = await self._packs.ListMonitors(
+                monitor_pb2.ListMonitorsRequest(), timeout=seconds, metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            raise self._fault(error, seconds) from None
+        return {monitor.name: monitor.pack_sha256 for monitor in answer.monitors}
+
     async def generate(self, messages: list[Message], sampling: Sampling, *, label: str) -> Generated:
         """The reply to `messages`. PassingFault if the server stopped in the middle of it, too."""
         return (await self._generate(self._request(messages, sampling, label)))[0]
@@ -134,8 +152,8 @@ class GrpcEndpoint:
         return generation_pb2.GenerateRequest(
             chat=types_pb2.Chat(messages=[types_pb2.Message(**message) for message in messages]),
             sampling=types_pb2.SamplingParams(**asdict(sampling)),  # None leaves a field unset
-            # Lies that were asked for are no alerts.
-            watch=types_pb2.Watch(no_defaults=True),
+            # Lies that were asked for are no alerts: nothing runs that was not named.
+            watch=types_pb2.Watch(no_defaults=True, monitors=self._monitors),
             label=label,
         )
 
@@ -162,6 +180,7 @@ class GrpcEndpoint:
             finished.reason in _CUT_OFF,
             finished.usage.prompt_tokens,
             finished.usage.completion_tokens,
+            tuple(map(_reading, finished.monitors)),
         )
         return generated, Rendered("".join(token.text for token in prompt), tuple(token.id for token in prompt))
 
@@ -176,6 +195,16 @@ class GrpcEndpoint:
         if code is grpc.StatusCode.UNAUTHENTICATED:
             return KeyRefused(what)
         return ReplyError(what) if code in _WRONG_REQUEST else EndpointError(what)
+
+
+def _reading(summary: Any) -> dict[str, Any]:
+    return {
+        "monitor": summary.monitor,
+        "role": summary.role,
+        "level": types_pb2.Severity.Name(summary.level).removeprefix("SEVERITY_").lower() if summary.fired else "none",
+        "scored_tokens": summary.scored_tokens,
+        "max_statistic": summary.max_statistic if summary.HasField("max_statistic") else None,
+    }
 
 
 def _parse(url: str) -> tuple[str, bool]:

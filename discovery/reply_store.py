@@ -7,7 +7,7 @@ template than the file's is refused.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from discovery.grpc_endpoint import Generated, GrpcEndpoint, Sampling
 from discovery.result_lines import ResultLines, read_results
 
 FORMAT_VERSION = 1
+_WANTED = [name for name in Generated._fields if name != "monitors"]
 
 _PROBES: tuple[list[Message], ...] = (
     [{"role": "user", "content": "U"}],
@@ -40,8 +41,15 @@ class Inquiry(NamedTuple):
         return hashlib.sha256(asked.encode()).hexdigest()
 
 
-async def identify(endpoint: GrpcEndpoint, *, label: str) -> dict[str, Any]:
-    """Which model answers, and what its chat template makes of a conversation. Where it runs is not part of it."""
+async def identify(endpoint: GrpcEndpoint, *, label: str, monitors: Sequence[str] = ()) -> dict[str, Any]:
+    """Which model answers, and what its chat template makes of a conversation. Where it runs is not part of it.
+
+    `monitors` are there with the hashes of their packs; ElicitError if the server has no such monitor.
+    """
+    packs = await endpoint.packs() if monitors else {}
+    if unknown := set(monitors) - set(packs):
+        known = ", ".join(sorted(packs)) or "none"
+        raise ElicitError(f"monitors must be among the server's, {known}, got {', '.join(sorted(unknown))}")
     facts = await endpoint.facts()
     model = {name: value for name, value in facts.model.items() if name != "device"}
     rendered = [await endpoint.render(probe, label=label) for probe in _PROBES]
@@ -50,7 +58,8 @@ async def identify(endpoint: GrpcEndpoint, *, label: str) -> dict[str, Any]:
         "rendered_token_ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
         "rendered": [prompt.text for prompt in rendered],
     }
-    return {"format_version": FORMAT_VERSION, "model": model, "template": template}
+    identity = {"format_version": FORMAT_VERSION, "model": model, "template": template}
+    return identity | ({"monitors": {name: packs[name] for name in sorted(monitors)}} if monitors else {})
 
 
 class ReplyStore:
@@ -88,6 +97,8 @@ class ReplyStore:
 
 def _parse(line: dict[str, Any]) -> tuple[str, Generated]:
     try:
-        return str(line["key"]), Generated(*(line[name] for name in Generated._fields))
+        return str(line["key"]), Generated(*(line[name] for name in _WANTED))._replace(
+            monitors=tuple(line.get("monitors", ()))
+        )
     except KeyError as error:
-        raise ElicitError(f"a reply must have {', '.join(Generated._fields)} and key, got none as {error}") from None
+        raise ElicitError(f"a reply must have {', '.join(_WANTED)} and key, got none as {error}") from None

@@ -200,3 +200,34 @@ def test_a_limit_is_a_choice_by_hash(tmp_path):
     assert set(chosen("--limit", 5)) < set(chosen("--limit", 12))
     assert chosen("--limit", 5) != chosen("--limit", 5, "--seed", 1)
     assert chosen("--limit", 12) == [name for name in chosen() if name in chosen("--limit", 12)]
+
+
+async def test_how_often_the_servers_monitors_fire_on_benign_replies_is_told(tmp_path, capsys):
+    requests = [{"id": f"r-{n}", "kind": "any", "length": "short", "request": f"Say {n}."} for n in range(5)]
+    path = write(tmp_path / "requests.jsonl", requests)
+    async with serving.serving() as server:
+        command = ["--target", serving.target(server), "--output", tmp_path / "fresh.jsonl", "--requests", path]
+        command += ["--benign", 5, "--temperature", 1.0, "--monitors"]
+        assert await run(*command, serving.ALWAYS, serving.NEVER) == 0
+        assert "100.00%" in capsys.readouterr().out
+        with pytest.raises(LabError, match=r"must hold results with the same settings, got others \(monitors\)"):
+            await run(*command, serving.NEVER)
+        with pytest.raises(LabError, match=f"monitors must be among the server's, .*{serving.NEVER}.*, got nosuch"):
+            await run(*command, serving.NEVER, "nosuch")
+        async with GrpcEndpoint(elicit.target_url(serving.target(server))) as endpoint:
+            packs = await endpoint.packs()
+    summary = json.loads((tmp_path / "fresh.jsonl.summary.json").read_text())
+    assert summary["identity"]["monitors"] == {name: packs[name] for name in (serving.ALWAYS, serving.NEVER)}
+    # Whoever says less than 3 tokens can't fire one of them, less than 8 the other.
+    lengths = [row["meta"]["completion_tokens"] for row in lines(tmp_path / "fresh.jsonl") if row["label"] == 0]
+    rates = summary["live_rates"]
+    for name, least, fires in ((serving.ALWAYS, 3, True), (serving.NEVER, 8, False)):
+        rate = rates[name]["all"]["critical"]
+        assert rate["num"] == sum(length >= least for length in lengths) > 0
+        assert rate["count"] == (rate["num"] if fires else 0)
+
+
+def test_monitors_are_for_benign_replies(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        elicit.main(["--output", str(tmp_path / "out.jsonl"), "--monitors", "lying"])
+    assert "--monitors must come with --benign" in capsys.readouterr().err

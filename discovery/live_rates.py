@@ -1,0 +1,66 @@
+"""How often a running server's monitors fire on benign replies: its own alarms, counted reply by reply.
+
+Nothing is scored again. A reply counts where it had tokens enough to fire (the server gives a statistic), by the level
+that it reached; the denominator is replies, by how many tokens the monitor scored.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from discovery.binomial import share
+from monitors.thresholds import LEVELS
+
+BOUNDS = (64, 256, 1024)
+"""Last scored token of each stratum, as `telltale lab monitor calibrate` has them."""
+
+
+def live_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Monitor -> stratum (`all`, `up to 64`, ...) -> level -> share of benign replies that reached it.
+
+    `rows` are labelled conversations with `meta.monitors`, a reading per monitor and role; those with another label
+    than 0 are left out, and of a monitor that scores several roles a reply has the highest level of all.
+    """
+    readings: dict[str, list[tuple[int, int]]] = {}
+    for row in rows:
+        if row["label"] != 0:
+            continue
+        of_reply: dict[str, tuple[int, int]] = {}
+        for reading in row["meta"].get("monitors", ()):
+            if reading["max_statistic"] is None:
+                continue
+            scored, height = of_reply.get(reading["monitor"], (0, -1))
+            reached = LEVELS.index(reading["level"]) if reading["level"] in LEVELS else -1
+            of_reply[reading["monitor"]] = (scored + reading["scored_tokens"], max(height, reached))
+        for name, found in of_reply.items():
+            readings.setdefault(name, []).append(found)
+    return {name: _by_stratum(found) for name, found in sorted(readings.items())}
+
+
+def _by_stratum(found: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    low, rates = 0, {"all": _by_level([height for _scored, height in found])}
+    for high in BOUNDS:
+        rates[f"up to {high}"] = _by_level([height for scored, height in found if low < scored <= high])
+        low = high
+    return rates
+
+
+def _by_level(heights: Sequence[int]) -> dict[str, Any]:
+    return {
+        level: share(sum(height >= place for height in heights), len(heights)).as_json()
+        for place, level in enumerate(LEVELS)
+    }
+
+
+def as_table(rates: Mapping[str, Any]) -> Table:
+    """For a terminal."""
+    table = Table("monitor", "scored tokens", "replies", *LEVELS, title="benign replies that fired")
+    for monitor, strata in rates.items():
+        for name, by_level in strata.items():
+            cells = [
+                "-" if rate["share"] is None else f"{rate['share']:.2%} [{rate['low']:.2%}, {rate['high']:.2%}]"
+                for rate in by_level.values()
+            ]
+            table.add_row(monitor if name == "all" else "", name, f"{by_level[LEVELS[0]]['num']:,}", *cells)
+    return table
