@@ -126,7 +126,7 @@ def ablate_feature(
     """The feature taken out of texts for and against it; controls on the texts for it.
 
     Texts that begin alike have the same predictions up to where they part: such a position is one observation, however
-    many texts share it, and is measured in the first of them alone.
+    many texts share it, and belongs to the first of them, even where that has more positions than are measured.
     """
     contrast = subject.contrast(feature)
     typical = typical_tokens(contrast, settings.num_typical)
@@ -140,7 +140,8 @@ def ablate_feature(
             fresh = [position for position in positions if text.prefix(position) not in prefixes]
             if fresh and len(parts) < settings.num_ablated:
                 measured = thinned(fresh, settings.max_positions)
-                prefixes.update(map(text.prefix, measured))
+                # All of them, measured or not: further texts that begin alike have nothing to add.
+                prefixes.update(map(text.prefix, positions))
                 parts.append(
                     ablate(
                         bench, reads[text], feature.index, positions, measured=measured, typical=typical, draws=draws

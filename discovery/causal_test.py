@@ -79,7 +79,7 @@ def run_settings(bench: Bench, subject: Subject, settings: CausalSettings, sae_s
     }
     return {
         "test": "causal",
-        "equal_prefixes": "measured once",
+        "equal_prefixes": "of the first text",
         "sae_sha256": sae_sha256,
         "model": asdict(bench.lm.identity),
         "hook_point": str(bench.tap.hook_point),

@@ -114,14 +114,17 @@ def test_what_is_silent_on_its_texts_fails_with_a_reason(command, tmp_path):
     assert record["pinning"]["mean"] < 0 and not record["pinning"]["passed"]
 
 
-def test_texts_that_begin_alike_are_one_observation(command, tmp_path):
-    same = [{"id": f"same{i}", "text": "abq" + end, "label": 1, "group": f"same{i}"} for i, end in enumerate("defghi")]
+@pytest.mark.parametrize("num", [1, 60], ids=["one_position", "more_than_are_measured_in_a_text"])
+def test_texts_that_begin_alike_are_one_document(command, tmp_path, num):
+    start = "ab" + "q" * num
+    same = [{"id": f"same{i}", "text": start + end, "label": 1, "group": f"same{i}"} for i, end in enumerate("defghi")]
     others = [item for item in planted.texts() if not item["label"]]
     (tmp_path / "same.jsonl").write_text("".join(json.dumps(item) + "\n" for item in [*same, *others]))
     found = json.loads(command("--json", "--contrast", f"qu={tmp_path / 'same.jsonl'}", contrast=False))
     ablation = found["records"]["cause"]["ablation"]
-    assert (ablation["positions"], ablation["passed"]) == (1, False)
-    assert "active at 1 different positions of its texts, in fewer than 3 documents" in ablation["reason"]
+    wanted = min(num, causal_run.CausalSettings().max_positions)
+    assert (ablation["positions"], ablation["passed"]) == (wanted, False)
+    assert f"active at {wanted} different positions of its texts, in fewer than 3 documents" in ablation["reason"]
 
 
 def test_the_table_says_who_passed(command):
