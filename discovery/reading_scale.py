@@ -6,7 +6,8 @@
 
 It is the `reference_scale` of a feature file, there taken from the readings themselves. Within a bin they are taken to
 lie evenly by their logarithm, so it is off by less than the bin: a quarter of an octave (19 %) in an example file, an
-octave in a catalogue.
+octave in a catalogue. The last bin holds all that lies above the edges too and ends at the maximum; the first holds all
+that lies below them, and its readings are taken for larger than they are.
 """
 
 from collections.abc import Sequence
@@ -27,10 +28,12 @@ def reading_scale(
 ) -> ReadingScale | None:
     """The scale by a histogram of the active tokens' readings, bin i [edges[i], edges[i + 1]); None if it never fires.
 
+    The first and the last bin hold what lies beyond the edges, as `example_collector.histogram_bin` puts it there.
     `num_tokens` are all tokens, those at which the latent is silent among them.
     """
     if maximum <= 0:
         return None
+    edges = [*edges[:-1], max(edges[-1], maximum)]
     above = num_tokens - max(1, int(REFERENCE_QUANTILE * num_tokens))
     for count, low, high in reversed(list(zip(counts, edges[:-1], edges[1:], strict=True))):
         if count > above:

@@ -33,6 +33,28 @@ def test_it_is_the_feature_files_scale_to_within_a_bin(seed):
         assert wanted / width < found.reference < wanted * width and found.reference <= maximum == found.maximum
 
 
+@pytest.mark.parametrize("edges", [HISTOGRAM_EDGES, OCTAVES], ids=["example_file", "catalogue"])
+@pytest.mark.parametrize("factor", [100.0, 2_000.0, 1e6])
+def test_readings_above_the_last_edge_are_bounded_by_the_maximum_alone(edges, factor):
+    """The last bin has them all."""
+    generator = np.random.default_rng(0)
+    values = np.zeros(100_000, np.float32)
+    values[:500] = generator.uniform(1.0, 4.0, 500) * factor
+    maximum = float(values.max())
+    wanted = reference_scale(torch.from_numpy(values))
+    found = reading_scale(counts_of(values, edges), edges, num_tokens=len(values), maximum=maximum)
+    width = max(edges[-1], maximum) / edges[-2]
+    assert wanted / width < found.reference < wanted * width and found.reference <= maximum
+    assert factor < 1024 or found.reference > 1024
+
+
+def test_five_hundred_readings_up_to_eight_times_the_last_edge():
+    """A hundred of them are above the percentile: it lies a fifth of the way down, by the logarithm."""
+    counts = [0, 500]
+    found = reading_scale(counts, [256.0, 512.0, 1024.0], num_tokens=100_000, maximum=8192.0)
+    assert found == (pytest.approx(8192 * (512 / 8192) ** (100.5 / 500)), 8192.0)
+
+
 def test_a_rare_latents_is_its_maximum():
     counts = np.bincount(histogram_bin(np.array([0.5, 2.0], np.float32)), minlength=len(HISTOGRAM_EDGES) - 1).tolist()
     assert reading_scale(counts, HISTOGRAM_EDGES, num_tokens=10_000, maximum=2.0) == (2.0, 2.0)
