@@ -147,11 +147,13 @@ class HarvestedText:
 def harvest_facts(folders: Sequence[Path]) -> dict[str, Any]:
     """Identity of the text, the model and the hook point of finished harvests together; JSON. Reads manifests alone.
 
-    ExampleError, which names the folder, for one that is not finished or of another model or place than the first. How
-    many contexts each keeps in a shard is its own affair.
+    ExampleError, which names the folder, for one that is not finished, of another model or place than the first, or of
+    the very contexts of one before it: they would count twice. How many contexts each keeps in a shard is its own
+    affair. Harvests that have only some contexts in common are not told by their digests.
     """
     first: dict[str, Any] = {}
-    sizes, digests = [], []
+    sizes: list[int] = []
+    digests: list[str] = []
     for folder in folders:
         manifest = load_manifest(folder)
         if not manifest["finished"]:
@@ -164,6 +166,9 @@ def harvest_facts(folders: Sequence[Path]) -> dict[str, Any]:
                     f"{name} of harvest {folder} must be {first[name]}, as of {folders[0]}, got {settings[name]}; "
                     "harvest it anew, or collect its examples into a file of its own"
                 )
+        if settings["contexts_sha256"] in digests:
+            earlier = folders[digests.index(settings["contexts_sha256"])]
+            raise ExampleError(f"harvest {folder} must hold other text than those before it, got that of {earlier}")
         sizes.append(settings["contexts_per_shard"])
         digests.append(settings["contexts_sha256"])
     size = sizes[0] if len(set(sizes)) == 1 else sizes

@@ -260,6 +260,9 @@ def test_sources_are_the_harvests_own_or_the_corpus_or_unknown(folder, tmp_path)
         assert [own.sources[source] for source in piece.sources_N.tolist()] == wanted
         assert told.piece(index).sources_N.tolist() == piece.sources_N.tolist()
         assert set(untold.piece(index).sources_N.tolist()) == {0}
+    manifest = json.loads((old / "manifest.json").read_text())
+    manifest["settings"]["contexts_sha256"] = "1" * 64  # of another text
+    (old / "manifest.json").write_text(json.dumps(manifest))
     both = HarvestedText([old, folder / "harvest"])
     assert both.sources == [*own.sources, UNKNOWN_SOURCE]
     renamed = HarvestedText([folder / "harvest"], dict.fromkeys(names, "mine"))
@@ -345,6 +348,24 @@ def test_logit_effects_are_the_change_of_the_logits(sae, store):
         effect_V = effect_V - effect_V.mean()
         assert effects.promoted_ids_FE[latent].tolist() == effect_V.topk(3).indices.tolist()
         assert effects.suppressed_FE[latent] == pytest.approx(effect_V.topk(3, largest=False).values.numpy(), rel=1e-4)
+
+
+@pytest.mark.parametrize("spelling", ["same", "detour", "link", "copy"])
+def test_no_harvest_counts_twice(folder, tmp_path, spelling):
+    """Whatever it is called, before a model is loaded."""
+    one, again = folder / "harvest", tmp_path / "again"
+    if spelling == "link":
+        again.symlink_to(one)
+    elif spelling == "copy":
+        shutil.copytree(one, again)
+    else:
+        again = one if spelling == "same" else one / ".." / one.name
+    match = re.escape(f"harvest {again} must hold other text than those before it, got that of {one}")
+    with pytest.raises(ExampleError, match=match):
+        HarvestedText([one, again])
+    argv = [str(folder / "dictionary"), "--output", str(tmp_path / "x.sqlite"), "--model", "none"]
+    with pytest.raises(ExampleError, match=match):
+        examples.main([*argv, "--harvest", str(one), str(again)])
 
 
 # --- killed, continued, refused -------------------------------------------------------------------------------------
