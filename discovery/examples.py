@@ -43,7 +43,7 @@ from discovery.input_arguments import (
     chosen_contexts,
     load_dictionary_model,
 )
-from discovery.logit_effects import logit_effects
+from discovery.logit_effects import logit_effects, promoted_tokens
 from discovery.named_features import document_sources
 from discovery.output_places import check_output
 from discovery.provenance import check_provenance, model_facts
@@ -109,7 +109,11 @@ def state_path(output: Path) -> Path:
 
 
 def collect(this: Pass, output: Path, *, checkpoint_pieces: int = 8, progress: bool = False) -> Collector:
-    """Run `this` pass, or the rest of it. The state lies at `state_path(output)` until `finish`."""
+    """Run `this` pass, or the rest of it. The state lies at `state_path(output)` until `finish`.
+
+    FitError, before anything is read, for a model whose logit effects `finish` could not tell.
+    """
+    promoted_tokens(this.lm, this.sae.W_dec[0], 1)
     collector, identity = this.collector(), this.identity
     done = _load_state(state_path(output), identity, collector)
     bar = tqdm(

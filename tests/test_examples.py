@@ -368,6 +368,17 @@ def test_no_harvest_counts_twice(folder, tmp_path, spelling):
         examples.main([*argv, "--harvest", str(one), str(again)])
 
 
+def test_a_model_whose_logit_effects_nobody_can_tell_is_refused_before_anything_is_read(sae, text, tmp_path):
+    model = tiny.language_model()
+    del model.model.model.norm
+    model.model.model.norm = lambda resid_BTD: resid_BTD
+    text.piece = None
+    this = replace(tiny_examples.example_pass(sae, text), lm=model)
+    with pytest.raises(FitError, match="must end in a norm"):
+        collect(this, tmp_path / "examples.sqlite")
+    assert not list(tmp_path.iterdir())
+
+
 # --- killed, continued, refused -------------------------------------------------------------------------------------
 
 

@@ -10,13 +10,17 @@ from transformers import (
     Gemma3TextConfig,
     GraniteConfig,
     GraniteForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     StableLmConfig,
     StableLmForCausalLM,
 )
 
 from discovery import resumed_pass
-from discovery.errors import SteerError
-from discovery.logit_effects import promoted_tokens
+from discovery.errors import FitError, SteerError
+from discovery.logit_effects import last_norm, promoted_tokens
 from discovery.resumed_pass import check_halves, first_half, second_half
 from discovery.steering_bench import Bench, edit_rows
 from sae_runtime.hook_point import HookPoint
@@ -116,18 +120,46 @@ def stable_lm():
     return small(StableLmConfig, StableLmForCausalLM)
 
 
-@pytest.mark.parametrize("made", [tiny.language_model, gemma, granite, cohere, stable_lm])
-def test_promoted_tokens_are_those_whose_logits_rise(made):
-    """Against the model's own norm and unembedding: the gain is the weight, or 1 + weight, of an RMS or a LayerNorm."""
+def olmo():
+    """LayerNorm without parameters."""
+    return small(OlmoConfig, OlmoForCausalLM)
+
+
+def phi():
+    """LayerNorm by another name."""
+    return small(PhiConfig, PhiForCausalLM)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("made", [tiny.language_model, gemma, granite, cohere, stable_lm, olmo, phi])
+def test_promoted_tokens_are_those_whose_logits_rise(made, dtype):
+    """Against the model's own norm and unembedding: the gain is the weight, or 1 + weight, of an RMS or a LayerNorm.
+
+    The weights are rounded to `dtype`; what they promote is told in fp32.
+    """
     lm = made()
     direction_D = torch.randn(tiny.D_MODEL, generator=torch.Generator().manual_seed(0))
-    norm, head = lm.model.model.norm, lm.model.get_output_embeddings()
+    decoder, head = lm.model.model, lm.model.get_output_embeddings()
+    norm = decoder.final_layernorm if made is phi else decoder.norm
     with torch.no_grad():
-        norm.weight.copy_(torch.rand(tiny.D_MODEL, generator=torch.Generator().manual_seed(1)) - 0.3)
+        if getattr(norm, "weight", None) is not None:
+            norm.weight.copy_(torch.rand(tiny.D_MODEL, generator=torch.Generator().manual_seed(1)) - 0.3)
         if getattr(norm, "bias", None) is not None:
             norm.bias.copy_(torch.randn(tiny.D_MODEL, generator=torch.Generator().manual_seed(2)))
+        lm.model.to(dtype).float()  # rounded
         logits_V = (head(norm(direction_D[None])) - head(norm(torch.zeros(1, tiny.D_MODEL))))[0]
+        lm.model.to(dtype)
+    assert last_norm(lm) is norm
     assert promoted_tokens(lm, direction_D, 10) == logits_V.topk(10).indices.tolist()
+    assert {parameter.dtype for parameter in lm.model.parameters()} == {dtype} and not norm._forward_hooks
+
+
+def test_a_model_without_a_norm_at_its_end_is_refused():
+    lm = tiny.language_model()
+    del lm.model.model.norm
+    lm.model.model.norm = lambda resid_BTD: resid_BTD
+    with pytest.raises(FitError, match=r"model tiny must end in a norm, .* got none in LlamaModel"):
+        promoted_tokens(lm, torch.ones(tiny.D_MODEL), 1)
 
 
 @pytest.mark.parametrize("made", [gemma, granite])
