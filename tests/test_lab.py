@@ -123,6 +123,14 @@ def test_a_lack_of_memory_is_one_line_with_the_way_out(error, capsys, monkeypatc
     assert said.count("\n") == 1 and "out of memory" in said and said.endswith("smaller batches take less\n")
 
 
+def test_what_torch_cant_allocate_without_a_card_is_that_too(capsys, monkeypatch):
+    monkeypatch.setattr(import_module("discovery.harvest"), "main", lambda _argv: torch.empty(10**14))
+    assert cli.main(["lab", "harvest"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "out of memory: " in said and "can't allocate memory" in said
+    assert said.endswith("; smaller batches take less\n")
+
+
 def test_any_other_error_of_torch_is_not_taken_for_it(monkeypatch):
     def fail(_argv):
         raise RuntimeError("shapes differ")
