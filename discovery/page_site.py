@@ -3,14 +3,16 @@
 Data for scripts lies in `.js` files that set a variable, because pages opened as files may not fetch others. All text
 of models and corpora is untrusted: the templates escape it, and the scripts put it in as text.
 
-The folder appears whole: it is built beside the old one and takes its place at the end. A kill between those two
-renames leaves the old pages under `FOLDER.old`; the next site at that place puts them back before all else.
+The folder appears whole: it is built beside the old one, as `FOLDER.partial`, and takes its place at the end. A kill
+between those two renames leaves the old pages under `FOLDER.old`; the next site at that place puts them back before all
+else. No folder is deleted but an empty one and those that hold our marker, which is the first file that is written.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple, Self
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from discovery.errors import PageError
+from discovery.errors import LabError, PageError
 from discovery.output_places import check_output
 from sae_runtime.errors import plain_reason
 
@@ -46,10 +48,45 @@ class SiteFacts(NamedTuple):
 
 
 def check_site(name: str, folder: Path | None) -> None:
-    """PageError or LabError if the folder that the flag `name` gives can't be made, or replaced. None is none."""
+    """PageError or LabError if the folder that the flag `name` gives can't be made, or replaced; or if what isn't ours
+    has one of the names that it takes on the way. None is none."""
     check_output(name, folder, is_folder=True, is_replaced=True)
-    if folder is not None and folder.exists() and not (folder / MARKER).is_file() and any(folder.iterdir()):
+    if folder is None:
+        return
+    if not _is_ours(folder):
         raise PageError(f"{name} {folder} must be a new folder or one of pages, got one without {MARKER}")
+    for other in (_draft_of(folder), _old_of(folder)):
+        if not _is_ours(other):
+            raise PageError(f"{other} is in the way of {name} {folder}: it must not be there, or hold {MARKER}")
+
+
+def _draft_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def _old_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it may be deleted: there is nothing at its place, or in it, or it holds our marker."""
+    if not folder.is_dir():
+        return not os.path.lexists(folder)
+    return (folder / MARKER).is_file() or not any(folder.iterdir())
+
+
+def _delete(folder: Path) -> None:
+    """What `_is_ours`, as far as it can be deleted; of a link, the link alone. What a kill leaves still is ours."""
+    with suppress(OSError):
+        if folder.is_symlink():
+            folder.unlink()
+            return
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == MARKER):  # the marker last
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        folder.rmdir()
 
 
 class Site:
@@ -58,8 +95,7 @@ class Site:
     def __init__(self, folder: Path, facts: SiteFacts) -> None:
         check_site("output", folder)
         self.folder, self.facts = folder, facts
-        self._draft = folder.with_name(folder.name + ".partial")
-        self._old = folder.with_name(folder.name + ".old")
+        self._draft, self._old = _draft_of(folder), _old_of(folder)
         if not folder.exists() and (self._old / MARKER).is_file():
             self._old.replace(folder)
         self._templates = Environment(
@@ -71,33 +107,36 @@ class Site:
         )
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self._draft, ignore_errors=True)
+        _delete(self._draft)
         try:
             with self._named(""):
-                (self._draft / "assets").mkdir(parents=True)
+                self._draft.mkdir(parents=True)
+            self.write(MARKER, json.dumps({"name": self.facts.name}))
+            with self._named(""):
+                (self._draft / "assets").mkdir()
                 (self._draft / "latents").mkdir()
             for name in _ASSETS:
                 text = resources.files("discovery").joinpath("templates", "assets", name).read_text(encoding="utf-8")
                 self.write(f"assets/{name}", text)
         except PageError:
-            shutil.rmtree(self._draft, ignore_errors=True)
+            _delete(self._draft)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is not None:
-            shutil.rmtree(self._draft, ignore_errors=True)
+            _delete(self._draft)
             return
         try:
-            self.write(MARKER, json.dumps({"name": self.facts.name}))
-        except PageError:
-            shutil.rmtree(self._draft, ignore_errors=True)
+            check_site("output", self.folder)  # the work took its time
+        except LabError:
+            _delete(self._draft)
             raise
-        shutil.rmtree(self._old, ignore_errors=True)
+        _delete(self._old)
         if self.folder.exists():
             self.folder.replace(self._old)
         self._draft.replace(self.folder)
-        shutil.rmtree(self._old, ignore_errors=True)
+        _delete(self._old)
 
     def write(self, path: str, text: str) -> None:
         """One file, by its path from the folder. PageError if the disk is full."""

@@ -182,6 +182,56 @@ def test_pages_replace_pages_and_nothing_else(subject, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "pages"]
 
 
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("name", ["pages.old", "pages.partial"])
+def test_folders_of_others_beside_the_pages_are_refused_and_kept(subject, tmp_path, name, there):
+    """They have the names that the pages take on the way."""
+    extras = Extras([], [], "none")
+    if there:
+        write_pages(tmp_path / "pages", subject, [1], extras)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("years of work")
+    wanted = f"{name} is in the way of output .*/pages: it must not be there, or hold {MARKER}"
+    with pytest.raises(PageError, match=wanted):
+        write_pages(tmp_path / "pages", subject, [2], extras)
+    assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, *(["pages"] if there else [])])
+
+
+def test_a_folder_of_others_that_appears_meanwhile_is_kept_too(tmp_path):
+    facts, old = SiteFacts("name", "footer", []), tmp_path / "pages.old"
+    with pytest.raises(PageError, match=r"pages\.old is in the way"), Site(tmp_path / "pages", facts):
+        old.mkdir()
+        (old / "thesis.txt").write_text("years of work")
+    assert [path.name for path in tmp_path.rglob("*")] == ["pages.old", "thesis.txt"]
+
+
+def test_pages_take_the_place_of_what_a_kill_left_half_written(tmp_path):
+    facts = SiteFacts("name", "footer", [])
+    site = Site(tmp_path / "pages", facts).__enter__()  # and no exit
+    site.write("page.html", "half")
+    assert [path.name for path in tmp_path.iterdir()] == ["pages.partial"]
+    with Site(tmp_path / "pages", facts) as site:
+        site.write("page.html", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["pages"]
+
+
+def test_what_a_kill_leaves_of_old_pages_still_says_whose_it_is(tmp_path, monkeypatch):
+    facts = SiteFacts("name", "footer", [])
+    with Site(tmp_path / "pages", facts):
+        pass
+
+    def end(*_args, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), Site(tmp_path / "pages", facts):
+        patched.setattr(shutil, "rmtree", end)
+    assert (tmp_path / "pages.old" / MARKER).is_file()
+    with Site(tmp_path / "pages", facts):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["pages"]
+
+
 def test_pages_that_fail_leave_the_old_ones(subject, tmp_path, monkeypatch):
     extras = Extras([], [], "none")
     write_pages(tmp_path / "pages", subject, [1], extras)
