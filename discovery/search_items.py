@@ -36,9 +36,14 @@ def read_items(paths: Iterable[Path], tokenizer: Any, max_tokens: int = 512) -> 
         for number, record in enumerate(read_json_lines(path)):
             if record.get("label") not in (0, 1):
                 continue
+            where = f"{path}, record {number + 1}"
             if not _has_content(record):
-                raise SearchError(f"{path}, record {number + 1}, must have text or messages, got {sorted(record)}")
-            item = make_item(record, tokenizer, max_tokens, name=str(record.get("id", f"{path.stem}-{number}")))
+                raise SearchError(f"{where}, must have text or messages, got {sorted(record)}")
+            for key in ("score_from_char", "score_to_char"):
+                if not _is_count(count := record.get(key)):
+                    raise SearchError(f"{where}: {key} must be a whole number of characters, 0 or more, got {count!r}")
+            name = str(record.get("id", f"{path.stem}-{number}"))
+            item = make_item(record, tokenizer, max_tokens, name, where)
             if item.scored:
                 yield item
 
@@ -54,16 +59,21 @@ def _has_content(record: dict[str, Any]) -> bool:
     )
 
 
-def make_item(record: dict[str, Any], tokenizer: Any, max_tokens: int, name: str) -> Item:
+def _is_count(value: Any) -> bool:
+    """Of characters, or none is given."""
+    return value is None or (type(value) is int and value >= 0)
+
+
+def make_item(record: dict[str, Any], tokenizer: Any, max_tokens: int, name: str, where: str = "items") -> Item:
     """One record as tokens, the same that are scored of a labelled conversation; only the last message is scored.
 
-    LabelledDataError if the template refuses a conversation, or rewrites what is scored.
+    `where` is for messages. LabelledDataError if the template refuses a conversation, or rewrites what is scored.
     """
     messages = record["messages"] if "messages" in record else [{"role": PLAIN_TEXT, "content": record["text"]}]
     length, last = len(messages[-1]["content"]), record.get("score_to_char")
     conversation = Conversation(
         id=name,
-        dataset="items",
+        dataset=where,
         messages=tuple({"role": turn["role"], "content": turn["content"]} for turn in messages),
         first_char=record.get("score_from_char") or 0,
         end_char=length if last is None else min(last, length),

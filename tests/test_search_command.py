@@ -120,6 +120,12 @@ def test_prompt_files_are_lines_or_json_lines(tmp_path):
         ('{"label": 1, "messages": []}', "record 1, must have text or messages"),
         ('{"label": 0, "text": "a b"}\n{"label": 1, "messages": [{"role": "user"}]}', "record 2, must have text or"),
         ('{"label": 1, "text": "a', "line 1, must be JSON"),
+        (
+            '{"label": 1, "text": "ab", "score_from_char": "2"}',
+            "record 1: score_from_char must be a whole number of characters, 0 or more, got '2'",
+        ),
+        ('{"label": 1, "text": "ab", "score_to_char": -1}', "record 1: score_to_char must be .*, got -1"),
+        ('{"label": 1, "text": "ab", "score_to_char": true}', "record 1: score_to_char must be .*, got True"),
         ("[1]", "line 1, must be a JSON object, got list"),
         ('{"label": 2, "text": "a b"}', "must have items with label 1 or 0, got none"),
         ("", "must have items with label 1 or 0, got none"),
@@ -131,6 +137,16 @@ def test_files_that_hold_no_items_are_refused_by_name(folder, model, monkeypatch
     path.write_text(text)
     with pytest.raises(LabError, match=rf"items\.jsonl.*{match}"):
         search.main([str(folder / "dictionary"), str(path)])
+
+
+def test_an_item_that_the_template_rewrites_is_named_with_its_file(folder, model, monkeypatch, tmp_path):
+    monkeypatch.setattr(model.tokenizer, "chat_template", "{{ messages[-1].content | upper }}")
+    monkeypatch.setattr(input_arguments, "load_language_model", lambda *_args, **_settings: model)
+    (tmp_path / "items.jsonl").write_text(
+        '{"label": 1, "text": "ab"}\n{"label": 1, "messages": [{"role": "user", "content": "ab"}], "id": "x"}\n'
+    )
+    with pytest.raises(LabError, match=r"items\.jsonl, record 2, id 'x': chat\.messages\[0\]\.content must survive"):
+        search.main([str(folder / "dictionary"), str(tmp_path / "items.jsonl")])
 
 
 def test_prompt_records_without_a_text_are_named(tmp_path):
