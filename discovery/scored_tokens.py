@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from discovery.conversations import PLAIN_TEXT, Conversation
 from discovery.errors import LabelledDataError
-from sae_runtime.chat_template import Span, content_spans, render
+from sae_runtime.chat_template import Span, content_spans, num_trimmed, render
 from sae_runtime.errors import ConversationError
 from sae_runtime.reasoning import Delimiters, delimiters_of, reasoning_flags
 
@@ -94,8 +94,7 @@ def _rendered(tokenizer: Any, conversation: Conversation) -> tuple[str, int, Spa
         span = content_spans(tokenizer, conversation.messages, [last], text).get(last, (0, 0))  # none if it is blank
     except ConversationError as error:
         raise LabelledDataError(f"{conversation.dataset}, id {conversation.id!r}: {error}") from None
-    num_trimmed = len(content) - len(content.lstrip()) if span[1] - span[0] < len(content) else 0
-    begin = span[0] - num_trimmed
+    begin = span[0] - num_trimmed(content, text[slice(*span)])
     return text, span[0], (max(span[0], begin + conversation.first_char), min(span[1], begin + conversation.end_char))
 
 

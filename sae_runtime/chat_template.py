@@ -62,8 +62,7 @@ def content_spans(
     spans, end = {}, len(between[0])
     for i, following in zip(spoken, between[1:], strict=False):
         content, start = messages[i]["content"], end
-        # Many templates trim.
-        found = next((c for c in (content, content.strip()) if rendered.startswith(c + following, start)), None)
+        found = next((left for left in _trimmed(content) if rendered.startswith(left + following, start)), None)
         if found is None:
             raise _lost(i)
         spans[i] = (start, start + len(found))
@@ -71,6 +70,24 @@ def content_spans(
     if len(between) != len(spoken) + 1 or end != len(rendered) or not rendered.startswith(between[0]):
         raise _lost(spoken[0])
     return spans
+
+
+def _trimmed(content: str) -> tuple[str, ...]:
+    """What a template may leave of a content: many trim, some at one end alone, some line breaks alone."""
+    return (
+        content,
+        content.strip(),
+        content.rstrip(),
+        content.lstrip(),
+        content.strip("\n"),
+        content.rstrip("\n"),
+        content.lstrip("\n"),
+    )
+
+
+def num_trimmed(content: str, left: str) -> int:
+    """Characters of `content` before `left`, which is what a template left of it."""
+    return content.index(left)  # all but blanks is in it, and so it can't stand in two places
 
 
 def _lost(index: int) -> ConversationError:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, cast
 
 from monitors.monitor_spec import Role
-from sae_runtime.chat_template import Message, content_spans, render
+from sae_runtime.chat_template import Message, content_spans, num_trimmed, render
 from sae_runtime.errors import ConversationError
 from sae_runtime.reasoning import Delimiters, reasoning_flags
 from service.errors import InvalidRequest
@@ -94,14 +94,9 @@ def _spans(
     spoken = [i for i, message in enumerate(messages) if message["role"] in roles]
     spans = content_spans(tokenizer, messages, spoken, rendered, add_reply=add_reply)
     return [
-        _Span(start, end, cast(Role, messages[i]["role"]), i, _num_trimmed(messages[i]["content"], end - start))
+        _Span(start, end, cast(Role, messages[i]["role"]), i, num_trimmed(messages[i]["content"], rendered[start:end]))
         for i, (start, end) in spans.items()
     ]
-
-
-def _num_trimmed(content: str, length: int) -> int:
-    """Blanks before what is left of a content after the template; `content_spans` says how much that is."""
-    return 0 if length == len(content) else len(content) - len(content.lstrip())
 
 
 def _span_at(character: int, spans: Sequence[_Span]) -> _Span | None:

@@ -80,6 +80,15 @@ def test_a_template_may_trim(template, wanted):
     assert assistant_text(prompt, of) == wanted
 
 
+@pytest.mark.parametrize("trims", [" | trim", ".lstrip()", ".rstrip()", ".strip('\\n')"])
+def test_places_are_in_the_content_as_written_whatever_is_trimmed(trims):
+    of = tokenizer(tiny.CHAT_TEMPLATE.replace("message['content']", f"message['content']{trims}"))
+    content = "\n  a b \n"
+    prompt = from_chat(of, chat("q", content), add_reply=False, roles=["assistant"])
+    said = [place for place in prompt.places if place is not None]
+    assert said and "".join(content[place.start : place.end] for place in said) == assistant_text(prompt, of)
+
+
 def test_an_empty_reply_has_no_positions():
     assert from_chat(TOKENIZER, chat("a", "", "a", "b"), add_reply=False, roles=["assistant"]).positions_of(
         "assistant"

@@ -192,12 +192,12 @@ def test_only_the_characters_in_range_of_the_last_message_are_scored(model):
     assert item.label == 1 and item.group == "g"
 
 
-@pytest.mark.parametrize("template", ["", " | trim"])
-def test_characters_are_counted_in_the_content_as_written(template):
-    """Whether the template trims or not, and whoever said the same before."""
+@pytest.mark.parametrize("content", ["   lie now ", "\n  lie now \n", " \n lie now"])
+@pytest.mark.parametrize("trims", ["", " | trim", ".lstrip()", ".rstrip()", ".strip('\\n')", ".lstrip('\\n')"])
+def test_characters_are_counted_in_the_content_as_written(trims, content):
+    """Whatever the template trims, and whoever said the same before."""
     tokenizer = tiny.byte_tokenizer()
-    tokenizer.chat_template = tiny.CHAT_TEMPLATE.replace("message['content']", f"message['content']{template}")
-    content = "   lie now "
+    tokenizer.chat_template = tiny.CHAT_TEMPLATE.replace("message['content']", f"message['content']{trims}")
     record = {
         "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": content}],
         "score_from_char": 3,
