@@ -41,7 +41,6 @@ from sae_runtime.checkpoint import LoadedSAE, Manifest, load_manifest, load_sae
 
 _LEAST_TO_HOLD_OUT = 8
 """Groups with each label that it takes to leave half of them out."""
-"""Of tables that go into a file: rich takes 80 there, and cuts every figure."""
 
 Found = tuple[dict[str, Any], list[RenderableType]]
 """What a search found, as JSON and as tables."""

@@ -41,7 +41,6 @@ from sae_runtime.number_format import has_fast_bfloat16
 
 COMMAND_FILE = "best.sh"
 _SAMPLES = 16
-"""Of the table where there is no terminal to ask."""
 
 
 def main(argv: list[str] | None = None) -> int:
