@@ -124,3 +124,12 @@ def test_the_best_rate_of_each_is_in_the_table():
     assert len(rows) == 2
     assert "0.9000" in rows[0] and "0.8500" in rows[1]
     assert table.sweep_table(results).count("0.8000, 1.0%") == 1
+
+
+def test_the_speed_in_the_tables_is_the_median_of_an_even_number_of_rounds_too(tmp_path):
+    rounds = {"ours": [700, 100, 400, 301], "saelens": [30, 10, 20]}
+    speed = {"recipe": "topk", "tokens_per_second": rounds, "ours_to_peer_speed_ratio": {"saelens": 2.5}}
+    (tmp_path / "speed_topk.json").write_text(json.dumps(speed))
+    assert table.tokens_per_second(tmp_path) == {("topk", "ours"): 350.5, ("topk", "saelens"): 20}
+    rows = table.speed_table(tmp_path).splitlines()[2:]
+    assert rows == ["| topk | ours | 350 | 100 to 700 |  |", "| topk | saelens | 20 | 10 to 30 | 2.50 |"]

@@ -4,6 +4,7 @@ python -m benchmarks.peers.training.table docs/training.md
 """
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,17 @@ def best_of(results: list[Result]) -> list[Result]:
     return list(best.values())
 
 
-def tokens_per_second(folder: Path = RESULTS) -> dict[tuple[str, str], int]:
+def tokens_per_second(folder: Path = RESULTS) -> dict[tuple[str, str], float]:
     """(recipe, library in lower case) -> median of the rounds; of those that were timed."""
     timed = [json.loads(path.read_text()) for path in sorted(folder.glob("speed_*.json"))]
     return {
-        (speed["recipe"], name): sorted(rounds)[len(rounds) // 2]
+        (speed["recipe"], name): statistics.median(rounds)
         for speed in timed
         for name, rounds in speed["tokens_per_second"].items()
     }
 
 
-def quality_table(results: list[Result], speeds: dict[tuple[str, str], int] | None = None) -> str:
+def quality_table(results: list[Result], speeds: dict[tuple[str, str], float] | None = None) -> str:
     """The best run of each; with how fast its library was, where that was timed."""
     speeds = speeds or {}
     head = ["", "library", "tokens", "rate", "variance explained", "by the library itself"]
@@ -64,7 +65,7 @@ def quality_table(results: list[Result], speeds: dict[tuple[str, str], int] | No
             f"{r['cross_entropy_recovered']:.4f}" if "cross_entropy_recovered" in r else "",
             f"{r['cross_entropy_recovered_from_mean']:.4f}" if "cross_entropy_recovered" in r else "",
             f"{r['predictions']:,}" if "cross_entropy_recovered" in r else "",
-            f"{speeds[key]:,}" if (key := (r["recipe"], r["library"].lower())) in speeds else "",
+            f"{speeds[key]:,.0f}" if (key := (r["recipe"], r["library"].lower())) in speeds else "",
         ]
         for r in best_of(results)
     ]
@@ -90,12 +91,11 @@ def speed_table(folder: Path = RESULTS) -> str:
         speed = json.loads(path.read_text())
         for name, rounds in speed["tokens_per_second"].items():
             ratio = speed["ours_to_peer_speed_ratio"].get(name)
-            middle = sorted(rounds)[len(rounds) // 2]
             rows.append(
                 [
                     speed["recipe"],
                     name,
-                    f"{middle:,}",
+                    f"{statistics.median(rounds):,.0f}",
                     f"{min(rounds):,} to {max(rounds):,}",
                     "" if ratio is None else f"{ratio:.2f}",
                 ]
