@@ -41,6 +41,7 @@ from discovery.errors import LabError
 from discovery.fidelity_sums import MIN_FIRINGS, Answer, FeatureFidelity, FidelitySums, answer
 from discovery.input_arguments import read_limit
 from discovery.latent_names import load_watchlist
+from discovery.output_places import check_output
 from discovery.provenance import check_model
 from discovery.residuals import read_in_batches, tapped
 from discovery.shards import ordinary
@@ -185,6 +186,7 @@ def write_fidelity(folder: Path, names: Sequence[str], figures: dict[str, Any], 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     check_reading(args)
+    check_output("--write", args.dictionary / MANIFEST_FILE if args.write else None)
     sae = load_sae(args.dictionary, device=resolve_device(args.device))
     models = load_models(args, sae.manifest)
     settings = CorpusSettings(context_tokens=args.context_tokens)
@@ -203,13 +205,14 @@ def main(argv: list[str] | None = None) -> int:
     figures = sums.figures()
     answered, features = answer(figures), sums.features(named)
     names = [f"{lm.identity.name} {lm.identity.quantization} {lm.identity.dtype}" for lm in models]
-    if args.write:
-        write_fidelity(args.dictionary, names, figures, answered)
+    # Before anything is written: what took so long must not go with a file that can't be.
     if args.json:
         said = answered._asdict() | {"features": [feature._asdict() for feature in features]}
-        print(json.dumps({"models": names} | figures | {"by_latent": sums.by_latent(), "answer": said}))
+        print(json.dumps({"models": names} | figures | {"by_latent": sums.by_latent(), "answer": said}), flush=True)
     else:
         print_comparison(names, figures, answered, features)
+    if args.write:
+        write_fidelity(args.dictionary, names, figures, answered)
     return 0
 
 

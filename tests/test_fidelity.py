@@ -149,6 +149,24 @@ def test_what_is_written_is_what_a_server_tells(argv, tmp_path, capsys):
     assert again.tokens < told.tokens
 
 
+def test_figures_are_printed_before_they_are_written(argv, capsys, monkeypatch):
+    def fail(*_args):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("discovery.fidelity.write_fidelity", fail)
+    words = [*argv, "--quantization", "none", "--dtype", "float32", "--against-dtype", "bfloat16", "--json", "--write"]
+    with pytest.raises(OSError, match="the disk is full"):
+        main(words)
+    assert json.loads(capsys.readouterr().out)["answer"]["may_be_served"] is True
+
+
+def test_the_place_to_write_to_is_looked_at_first(tmp_path):
+    """There is no dictionary either."""
+    (tmp_path / "text").write_text("")
+    with pytest.raises(LabError, match=r"--write .*/text/sae/sae\.json can't be written: .*/text is no folder"):
+        main([str(tmp_path / "text" / "sae"), "--corpus", "none.jsonl", "--write"])
+
+
 @pytest.mark.parametrize(
     ("records", "wanted"),
     [
