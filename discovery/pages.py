@@ -186,7 +186,12 @@ def _metrics(manifest: Manifest) -> list[tuple[str, str]]:
     figures = manifest.metrics.get("all") or next(iter(manifest.metrics.values()), None)
     if not isinstance(figures, dict):
         return []
-    shown = [("variance explained", "variance_explained", "{:.3f}"), ("latents active at a token", "l0", "{:.1f}")]
+    # Evaluations that don't measure dense latents yet are of the time when the mean was the training data's.
+    mean = "the mean of the text measured" if "dense_ratio" in figures else "the training data's mean"
+    shown = [
+        (f"variance explained, against {mean}", "variance_explained", "{:.3f}"),
+        ("latents active at a token", "l0", "{:.1f}"),
+    ]
     return [(name, form.format(figures[key])) for name, key, form in shown if isinstance(figures.get(key), float)]
 
 

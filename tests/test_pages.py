@@ -23,7 +23,7 @@ from discovery.latent_names import load_names
 from discovery.latent_record import Example, Explanation
 from discovery.page_site import MARKER, Site, SiteFacts
 from discovery.page_views import example_view, histogram_view, level_of, percentage
-from discovery.pages import Extras, Subject, choose_latents, write_pages
+from discovery.pages import Extras, Subject, choose_latents, overview, write_pages
 from discovery.result_views import read_result, result_view
 from discovery.training_log import read_log, running_mean
 from monitors.watchlist import NamedFeature, Watchlist
@@ -118,6 +118,16 @@ def test_by_default_the_best_explained_have_pages_and_no_more_than_are_asked_for
         chosen = set(choose_latents(None, subject, 2, []))
         assert chosen == {NAMED, quiet[1], quiet[0], *store.latents("max")[:2]}
         assert set(choose_latents("all", subject, 2, [])) >= {*quiet, EXPLAINED}
+
+
+@pytest.mark.parametrize(
+    ("figures", "mean"), [({}, "the training data's mean"), ({"dense_ratio": 0.01}, "the mean of the text measured")]
+)
+def test_the_variance_explained_says_against_which_mean(subject, figures, mean):
+    metrics = {"corpus": {"variance_explained": 0.5}, "all": {"variance_explained": 0.9, **figures}}
+    subject.sae.manifest = subject.sae.manifest.model_copy(update={"metrics": metrics})
+    tiles = {tile["name"]: tile["value"] for tile in overview(subject, 5)["tiles"]}
+    assert tiles[f"variance explained, against {mean}"] == "0.900"
 
 
 def test_a_page_shows_what_the_file_holds(pages, subject):
