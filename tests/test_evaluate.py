@@ -280,6 +280,11 @@ def test_fewer_tokens_than_none_are_refused(tmp_path):
         main([str(tmp_path), "--set", "a=b", "--ce-tokens", "-3"])
 
 
+def test_a_pass_has_a_token_at_least(tmp_path):
+    with pytest.raises(LabError, match="--batch-tokens must be at least 1, got 0"):
+        main([str(tmp_path), "--set", "a=b", "--batch-tokens", "0"])
+
+
 def test_the_report_holds_the_figures_and_needs_no_network(model, dictionary, tap, tmp_path):
     harvest(model, tiny.HOOK_POINT, contexts(6, 12), tmp_path / "one", contexts_per_shard=2)
     save_sae(dictionary, MANIFEST.model_copy(update={"name": "<b>tiny</b>"}), tmp_path / "sae")
