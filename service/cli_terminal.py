@@ -4,6 +4,7 @@ On a terminal both go to the same place, so that an alert stands where it happen
 holds the reply alone, and notes go to stderr.
 """
 
+import os
 import sys
 from typing import Any
 
@@ -116,7 +117,8 @@ def _console(file: Any, color: str) -> Console:
     force = {"auto": None, "always": True, "never": False}[color]
     no_color = {"auto": None, "always": False, "never": True}[color]
     # A file has no width to ask for, and in the 80 columns that rich assumes, tables lose their last ones.
-    width = None if file.isatty() else _FILE_WIDTH
+    is_told = file.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    width = None if is_told else _FILE_WIDTH
     return Console(
         file=file, width=width, force_terminal=force, no_color=no_color, highlight=False, markup=False, emoji=False
     )

@@ -215,3 +215,15 @@ def test_tables_in_a_file_keep_their_columns(capsys, monkeypatch):
     Terminal().show(table)
     shown = capsys.readouterr().out
     assert shown.count("9.00000000") == 2 and "…" not in shown
+
+
+def test_tables_in_a_pipe_are_as_wide_as_columns_says(capsys, monkeypatch):
+    table = Table("word")
+    table.add_row("a" * 200)
+    for columns, is_whole in (("220", True), ("90", False), ("wide", False)):
+        monkeypatch.setenv("COLUMNS", columns)
+        for show in (table_console().print, Terminal().show):
+            show(table)
+            shown = capsys.readouterr().out
+            assert ("a" * 200 in shown) == is_whole
+            assert max(map(len, shown.splitlines())) == {"220": 204, "90": 90, "wide": 150}[columns]
