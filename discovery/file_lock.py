@@ -16,26 +16,35 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
     The file and the folders above it are made if need be. At the end the file is gone, and so is each folder made for
     it that nothing else was put into: a run that is refused leaves nothing behind.
     """
-    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made: set[Path] = set()
     try:
-        with _held(path, wait=wait):
+        with _held(path, made, wait=wait):
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)  # while it is held: nobody else's, then
     finally:
         with suppress(OSError):
-            for folder in made:
+            for folder in sorted(made, key=lambda folder: len(folder.parts), reverse=True):
                 folder.rmdir()
 
 
-def _held(path: Path, *, wait: bool) -> IO[str]:
-    """The open file, with the lock on it; closing it lets go."""
+def _opened(path: Path, made: set[Path]) -> IO[str]:
+    """The file, and the folders above it; those that are not there are put into `made`, and made."""
+    made.update(folder for folder in (path.parent, *path.parent.parents) if not folder.exists())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a")
+
+
+def _held(path: Path, made: set[Path], *, wait: bool) -> IO[str]:
+    """The open file, with the lock on it; closing it lets go. `made` is told of folders made for it."""
     import fcntl  # not on every system, and few commands need it
 
     while True:
-        file = path.open("a")
+        try:
+            file = _opened(path, made)
+        except FileNotFoundError:  # another run, which ended just then, deleted a folder that it had made
+            file = _opened(path, made)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_at(file, path):

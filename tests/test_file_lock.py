@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,29 @@ def test_a_lock_that_its_holder_deleted_keeps_nobody_off_and_is_taken_anew(tmp_p
         with pytest.raises(LabError, match="held by another process"), locked(path, wait=False):
             pytest.fail("two hold it")
     assert not path.exists()
+
+
+def test_a_folder_that_another_run_deletes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    """Another run that made the folder ends between our finding it there and our opening the file in it."""
+    (tmp_path / "new" / "run").mkdir(parents=True)
+    opened, others = [], Path.open
+
+    def late(path, *how):
+        if not opened:
+            path.parent.rmdir()
+        opened.append(path)
+        return others(path, *how)
+
+    monkeypatch.setattr(Path, "open", late)
+    with locked(tmp_path / "new" / "run" / "lock", wait=False):
+        assert (tmp_path / "new" / "run" / "lock").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]  # it was there before
+
+
+def test_a_place_that_can_never_be_is_not_tried_for_ever(tmp_path):
+    (tmp_path / "lock").symlink_to(tmp_path / "nowhere" / "lock")
+    with pytest.raises(FileNotFoundError), locked(tmp_path / "lock", wait=False):
+        pytest.fail("it holds nothing")
 
 
 def test_a_lock_is_let_go_after_an_error(tmp_path):
