@@ -1,6 +1,7 @@
 """Items as a dictionary reads them: one number per latent and item, in the dictionary's own scale.
 
 Massive activations are not read, by the rule of `usual_norm`: what a dictionary makes of one dwarfs all other readings.
+An item that has no other tokens was not read, and its zeros are no observation.
 
 Shape suffixes: I items, T tokens, F latents, D model width.
 """
@@ -17,7 +18,7 @@ from discovery.corpus import Context
 from discovery.errors import SearchError
 from discovery.residuals import read_in_batches
 from discovery.search_items import Item
-from discovery.usual_norm import of_usual_norm
+from discovery.usual_norm import largest_norm_among, largest_usual_norm
 from monitors.components import OFF_SCALE_NORMS
 from sae_runtime.checkpoint import LoadedSAE
 from sae_runtime.language_model import LanguageModel
@@ -32,6 +33,21 @@ class ItemReadings(NamedTuple):
     max_IF: Tensor
     num_massive: int
     """Scored tokens that are massive activations and not read."""
+    is_read_I: Tensor
+    """False where an item has no other scored tokens: to be left out."""
+
+    def of_read(self, items: list[Item]) -> tuple["ItemReadings", list[Item]]:
+        """Readings and items without those that were not read."""
+        kept_I = self.is_read_I
+        left = ItemReadings(self.mean_IF[kept_I], self.max_IF[kept_I], self.num_massive, kept_I[kept_I])
+        return left, [item for item, is_read in zip(items, kept_I.tolist(), strict=True) if is_read]
+
+    def left_out(self) -> str:
+        """What was not read, in words; empty if everything was."""
+        if not self.num_massive:
+            return ""
+        num = int((~self.is_read_I).sum())
+        return f"left out: massive activations {self.num_massive}, items that have nothing else {num}"
 
 
 @torch.inference_mode()
@@ -52,24 +68,37 @@ def read_item_latents(
     """
     mean_IF = torch.zeros(len(items), sae.num_latents)
     max_IF = torch.zeros(len(items), sae.num_latents)
-    num_massive = 0
-    contexts = [Context(item.tokens, 0, 0, item.name) for item in items]
-    bar = tqdm(total=len(items), desc="reading", unit="item", mininterval=5)
-    with bar, _matmul_precision(precision):
-        for index, resid_TD in read_in_batches(lm, tap, contexts, batch_tokens):
-            scored_TD = resid_TD[items[index].scored]
-            read_TD = scored_TD[of_usual_norm(scored_TD, sae.manifest)]
-            num_massive += len(scored_TD) - len(read_TD)
-            if len(read_TD):
-                f_TF = sae.encode(read_TD)
-                mean_IF[index], max_IF[index] = f_TF.mean(0), f_TF.amax(0)
-            bar.update()
-    if num_massive and num_massive == sum(len(item.scored) for item in items):
+    norms_I = [torch.empty(0)] * len(items)
+
+    def read(rows: list[int], limit: float) -> None:
+        contexts = [Context(items[row].tokens, 0, 0, items[row].name) for row in rows]
+        with tqdm(total=len(rows), desc="reading", unit="item", mininterval=5) as bar:
+            for index, resid_TD in read_in_batches(lm, tap, contexts, batch_tokens):
+                row = rows[index]
+                scored_TD = resid_TD[items[row].scored]
+                norms_I[row] = scored_TD.float().norm(dim=-1).cpu()
+                read_TD = scored_TD[(norms_I[row] <= limit).to(scored_TD.device)]
+                f_TF = sae.encode(read_TD) if len(read_TD) else torch.zeros(1, sae.num_latents)
+                mean_IF[row], max_IF[row] = f_TF.mean(0), f_TF.amax(0)
+                bar.update()
+
+    limit = largest_usual_norm(sae.manifest)
+    with _matmul_precision(precision):
+        read(list(range(len(items))), limit)
+        if sae.manifest.resid_norm_mean is None:
+            # What is usual is known only now; few items have something else.
+            limit = largest_norm_among(norms_I)
+            again = [row for row, norm_T in enumerate(norms_I) if bool((norm_T > limit).any())]
+            if again:
+                read(again, limit)
+    is_read_I = torch.tensor([bool((norm_T <= limit).any()) for norm_T in norms_I])
+    num_massive = sum(int((norm_T > limit).sum()) for norm_T in norms_I)
+    if not is_read_I.any():
         raise SearchError(
             f"scored tokens must have norms of at most {OFF_SCALE_NORMS:g} times the dictionary's resid_norm_mean "
             f"{sae.manifest.resid_norm_mean:g}, got none of {num_massive}"
         )
-    return ItemReadings(mean_IF, max_IF, num_massive)
+    return ItemReadings(mean_IF, max_IF, num_massive, is_read_I)
 
 
 @contextmanager

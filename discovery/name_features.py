@@ -26,7 +26,7 @@ from discovery.command_parser import command_parser
 from discovery.contrast_search import Candidate, SearchResult, auroc, search
 from discovery.contrasts import CONTRASTS, Passage, read_pool
 from discovery.input_arguments import add_dictionary_model_arguments, load_dictionary_model
-from discovery.item_readings import read_item_latents
+from discovery.item_readings import ItemReadings, read_item_latents
 from discovery.named_features import (
     HeldOutReadings,
     document_sources,
@@ -99,6 +99,12 @@ class ContrastReadings:
 # --- contrasts ------------------------------------------------------------------------------------------------------
 
 
+def say_left_out(name: str, readings: ItemReadings) -> None:
+    """On stderr, what of the items was not read."""
+    if readings.num_massive:
+        print(f"{name}: {readings.left_out()}", file=sys.stderr)
+
+
 def read_pool_contrasts(lab: Lab, pool: list[Passage]) -> dict[str, ContrastReadings]:
     """Read the pool once and lay it out for each contrast."""
     items = [
@@ -106,7 +112,10 @@ def read_pool_contrasts(lab: Lab, pool: list[Passage]) -> dict[str, ContrastRead
         for passage in pool
     ]
     kept = [index for index, item in enumerate(items) if item.scored]
-    mean_IF = read_item_latents(lab.lm, lab.tap, lab.sae, [items[index] for index in kept], precision="medium").mean_IF
+    readings = read_item_latents(lab.lm, lab.tap, lab.sae, [items[index] for index in kept], precision="medium")
+    say_left_out("pool", readings)
+    kept = [index for index, is_read in zip(kept, readings.is_read_I.tolist(), strict=True) if is_read]
+    mean_IF = readings.mean_IF[readings.is_read_I]
     contrasts = {}
     for contrast in CONTRASTS:
         labels = [contrast.label(pool[index]) for index in kept]
@@ -123,6 +132,8 @@ def read_pool_contrasts(lab: Lab, pool: list[Passage]) -> dict[str, ContrastRead
 def read_item_contrast(lab: Lab, items: list[Item], description: str) -> ContrastReadings:
     """A contrast whose items come from labelled files."""
     readings = read_item_latents(lab.lm, lab.tap, lab.sae, items, precision="medium")
+    say_left_out(description, readings)
+    readings, items = readings.of_read(items)
     # Groups of different files must not be taken for one.
     groups = [f"{item.name.rsplit('-', 1)[0]}/{item.group}" for item in items]
     return ContrastReadings(description, readings.mean_IF, torch.tensor([item.label for item in items]), groups)

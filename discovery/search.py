@@ -54,6 +54,8 @@ def find_contrast(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) 
         raise SearchError(f"{', '.join(map(str, args.items))} must have items with label 1 or 0, got none")
     with tapped(lm, sae.manifest.hook) as tap:
         readings = read_item_latents(lm, tap, sae.to(lm.device), items, precision="medium")
+    said, num_items = readings.left_out(), len(items)
+    readings, items = readings.of_read(items)
     result = search(
         readings.mean_IF if args.statistic == "mean" else readings.max_IF,
         torch.tensor([item.label for item in items]),
@@ -64,10 +66,10 @@ def find_contrast(args: argparse.Namespace, sae: LoadedSAE, names: LatentNames) 
         rank_by=args.rank_by,
         hold_out=bool(args.items) or can_hold_out(items),
     )
-    record = asdict(result) | {"massive_left_out": readings.num_massive}
+    record = asdict(result) | {"massive_left_out": readings.num_massive, "items_left_out": num_items - len(items)}
     for candidate in record["candidates"]:
         candidate |= words(names, candidate["latent"])
-    return record, [contrast_table(result, names)]
+    return record, [contrast_table(result, names, said)]
 
 
 def words(names: LatentNames, latent: int) -> dict[str, str]:

@@ -14,8 +14,8 @@ from discovery.token_text import printable
 _LATENTS_PER_TOKEN = 4
 
 
-def contrast_table(result: SearchResult, names: LatentNames) -> Table:
-    """Candidates of a contrast, and what luck would have given."""
+def contrast_table(result: SearchResult, names: LatentNames, left_out: str = "") -> Table:
+    """Candidates of a contrast, what luck would have given, and what was not read."""
     held_out = f", {result.num_held_out} of them held out" if result.num_held_out else ""
     table = Table(title=f"{result.num_positive} positive, {result.num_negative} negative items{held_out}")
     for heading in ("latent", "AUROC", "p", "held out", "p", "d", "mean +", "mean -", "on +", "on -", "top 10% +"):
@@ -37,6 +37,8 @@ def contrast_table(result: SearchResult, names: LatentNames) -> Table:
             f"labels permuted {len(result.permuted_best_selection)} times, best of all latents: AUROC "
             f"{max(result.permuted_best_selection):.3f} at most{held}"
         )
+    if left_out:
+        table.caption = f"{table.caption}\n{left_out}" if table.caption else left_out
     return table
 
 

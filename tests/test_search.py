@@ -289,6 +289,31 @@ def test_massive_activations_are_not_read(model, loaded):
     assert readings.num_massive == 3
 
 
+def test_without_a_mean_the_median_of_all_scored_tokens_says_what_is_massive(model, loaded):
+    """An item that has no other token is left out, here the one whose only scored token is a hundred times as long."""
+    lm, items = tiny.language_model(), made_items(model)
+    (position,) = items[1].scored
+    long = items[1].tokens[position]
+    items[0] = make_item({"text": "see three", "label": 0}, model.tokenizer, 512, "see three")
+    items[2] = make_item({"text": "a longer text with it", "label": 0}, model.tokenizer, 512, "a longer text with it")
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[long] *= 1000
+    resid = scored_residuals(lm, items)
+    limit = 5 * float(torch.cat(resid).norm(dim=-1).median())
+    with tapped(lm, tiny.HOOK_POINT) as tap:
+        readings = read_item_latents(lm, tap, loaded, items, batch_tokens=30)
+    assert readings.is_read_I.tolist() == [True, False, True]
+    assert readings.num_massive == sum(int((resid_SD.norm(dim=-1) > limit).sum()) for resid_SD in resid) > 1
+    kept, kept_items = readings.of_read(items)
+    assert kept_items == [items[0], items[2]]
+    for row, resid_SD in enumerate((resid[0], resid[2])):
+        f_SF = loaded.encode(resid_SD[resid_SD.norm(dim=-1) <= limit])
+        assert torch.allclose(kept.mean_IF[row], f_SF.mean(0), atol=1e-4)
+        assert torch.allclose(kept.max_IF[row], f_SF.amax(0), atol=1e-4)
+    said = f"left out: massive activations {readings.num_massive}, items that have nothing else 1"
+    assert readings.left_out() == said
+
+
 # --- contrasts, evidence, thresholds and steering -------------------------------------------------------------------
 
 

@@ -90,6 +90,24 @@ def test_a_few_prompts_are_ranked_without_holding_any_out(command):
     assert found["num_held_out"] == 0 and found["candidates"][0]["auroc_held_out"] is None
 
 
+def test_what_is_massive_is_left_out_and_said(command, monkeypatch):
+    """Prompts of which one has no other token count as if it were not there."""
+    read = search.read_item_latents
+    prompts = ["--positive", "honest men", "--negative", "the stars", "--negative", "the sea", "--permutations", "0"]
+    without = command(*prompts[:4], *prompts[6:])
+
+    def without_the_last(*args, **settings):
+        readings = read(*args, **settings)
+        is_read_I = torch.tensor([*readings.is_read_I[:-1].tolist(), False])
+        return readings._replace(is_read_I=is_read_I, num_massive=6)
+
+    monkeypatch.setattr(search, "read_item_latents", without_the_last)
+    assert command(*prompts) == without | {"massive_left_out": 6, "items_left_out": 1}
+    assert "massive activations 6, items that have nothing else 1" in " ".join(
+        command(*prompts, json_line=False).split()
+    )
+
+
 def test_labelled_items_are_searched_as_ever(command, tmp_path):
     path = tmp_path / "items.jsonl"
     records = [{"text": f"{'honest' if n % 2 else 'stars'} {n}", "label": n % 2, "group": n // 2} for n in range(40)]
