@@ -21,7 +21,7 @@ from discovery.errors import FitError
 from discovery.fit_check import Fit, check_fit
 from discovery.output_places import check_output
 from discovery.tables import table_console
-from sae_runtime.checkpoint import LoadedSAE, save_sae
+from sae_runtime.checkpoint import MANIFEST_FILE, LoadedSAE, save_sae
 from sae_runtime.errors import CheckpointError
 from sae_runtime.formats import UNKNOWN, import_sae
 from sae_runtime.hook_point import HookPoint
@@ -186,6 +186,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     check_counts(args, "check_tokens", "k")
     check_output("--output", args.output, is_folder=True)
+    if args.output is not None and (args.output / MANIFEST_FILE).exists():
+        raise CheckpointError(f"{args.output} holds a dictionary already: an import overwrites nothing")
     sae, fit = read_as_asked(args)
     if args.output is not None:
         if sae.manifest.hook_point == UNKNOWN:

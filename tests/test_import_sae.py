@@ -253,6 +253,16 @@ def test_an_export_overwrites_nothing(capsys, tmp_path):
     assert "is there already" in failure(capsys, "export", tmp_path / "own", tmp_path / "export", "--format", "saelens")
 
 
+def test_an_import_overwrites_no_dictionary(capsys, tmp_path):
+    for name in ("own", "other"):
+        save_sae(tiny.sae(), manifest(), tmp_path / name)
+    lab(capsys, "export", tmp_path / "own", tmp_path / "export", "--format", "saelens")
+    before = (tmp_path / "other/sae.json").read_bytes()
+    said = failure(capsys, "import", tmp_path / "export", "--output", tmp_path / "other")
+    assert f"{tmp_path / 'other'} holds a dictionary already: an import overwrites nothing" in said
+    assert (tmp_path / "other/sae.json").read_bytes() == before
+
+
 def test_batchtopk_with_its_k(capsys, tmp_path):
     save_sae(tiny.sae("batchtopk"), manifest(activation="batchtopk"), tmp_path / "own")
     lab(capsys, "export", tmp_path / "own", tmp_path / "export", "--format", "dictionary_learning", "--k", 6)
