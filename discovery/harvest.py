@@ -40,6 +40,7 @@ from discovery.residuals import as_stored, read_in_batches, tapped
 from discovery.shards import (
     MANIFEST_FILE,
     Harvested,
+    check_header,
     load_manifest,
     load_ordinary_resid,
     save_shard,
@@ -110,6 +111,8 @@ def harvest(
         starts = range(0, len(contexts), contexts_per_shard)
         _claim(folder, settings)
         missing = [(shard, first) for shard, first in enumerate(starts) if not shard_path(folder, shard).exists()]
+        for path in shard_paths(folder):
+            check_header(path)
         with _bar(settings, contexts, missing, folder.name, progress) as bar:
             for shard, first in missing:
                 part = contexts[first : first + contexts_per_shard]

@@ -98,12 +98,17 @@ def load_token_ids(path: Path) -> list[list[int]]:
 
 
 def has_sources(path: Path) -> bool:
-    """Whether the shard says where each context is from. Reads its header alone; what can't be read says nothing."""
+    """Whether the shard says where each context is from. Reads its header alone; HarvestError if that is damaged."""
+    return set(_OPTIONAL) <= check_header(path)
+
+
+def check_header(path: Path) -> set[str]:
+    """The tensors in a shard, by its header; HarvestError if the file is not as long as that says."""
     try:
         with safe_open(path, framework="pt") as file:
-            return set(_OPTIONAL) <= set(file.keys())
-    except (SafetensorError, OSError):
-        return False
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
 
 
 def load_ordinary_resid(path: Path) -> Tensor:
@@ -134,7 +139,7 @@ def _read(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) ->
             # Shards of before there were checksums have none.
             checksums = json.loads((file.metadata() or {}).get(_CHECKSUMS, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise HarvestError(f"{path} is no readable shard: {one_line(error)}; {_REMEDY}") from None
+        raise _unreadable(path, error) from None
     for name, tensor in tensors.items():
         checksum = checksums.get(name)
         if checksum is not None and _checksum(tensor) != checksum:
@@ -142,6 +147,10 @@ def _read(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) ->
                 f"{path} is damaged: checksum of {name} must be {checksum}, got {_checksum(tensor)}; {_REMEDY}"
             )
     return tensors
+
+
+def _unreadable(path: Path, error: Exception) -> HarvestError:
+    return HarvestError(f"{path} is no readable shard: {one_line(error)}; {_REMEDY}")
 
 
 _REMEDY = "delete it and harvest again to replace it"

@@ -118,7 +118,7 @@ class HarvestedText:
         try:
             shard = load_shard(path)
         except HarvestError as error:
-            raise ExampleError(f"shard {path} can't be read: {error}") from None
+            raise ExampleError(str(error)) from None
         documents_N = shard.documents_N.numpy().astype(np.int64)
         return Piece(
             finite(shard.resid_ND, path),

@@ -537,10 +537,10 @@ def test_bad_text_is_refused_by_name(model, folder, tmp_path):
     with pytest.raises(ExampleError, match=r"shard-00000.*finite, got NaN or infinity at 1 of"):
         HarvestedText([tmp_path]).piece(0)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ExampleError, match=r"shard-00000.*can't be read"):
+    with pytest.raises(HarvestError, match=r"shard-00000\S* is no readable shard: .*; delete it and harvest again"):
         HarvestedText([tmp_path]).piece(0)
     save_file({"resid_ND": tensors["resid_ND"]}, path)
-    with pytest.raises(ExampleError, match=r"shard-00000.*can't be read"):
+    with pytest.raises(ExampleError, match=r"shard-00000\S* is no readable shard: .*; delete it and harvest again"):
         HarvestedText([tmp_path]).piece(0)
     (tmp_path / "manifest.json").write_text(json.dumps(json.loads(manifest) | {"finished": False}))
     with pytest.raises(ExampleError, match="must be finished"):

@@ -156,12 +156,14 @@ def test_a_full_disk_is_named_and_nothing_lost(model, tmp_path):
         assert files_of(folder) == files_of(tmp_path / "whole")
 
 
-def test_a_shard_that_rotted_is_named_and_can_be_replaced(model, tmp_path):
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_shard_that_rotted_is_named_and_can_be_replaced(model, tmp_path, finished):
     run(model, tmp_path)
     before = files_of(tmp_path)
     shard_path(tmp_path, 1).write_bytes(before["shard-00001.safetensors"][:-3])
     manifest = json.loads(before["manifest.json"])
-    (tmp_path / "manifest.json").write_text(json.dumps({"settings": manifest["settings"], "finished": False}))
+    if not finished:
+        (tmp_path / "manifest.json").write_text(json.dumps({"settings": manifest["settings"], "finished": False}))
     with pytest.raises(HarvestError, match=r"shard-00001.safetensors is no readable shard: .*delete it and harvest"):
         run(model, tmp_path)
     shard_path(tmp_path, 1).unlink()
