@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from discovery.command_parser import command_parser
 from discovery.example_store import ExampleStore
 from discovery.latent_record import Example, Explanation, LatentRecord, TokenEffect
 from discovery.reading_scale import ReadingScale
+from discovery.tables import table_console
 from discovery.token_text import printable
 
 
@@ -35,8 +35,10 @@ def _example(example: Example) -> dict[str, Any]:
     return example._asdict() | {"text": example.text}
 
 
-def lines(record: LatentRecord, scale: ReadingScale | None, num_top: int) -> Iterator[Text]:
-    """For a person."""
+def lines(
+    record: LatentRecord, scale: ReadingScale | None, num_top: int, *, with_marks: bool = False
+) -> Iterator[Text]:
+    """For a person. `with_marks` where there are no colours: the token that was read is between » and «."""
     explanation = record.explanation
     yield Text(f"latent {record.latent}" + (f": {printable(explanation.title)}" if explanation else ""), "bold")
     if explanation and explanation.summary:
@@ -52,9 +54,9 @@ def lines(record: LatentRecord, scale: ReadingScale | None, num_top: int) -> Ite
         yield Text("in " + ", ".join(f"{name} {share:.0%}" for name, share in record.sources.items()))
     for name, effects in (("promotes", record.promoted), ("suppresses", record.suppressed)):
         yield Text(f"{name} ", "bold").append(_tokens(effects), "not bold")
-    yield from _section("largest readings", record.top[:num_top], record.max)
+    yield from _section("largest readings", record.top[:num_top], record.max, with_marks)
     for number, examples in reversed(list(enumerate(record.quantiles, start=1))):
-        yield from _section(f"random, bin {number} of {len(record.quantiles)}", examples[:2], record.max)
+        yield from _section(f"random, bin {number} of {len(record.quantiles)}", examples[:2], record.max, with_marks)
 
 
 def _scores(explanation: Explanation) -> str:
@@ -71,14 +73,16 @@ def _tokens(effects: tuple[TokenEffect, ...]) -> str:
     return ", ".join(f"{printable(effect.text)!r} {effect.logit:+.2f}" for effect in effects)
 
 
-def _section(title: str, examples: tuple[Example, ...], scale: float) -> Iterator[Text]:
+def _section(title: str, examples: tuple[Example, ...], scale: float, with_marks: bool) -> Iterator[Text]:
     if examples:
         yield Text(f"\n{title}", "bold")
     for example in examples:
         line = Text(f"{example.value:8.3f}  ")
         for index, (piece, reading) in enumerate(zip(example.pieces, example.readings, strict=True)):
             style = _colour(reading / scale if scale > 0 else 0)
-            line.append(printable(piece), f"{style} underline" if index == example.focus else style)
+            is_read = index == example.focus
+            text = f"»{printable(piece)}«" if is_read and with_marks else printable(piece)
+            line.append(text, f"{style} underline" if is_read else style)
         yield line.append(f"  {example.source}", "dim")
 
 
@@ -102,9 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(as_json(record, scale)))
     else:
-        console = Console(highlight=False)
-        for line in lines(record, scale, args.top):
-            console.print(line)
+        console, is_terminal = table_console(highlight=False), sys.stdout.isatty()
+        for line in lines(record, scale, args.top, with_marks=not is_terminal):
+            console.print(line, soft_wrap=not is_terminal)
     return 0
 
 

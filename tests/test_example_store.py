@@ -268,6 +268,13 @@ def test_the_command_shows_a_latent(path, capsys):
     with ExampleStore.open(path) as store:
         record = store.latent(2)
     assert "latent 2" in shown and f"max {record.max:.3f}" in shown and "random, bin 3 of 3" in shown
+    # Without colours the token that was read is between marks, and no line is broken.
+    best = record.top[0]
+    before, read, after = (
+        "".join(map(printable, part))
+        for part in (best.pieces[: best.focus], [best.pieces[best.focus]], best.pieces[best.focus + 1 :])
+    )
+    assert f"{before}»{read}«{after}  {best.source}\n" in shown
     assert lab.run("latent", [str(path), "2", "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)
     assert fields["density"] == record.density
