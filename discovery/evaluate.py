@@ -13,6 +13,7 @@ it was trained on, as far as its manifest says.
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from contextlib import nullcontext
@@ -114,7 +115,7 @@ def evaluate(
         if lm is not None and tap is not None:
             chosen = choose_contexts(shards, max_ce_tokens)
             size = batch_tokens or usual_batch_tokens(lm.model.get_output_embeddings().weight.shape[0])
-            batches = tqdm(even_batches(chosen.contexts, size), desc=f"cross-entropy {name}", mininterval=5)
+            batches = tqdm(list(even_batches(chosen.contexts, size)), desc=f"cross-entropy {name}", mininterval=5)
             splicing[name] = measure_splicing(lm, sae, batches, tap, mean_D=mean_D)
             splicing[name].num_available = chosen.num_available
     if len(sets) > 1:
@@ -191,6 +192,11 @@ def check_whole(sets: dict[str, list[Path]]) -> None:
         finished_shards(folder)
 
 
+def _with_lists_on_lines(text: str) -> str:
+    """Indented JSON with each list of numbers, a histogram's bins, on one line."""
+    return re.sub(r"\[[\s\d.,eE+-]+\]", lambda found: " ".join(found[0].split()), text)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("Held-out figures of a dictionary.")
     parser.add_argument("dictionary", type=Path, help="its folder")
@@ -230,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     density = {name: sums.density_histogram()._asdict() for name, sums in evaluation.reconstruction.items()}
     others = {"density": density, "decoder": geometry} | ({"fidelity": comparison} if comparison else {})
     # Before anything is written: what took so long must not go with a file that can't be.
-    print(json.dumps(metrics | others, indent=1), flush=True)
+    print(_with_lists_on_lines(json.dumps(metrics | others, indent=1)), flush=True)
     if args.write:
         write_metrics(args.dictionary, metrics)
     if args.report:

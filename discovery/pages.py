@@ -15,6 +15,7 @@ largest readings: the token rule explains thousands.
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ from discovery.training_log import TrainingRun, read_log
 from sae_runtime.checkpoint import LoadedSAE, Manifest, load_sae
 
 _NEIGHBOURS = 8
+_PART = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 class Subject(NamedTuple):
@@ -79,10 +81,16 @@ def choose_latents(text: str | None, subject: Subject, num_top: int, results: Se
 
 
 def _parse(text: str, num_latents: int) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise PageError(f"latents must be `all` or numbers in 0..{num_latents - 1} with commas, got {text!r}") from None
+    chosen: list[int] = []
+    for part in text.split(","):
+        found = _PART.fullmatch(part.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first:
+            raise PageError(
+                f"latents must be `all`, or numbers and ranges in 0..{num_latents - 1} with commas, got {text!r}"
+            )
+        chosen += range(first, last + 1) if last < num_latents else [last]  # which the caller names
+    return chosen
 
 
 def write_pages(folder: Path, subject: Subject, latents: list[int], extras: Extras, *, progress: bool = False) -> Site:
@@ -245,7 +253,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("dictionary", type=Path, help="its folder")
     parser.add_argument("--store", type=Path, help="example file; default examples.sqlite in the dictionary's folder")
     parser.add_argument("--output", type=Path, required=True, help="folder; pages in it are replaced")
-    parser.add_argument("--latents", metavar="all|N,N,...", help="default: the named ones and --num-top")
+    parser.add_argument("--latents", metavar="all|N,N-M,...", help="default: the named ones and --num-top")
     parser.add_argument("--num-top", type=int, default=200, help="so many best explained and largest ones, by default")
     parser.add_argument("--log", type=Path, action="append", default=[], help="a run's folder or log.csv; repeat")
     parser.add_argument("--results", type=Path, action="append", default=[], help="a search's JSON; repeat")

@@ -342,7 +342,8 @@ def test_the_command_prints_json_and_writes_the_manifest(dictionary, tmp_path, c
     save_file({"resid_ND": torch.randn(30, tiny.D_MODEL).bfloat16()}, tmp_path / "one" / "shard-00000.safetensors")
     write_manifest(tmp_path / "one", MANIFEST.model_dump(include=set(COMPARED)))
     assert main([str(tmp_path / "sae"), "--set", f"one={tmp_path / 'one'}", "--ce-tokens", "0", "--write"]) == 0
-    said = json.loads(capsys.readouterr().out)
+    said = json.loads(printed := capsys.readouterr().out)
+    assert len(printed.splitlines()) < 60  # a histogram's bins are on one line
     assert load_manifest(tmp_path / "sae").metrics == {"one": said["one"]}  # too few tokens for a guard's limit
     assert 0 < said["decoder"]["max_cosine_quantiles"]["50%"] < 1
     density = said["density"]["one"]

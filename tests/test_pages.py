@@ -172,7 +172,13 @@ def test_all_and_chosen_latents(subject):
     assert len(choose_latents("all", subject, 5, [])) == tiny.NUM_LATENTS
     assert choose_latents("30,9,30,2", subject, 5, []) == [9, 30, 2]
     assert choose_latents("30", subject, 5, [{"latents": [{"latent": 4}]}]) == [30, 4]
-    for text, message in (("64", r"0\.\.63, got 64"), ("x", "`all` or numbers")):
+    assert choose_latents("20-22, 1", subject, 5, []) == [20, 21, 22, 1]
+    bad = [
+        ("64", r"0\.\.63, got 64"),
+        ("60-99", r"0\.\.63, got 99"),
+        *((text, "`all`, or numbers") for text in ("x", "4-3", "1,,2")),
+    ]
+    for text, message in bad:
         with pytest.raises(PageError, match=message):
             choose_latents(text, subject, 5, [])
 
