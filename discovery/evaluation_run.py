@@ -21,10 +21,11 @@ from discovery.evaluation_rows import (
 from discovery.fitted_baselines import FittedBaselines, as_json
 from discovery.four_columns import four_columns, has_classes, in_arms
 from discovery.group_split import group_digest
+from discovery.joint_reading import JointReader
 from discovery.monitor_figures import calibration_curve, control_figures, set_figures
 from discovery.monitor_rows import counts_by_set
 from discovery.monitor_scores import off_scale_to, reading_plan, score_replies
-from discovery.read_replies import ReadingPlan, read_replies
+from discovery.read_replies import ReadingPlan
 from discovery.scored_tokens import encode_all
 from monitors.pack import MonitorPack
 from sae_runtime.chat_template import template_sha256
@@ -40,8 +41,6 @@ class EvaluationSettings:
     max_tokens: int = 2048
     reasoning: str = "auto"
     """What encloses reasoning, for `sae_runtime.reasoning.parse_delimiters`."""
-    batch_tokens: int = 4096
-    cache: Path | None = None
     include_seen: bool = False
     """Whether groups that the monitor was fitted on count too."""
     predictions: bool = True
@@ -70,6 +69,13 @@ class Reader:
     pack: MonitorPack
     fitted: FittedBaselines | None
     settings: EvaluationSettings
+    joint: JointReader
+    """Made for the `plan` of this one and of others that are measured on the same files."""
+
+    @property
+    def plan(self) -> ReadingPlan:
+        """What is read of a reply."""
+        return evaluation_plan(self.pack, self.sae, self.fitted, predictions=self.settings.predictions)
 
     def read(self, paths: Iterable[Path], what: str) -> tuple[Rows | None, dict[str, dict[str, int]]]:
         """(rows that were not seen in fitting, why others are left out); None if there are no rows."""
@@ -85,15 +91,8 @@ class Reader:
             raise MonitorLabError(
                 f"{what}: there must be conversations that can be read and were not fitted on, got none: {left_out}"
             )
-        plan = self._plan()
-        readings = read_replies(
-            self.lm,
-            encoded.replies,
-            plan,
-            cache=self.settings.cache,
-            batch_tokens=self.settings.batch_tokens,
-            label=what,
-        )
+        plan = self.plan
+        readings = self.joint.read(encoded.replies, plan, label=what)
         points = tuple(map(str, plan.mean_points))
         scored = score_replies(self.pack, readings, encoded.replies)
         readings = replace(readings, off_scale_N=off_scale_to(self.pack, readings))
@@ -119,18 +118,22 @@ class Reader:
         }
         return kept, {dataset: reasons for dataset, reasons in left_out.items() if reasons["seen"]}
 
-    def _plan(self) -> ReadingPlan:
-        own = reading_plan(self.pack, self.sae)
-        dense = [probe.hook_point for probe in self.fitted.dense.values()] if self.fitted else []
-        probes = [str(probe.hook_point) for probe in own.probes]
-        # Luck is measured where the monitor reads, at a dictionary's place if it reads latents.
-        places = [*probes, *([] if self.sae is None else [self.sae.manifest.hook_point]), *dense]
-        return ReadingPlan(
-            mean_points=tuple(HookPoint.parse(place) for place in dict.fromkeys(places)),
-            probes=own.probes,
-            sae=self.sae,
-            predictions=self.settings.predictions,
-        )
+
+def evaluation_plan(
+    pack: MonitorPack, sae: LoadedSAE | None, fitted: FittedBaselines | None, *, predictions: bool
+) -> ReadingPlan:
+    """What a monitor and its baselines read of a reply."""
+    own = reading_plan(pack, sae)
+    dense = [probe.hook_point for probe in fitted.dense.values()] if fitted else []
+    probes = [str(probe.hook_point) for probe in own.probes]
+    # Luck is measured where the monitor reads, at a dictionary's place if it reads latents.
+    places = [*probes, *([] if sae is None else [sae.manifest.hook_point]), *dense]
+    return ReadingPlan(
+        mean_points=tuple(HookPoint.parse(place) for place in dict.fromkeys(places)),
+        probes=own.probes,
+        sae=sae,
+        predictions=predictions,
+    )
 
 
 def evaluate(

@@ -1,6 +1,7 @@
-"""Sets a frozen monitor's thresholds by benign replies, and writes the pack's next version.
+"""Sets frozen monitors' thresholds by benign replies, and writes each pack's next version.
 
     telltale lab monitor calibrate deception.pack.yaml --benign controls.jsonl generated.jsonl
+    telltale lab monitor calibrate packs/*.pack.yaml --benign ...          # every reply read once for all of them
     telltale lab monitor calibrate deception.pack.yaml --benign ... --quantization nf4 --rebind     # for another form
 
 A warning may be reached by 1 % of benign replies, a critical alert by 0.1 %, at any length: see `monitors.conformal`.
@@ -12,9 +13,10 @@ it to what is there: everything in it but the thresholds is then of the old one.
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.table import Table
 
@@ -22,25 +24,35 @@ from discovery.argument_checks import check_reading
 from discovery.benign_replies import BenignRows, read_benign
 from discovery.calibration_run import CalibrationSettings, calibrated
 from discovery.command_parser import command_parser
+from discovery.errors import MonitorLabError
 from discovery.input_arguments import add_reading_arguments, add_reasoning_argument, load_model
+from discovery.joint_reading import JointReader
 from discovery.monitor_scores import reading_plan
 from discovery.output_places import check_output, made_for
 from discovery.pack_building import bound_to
-from discovery.pack_lookup import dictionary_for
-from discovery.read_replies import read_replies
+from discovery.pack_lookup import Dictionaries
+from discovery.read_replies import ReadingPlan
 from discovery.reply_readings import ReplyReadings
 from discovery.tables import table_console
 from monitors.conformal import DEFAULT_ALPHAS, DEFAULT_BOUNDS
 from monitors.pack import MonitorPack
 from monitors.thresholds import LEVELS
-from sae_runtime.checkpoint import LoadedSAE
 from sae_runtime.language_model import LanguageModel
 
 
+class Frozen(NamedTuple):
+    """A monitor to be calibrated."""
+
+    pack: MonitorPack
+    plan: ReadingPlan
+    output: Path
+
+
 def read_rows(
-    lm: LanguageModel, sae: LoadedSAE | None, pack: MonitorPack, paths: Iterable[Path], args: argparse.Namespace
+    joint: JointReader, lm: LanguageModel, frozen: Frozen, paths: Iterable[Path], args: argparse.Namespace
 ) -> tuple[BenignRows, ReplyReadings]:
     """Benign replies, and what the monitor reads in them."""
+    pack = frozen.pack
     rows = read_benign(
         lm,
         paths,
@@ -50,8 +62,7 @@ def read_rows(
         reasoning=args.reasoning_delimiters,
         seen_groups=pack.evidence.get("fit", {}).get("seen_groups", []),
     )
-    plan = reading_plan(pack, sae)
-    return rows, read_replies(lm, rows.replies, plan, cache=args.cache, batch_tokens=args.batch_tokens, label="benign")
+    return rows, joint.read(rows.replies, frozen.plan, label="benign")
 
 
 def temperatures(rows: BenignRows, given: list[float]) -> tuple[float, ...]:
@@ -61,20 +72,20 @@ def temperatures(rows: BenignRows, given: list[float]) -> tuple[float, ...]:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command_parser("Set a frozen monitor's thresholds by benign replies.")
-    parser.add_argument("pack", type=Path, help="a frozen monitor")
+    parser = command_parser("Set frozen monitors' thresholds by benign replies.")
+    parser.add_argument("pack", type=Path, nargs="+", help="a frozen monitor; of several, replies are read once")
     parser.add_argument("--benign", type=Path, nargs="+", required=True, help="replies that ought not to fire anything")
     parser.add_argument(
         "--hard-negative", type=Path, nargs="+", default=[], help="measured, and not used for thresholds"
     )
-    parser.add_argument("--output", type=Path, help="default: the pack itself")
+    parser.add_argument("--output", type=Path, help="default: the pack itself; for several packs a folder")
     parser.add_argument("--bounds", type=_bounds, default=list(DEFAULT_BOUNDS), help="last token of each stratum")
     for level in LEVELS:
         parser.add_argument(f"--{level}", type=float, default=DEFAULT_ALPHAS[level], help="share of benign replies")
     parser.add_argument("--temperature", type=float, action="append", default=[], help="of generated replies; repeat")
     parser.add_argument("--seed", default="", help="another seed, other halves")
     parser.add_argument("--rebind", action="store_true", help="bind the pack to the model that is given")
-    parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
+    parser.add_argument("--json", action="store_true", help="print a JSON line for each pack instead of a table")
     model = parser.add_argument_group("model")
     add_reading_arguments(model)
     add_reasoning_argument(model)
@@ -88,20 +99,43 @@ def _bounds(text: str) -> list[int]:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     check_reading(args)
-    output = args.output or args.pack
-    check_output("--output", output)
-    pack = MonitorPack.load(args.pack)
+    outputs = output_paths(args.pack, args.output)
+    packs = [MonitorPack.load(path) for path in args.pack]
     lm = load_model(args)
-    sae = dictionary_for(pack, args, lm)
-    pack = bound_to(pack, lm, sae, rebind=args.rebind)
-    rows, readings = read_rows(lm, sae, pack, args.benign, args)
-    hard = read_rows(lm, sae, pack, args.hard_negative, args) if args.hard_negative else None
-    settings = CalibrationSettings(args.bounds, {level: getattr(args, level) for level in LEVELS}, args.seed)
-    made = calibrated(pack, rows, readings, settings, hard)
-    made = replace(made, bindings=replace(made.bindings, temperatures=temperatures(rows, args.temperature)))
-    made.save(made_for(output))
-    show(made, output, as_json=args.json)
+    dictionary = Dictionaries(args, lm)
+    frozen = []
+    for pack, output in zip(packs, outputs, strict=True):
+        sae = dictionary.of(pack)
+        bound = bound_to(pack, lm, sae, rebind=args.rebind)
+        frozen.append(Frozen(bound, reading_plan(bound, sae), output))
+    joint = JointReader(lm, [one.plan for one in frozen], cache=args.cache, batch_tokens=args.batch_tokens)
+    for one in frozen:
+        calibrate_one(one, joint, lm, args)
     return 0
+
+
+def output_paths(packs: Sequence[Path], output: Path | None) -> list[Path]:
+    """Where each pack's next version goes. LabError if it can't be written."""
+    is_folder = output is not None and len(packs) > 1
+    check_output("--output", output or packs[0], is_folder=is_folder)
+    if not is_folder:
+        return [output or path for path in packs]
+    assert output is not None
+    names = [path.name for path in packs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise MonitorLabError(f"packs that go to one folder must have different names, got {', '.join(twice)} twice")
+    return [output / name for name in names]
+
+
+def calibrate_one(frozen: Frozen, joint: JointReader, lm: LanguageModel, args: argparse.Namespace) -> None:
+    """Set the thresholds of one, write it, and say what came out."""
+    rows, readings = read_rows(joint, lm, frozen, args.benign, args)
+    hard = read_rows(joint, lm, frozen, args.hard_negative, args) if args.hard_negative else None
+    settings = CalibrationSettings(args.bounds, {level: getattr(args, level) for level in LEVELS}, args.seed)
+    made = calibrated(frozen.pack, rows, readings, settings, hard)
+    made = replace(made, bindings=replace(made.bindings, temperatures=temperatures(rows, args.temperature)))
+    made.save(made_for(frozen.output))
+    show(made, frozen.output, as_json=args.json)
 
 
 def show(pack: MonitorPack, path: Path, *, as_json: bool) -> None:

@@ -2,51 +2,60 @@
 
     telltale lab monitor evaluate lies.jsonl --monitor deception --control chat.jsonl --report report.html
     telltale lab monitor evaluate lies.jsonl --monitor deception.pack.yaml --json
+    telltale lab monitor evaluate lies.jsonl --monitor deception --monitor stance --record records/    # read once
 
 The score of a reply is what the streaming code makes of its tokens. Groups that the monitor was fitted on are left out.
 Bag of words, output statistics and dense probes come from the file beside the pack (`--baselines`), fitted on the same
 training rows and frozen; without one there are only those that need no fitting.
 
 With `--json` the last line of stdout is JSON: data set -> `auroc` (`auroc_low`, `auroc_high`), `recall_at_1pct_fpr`,
-`fpr_at_threshold`, `num_positive`, `num_negative`; null where there is no ground for a figure. `--record` writes all
-numbers.
+`fpr_at_threshold`, `num_positive`, `num_negative`; null where there is no ground for a figure. Of several monitors it
+is monitor -> data set. `--record` writes all numbers.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from discovery.argument_checks import check_counts, check_reading
 from discovery.command_parser import command_parser
 from discovery.errors import MonitorLabError
-from discovery.evaluation_run import Evaluation, EvaluationSettings, Reader, evaluate
+from discovery.evaluation_run import Evaluation, EvaluationSettings, Reader, evaluate, evaluation_plan
 from discovery.failure_gallery import as_json, gallery
-from discovery.fitted_baselines import baselines_path, load_baselines
+from discovery.fitted_baselines import FittedBaselines, baselines_path, load_baselines
 from discovery.input_arguments import add_reading_arguments, add_reasoning_argument, load_model
+from discovery.joint_reading import JointReader
 from discovery.monitor_figures import summary_line
 from discovery.monitor_report import figure, interval, render, share_words
 from discovery.output_places import check_output, made_for
 from discovery.pack_building import bound_to
-from discovery.pack_lookup import dictionary_for, find_pack
+from discovery.pack_lookup import Dictionaries, find_pack
 from discovery.tables import table_console
-from monitors.pack import MonitorPack
-from sae_runtime.checkpoint import write_atomically
+from monitors.pack import PACK_SUFFIX, MonitorPack
+from sae_runtime.checkpoint import LoadedSAE, write_atomically
+from sae_runtime.language_model import LanguageModel
 
 _IN_PACK = ("data", "sets", "four_columns", "controls", "hard_negatives")
 """Parts of the record that a pack keeps as its evidence."""
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command_parser("Measure a monitor on labelled conversations, beside baselines.")
+    parser = command_parser("Measure monitors on labelled conversations, beside baselines.")
     parser.add_argument(
         "data", type=Path, nargs="+", help="labelled conversations, JSON lines, both labels in each file"
     )
-    parser.add_argument("--monitor", required=True, help="a pack file, or the name of one of the model's")
+    parser.add_argument(
+        "--monitor",
+        required=True,
+        action="append",
+        help="a pack file, or the name of one of the model's; repeat, and data are read once for all of them",
+    )
     parser.add_argument(
         "--monitor-packs", type=Path, action="append", default=[], help="folder with more packs; repeat"
     )
@@ -57,7 +66,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rebind", action="store_true", help="measure on a model that the pack is not bound to")
     parser.add_argument("--no-predictions", action="store_true", help="leave the output statistics out: much faster")
     parser.add_argument("--permutations", type=int, default=50, help="for the best features by luck")
-    output = parser.add_argument_group("output")
+    output = parser.add_argument_group("output", "of several monitors these are folders, with a file for each")
     output.add_argument("--report", type=Path, metavar="PAGE.html", help="one page with tables, plots and failures")
     output.add_argument("--record", type=Path, metavar="FILE.json", help="all numbers")
     output.add_argument("--output", type=Path, metavar="PACK", help="write the pack's next version, with this evidence")
@@ -71,32 +80,55 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--validated must come with --output, got none")
     check_reading(args)
     check_counts(args, "permutations", least=0)
+    if args.baselines and len(args.monitor) > 1:
+        parser.error("--baselines must come with one --monitor, got several: theirs are found beside each pack")
     for name in ("report", "record", "output"):
-        check_output(f"--{name}", getattr(args, name))
+        check_output(f"--{name}", getattr(args, name), is_folder=len(args.monitor) > 1)
     return args
 
 
-def measure(args: argparse.Namespace) -> tuple[Evaluation, Any]:
-    """The evaluation asked for, and the model's tokenizer."""
+class Asked(NamedTuple):
+    """A monitor to be measured."""
+
+    pack: MonitorPack
+    sae: LoadedSAE | None
+    fitted: FittedBaselines | None
+
+
+def asked_for(args: argparse.Namespace, lm: LanguageModel) -> list[Asked]:
+    """The monitors. MonitorLabError for what can't be found or measured, or a name given twice."""
+    dictionaries = Dictionaries(args, lm)
+    found = []
+    for name in args.monitor:
+        pack, path = find_pack(name, lm, args.monitor_packs)
+        sae = dictionaries.of(pack)
+        pack = bound_to(pack, lm, sae, rebind=args.rebind)
+        fitted = load_baselines(args.baselines or baselines_path(path), pack)
+        if args.baselines and fitted is None:
+            raise MonitorLabError(f"--baselines {args.baselines} must be there, got nothing")
+        found.append(Asked(pack, sae, fitted))
+    names = [one.pack.name for one in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise MonitorLabError(f"--monitor must name different monitors, got {', '.join(twice)} twice")
+    return found
+
+
+def measure(args: argparse.Namespace) -> Iterator[tuple[Evaluation, Any]]:
+    """The evaluation of each monitor asked for, and the model's tokenizer."""
     lm = load_model(args)
-    pack, path = find_pack(args.monitor, lm, args.monitor_packs)
-    sae = dictionary_for(pack, args, lm)
-    pack = bound_to(pack, lm, sae, rebind=args.rebind)
-    given = args.baselines or baselines_path(path)
-    fitted = load_baselines(given, pack)
-    if args.baselines and fitted is None:
-        raise MonitorLabError(f"--baselines {args.baselines} must be there, got nothing")
+    asked = asked_for(args, lm)
     settings = EvaluationSettings(
         max_tokens=args.max_tokens,
-        batch_tokens=args.batch_tokens,
-        cache=args.cache,
         include_seen=args.include_seen,
         predictions=not args.no_predictions,
         num_permutations=args.permutations,
         reasoning=args.reasoning_delimiters,
     )
-    reader = Reader(lm, sae, pack, fitted, settings)
-    return evaluate(reader, args.data, args.control, args.hard_negative), lm.tokenizer
+    plans = [evaluation_plan(*one, predictions=settings.predictions) for one in asked]
+    joint = JointReader(lm, plans, cache=args.cache, batch_tokens=args.batch_tokens)
+    for one in asked:
+        reader = Reader(lm, one.sae, one.pack, one.fitted, settings, joint)
+        yield evaluate(reader, args.data, args.control, args.hard_negative), lm.tokenizer
 
 
 def with_evidence(pack: MonitorPack, record: dict[str, Any], validated: str | None) -> MonitorPack:
@@ -135,22 +167,35 @@ def show(evaluation: Evaluation) -> None:
             console.print(f"{kind.replace('_', ' ')}, {name}: {share_words(warning)} reach a warning", highlight=False)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    evaluation, tokenizer = measure(args)
+def write(args: argparse.Namespace, evaluation: Evaluation, tokenizer: Any) -> None:
+    """The files asked for."""
     galleries = {name: gallery(rows, tokenizer) for name, rows in evaluation.sets.items()}
     record = evaluation.record | {"gallery": {name: [as_json(r) for r in shown] for name, shown in galleries.items()}}
-    # Before anything is written: what took so long must not go with a file that can't be.
-    if args.json:
-        print(json.dumps(summary_line(record["sets"]), allow_nan=False), flush=True)
-    else:
-        show(evaluation)
+
+    def place(given: Path, suffix: str) -> Path:
+        return made_for(given if len(args.monitor) == 1 else given / f"{evaluation.pack.name}{suffix}")
+
     if args.record:
-        write_atomically(made_for(args.record), json.dumps(record, indent=1, allow_nan=False) + "\n")
+        write_atomically(place(args.record, ".json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
     if args.report:
-        write_atomically(made_for(args.report), render(evaluation, galleries))
+        write_atomically(place(args.report, ".html"), render(evaluation, galleries))
     if args.output:
-        with_evidence(evaluation.pack, evaluation.record, args.validated).save(made_for(args.output))
+        with_evidence(evaluation.pack, evaluation.record, args.validated).save(place(args.output, PACK_SUFFIX))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    lines = {}
+    for evaluation, tokenizer in measure(args):
+        # Before anything is written: what took so long must not go with a file that can't be.
+        lines[evaluation.pack.name] = summary_line(evaluation.record["sets"])
+        if not args.json:
+            show(evaluation)
+        elif len(args.monitor) == 1:
+            print(json.dumps(lines[evaluation.pack.name], allow_nan=False), flush=True)
+        write(args, evaluation, tokenizer)
+    if args.json and len(args.monitor) > 1:
+        print(json.dumps(lines, allow_nan=False), flush=True)
     return 0
 
 

@@ -34,14 +34,27 @@ def find_pack(asked: str, lm: LanguageModel, folders: Sequence[Path] = ()) -> tu
     return MonitorPack.load(paths[asked]), paths[asked]
 
 
-def dictionary_for(pack: MonitorPack, args: argparse.Namespace, lm: LanguageModel) -> LoadedSAE | None:
-    """That of `--dictionary`; without one the shipped one that the pack is bound to, if there is one."""
-    wanted = pack.bindings.sae_sha256
-    if args.dictionary is None and wanted is not None:
-        for folder in sorted((Path(str(resources.files("sae_runtime"))) / _DICTIONARIES).iterdir()):
-            if (folder / MANIFEST_FILE).is_file() and load_manifest(folder).sae_sha256 == wanted:
-                return load_sae(folder, device=lm.device)
-    return load_optional_dictionary(args, lm)
+class Dictionaries:
+    """Those that packs read, each loaded once."""
+
+    def __init__(self, args: argparse.Namespace, lm: LanguageModel) -> None:
+        self._args = args
+        self._lm = lm
+        self._loaded: dict[str | None, LoadedSAE | None] = {}
+
+    def of(self, pack: MonitorPack) -> LoadedSAE | None:
+        """That of `--dictionary`; without one the shipped one that the pack is bound to, if there is one."""
+        wanted = None if self._args.dictionary is not None else pack.bindings.sae_sha256
+        if wanted not in self._loaded:
+            self._loaded[wanted] = self._load(wanted)
+        return self._loaded[wanted]
+
+    def _load(self, wanted: str | None) -> LoadedSAE | None:
+        if wanted is not None:
+            for folder in sorted((Path(str(resources.files("sae_runtime"))) / _DICTIONARIES).iterdir()):
+                if (folder / MANIFEST_FILE).is_file() and load_manifest(folder).sae_sha256 == wanted:
+                    return load_sae(folder, device=self._lm.device)
+        return load_optional_dictionary(self._args, self._lm)
 
 
 def _all_paths(lm: LanguageModel, folders: Sequence[Path]) -> Iterator[Path]:

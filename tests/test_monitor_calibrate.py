@@ -10,6 +10,7 @@ import tiny_files
 
 from discovery import lab
 from discovery.benign_replies import read_benign
+from discovery.conversations import read_conversations
 from discovery.group_split import group_digest
 from discovery.monitor_scores import reading_plan, score_replies
 from discovery.read_replies import read_replies
@@ -159,3 +160,42 @@ def test_the_table_names_sets_strata_and_levels_that_are_absent(model, pack, ben
     out = capsys.readouterr().out
     assert "up to 64 tokens" in out and "two" in out
     assert "critical: absent, too few replies in every stratum" in out and "warning: offset" in out
+
+
+def test_several_packs_are_calibrated_in_one_pass_as_each_would_be_alone(model, benign, tmp_path, capsys):
+    """Their groups, windows and first tokens differ; every reply is read once."""
+    seen = [group_digest(row.full_group) for row in read_conversations(benign)[:40]]
+    packs = []
+    for name, seed, min_tokens in (("one", 1, 4), ("two", 2, 8)):
+        made = monitor_files.frozen_pack(model, name=name, seed=seed, min_tokens=min_tokens)
+        fit = {"fit": {"seen_groups": seen if name == "one" else []}}
+        packs.append(tmp_path / f"{name}.pack.yaml")
+        replace(made, evidence=fit).save(packs[-1])
+    options = [*HOW, *monitor_files.options(model)]
+    for path in packs:
+        run(capsys, path, "--benign", *benign, "--output", tmp_path / "alone" / path.name, *options)
+    run(capsys, *packs, "--benign", *benign, "--output", tmp_path / "together", *options)
+    for path in packs:
+        alone, together = (MonitorPack.load(tmp_path / how / path.name) for how in ("alone", "together"))
+        assert together.frozen_sha256 == alone.frozen_sha256 and together.version == 2
+        assert [level.offset for _, level in together.thresholds.levels.named()] == pytest.approx(
+            [level.offset for _, level in alone.thresholds.levels.named()], abs=1e-5
+        )
+        figures = [pack.calibration.figures for pack in (alone, together)]
+        assert figures[0]["cross_fitted"] == figures[1]["cross_fitted"]
+        assert figures[0]["left_out"] == figures[1]["left_out"]
+    assert (
+        figures[0]["left_out"]
+        != MonitorPack.load(tmp_path / "together" / "one.pack.yaml").calibration.figures["left_out"]
+    )
+
+
+def test_packs_for_one_folder_must_have_names_of_their_own(model, pack, benign, tmp_path, capsys):
+    other = tmp_path / "elsewhere" / pack.name
+    other.parent.mkdir()
+    other.write_bytes(pack.read_bytes())
+    options = ["--benign", *benign, *HOW, *monitor_files.options(model)]
+    line = run(capsys, pack, other, *options, "--output", tmp_path / "together")
+    assert "must have different names, got watcher.pack.yaml twice" in line
+    line = run(capsys, pack, other, *options, "--output", pack)
+    assert f"--output must be a folder, got a file: {pack}" in line

@@ -241,6 +241,23 @@ def test_a_monitor_is_found_by_name_in_a_folder(model, watcher, tmp_path, capsys
     assert "or a monitor of model (watcher), got 'wacher'" in refused
 
 
+def test_several_monitors_are_measured_in_one_pass_as_each_would_be_alone(model, stance, watcher, tmp_path, capsys):
+    data = files.write(tmp_path / "instructed.jsonl", files.instructed(40))
+    control = files.write(tmp_path / "control.jsonl", files.benign(30))
+    asked = [data, "--control", control, "--json"]
+    both = ["--monitor", stance, "--monitor", watcher]
+    out = tmp_path / "out"
+    line = run(capsys, model, *asked, *both, "--record", out, "--report", out, "--output", out)
+    for path in (stance, watcher):
+        alone, record = record_of(capsys, model, tmp_path, *asked[:3], "--monitor", path)
+        name = path.name.removesuffix(".pack.yaml")
+        assert line[name] == alone
+        together = json.loads((out / f"{name}.json").read_text())
+        assert together["sets"] == record["sets"] and together["controls"] == record["controls"]
+        assert (out / f"{name}.html").stat().st_size > 10_000
+        assert MonitorPack.load(out / path.name).evidence["evaluation"]["sets"] == record["sets"]
+
+
 def test_the_table_has_the_same_figures(model, watcher, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     data = files.write(tmp_path / "long.jsonl", files.long_lies(20))
@@ -260,6 +277,8 @@ def test_what_cannot_be_evaluated_is_named(model, watcher, tmp_path, capsys):
     assert "must hold fitted baselines" in line
     line = run(capsys, model, data, "--monitor", watcher, "--baselines", tmp_path / "gone.json")
     assert "must be there, got nothing" in line
+    line = run(capsys, model, data, "--monitor", watcher, "--monitor", watcher)
+    assert "--monitor must name different monitors, got watcher twice" in line
     pack = MonitorPack.load(watcher)
     replace(pack, bindings=replace(pack.bindings, model_sha256="1" * 64)).save(watcher)
     assert "bindings.model_sha256: wanted" in run(capsys, model, data, "--monitor", watcher)

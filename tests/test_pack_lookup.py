@@ -5,7 +5,7 @@ from argparse import Namespace
 import pytest
 
 from discovery.errors import MonitorLabError
-from discovery.pack_lookup import dictionary_for, find_pack
+from discovery.pack_lookup import Dictionaries, find_pack
 from sae_runtime.gguf_file import EMBEDDED_NAME, EMBEDDED_SHA256
 from sae_runtime.language_model import ModelIdentity
 
@@ -22,8 +22,10 @@ def test_a_shipped_monitor_is_found_by_name_with_its_dictionary():
     pack, path = find_pack("medical", embedded)
     assert (pack.name, path.name) == ("medical", "medical.pack.yaml")
     assert pack.bindings.sae_sha256 is not None
-    sae = dictionary_for(pack, NO_DICTIONARY, embedded)
+    dictionaries = Dictionaries(NO_DICTIONARY, embedded)
+    sae = dictionaries.of(pack)
     assert sae is not None and sae.manifest.sae_sha256 == pack.bindings.sae_sha256
+    assert dictionaries.of(pack) is sae  # loaded once
 
 
 def test_on_another_model_there_is_no_such_monitor():
