@@ -16,6 +16,7 @@ from typing import get_args
 from discovery.command_parser import command_parser
 from discovery.output_places import check_output, made_for
 from discovery.pack_building import combined_pack
+from discovery.pack_lookup import name_for
 from monitors.combination import EnsembleRule
 from monitors.pack import PACK_SUFFIX, MonitorPack
 
@@ -37,8 +38,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--description", help="what it is meant to show")
     parser.add_argument("--limits", help="what it does not show")
     args = parser.parse_args(argv)
-    if not args.output.name.endswith(PACK_SUFFIX):
-        parser.error(f"--output must end with {PACK_SUFFIX}, got {args.output}")
+    args.name = name_for(args.output)
     check_output("--output", args.output)
     return args
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parts = [MonitorPack.load(path) for path in args.packs]
     how = f"under the rule {args.rule}" if args.rule else f"the first while the second is above {args.gate:g}"
     pack = combined_pack(
-        args.output.name.removesuffix(PACK_SUFFIX),
+        args.name,
         parts,
         rule=args.rule,
         gate_threshold=args.gate,

@@ -27,6 +27,7 @@ from discovery.fitted_baselines import baselines_path, save_baselines
 from discovery.input_arguments import add_reading_arguments, load_model, load_optional_dictionary
 from discovery.layer_sweep import NUM_FOLDS
 from discovery.output_places import check_output, made_for
+from discovery.pack_lookup import name_for
 from discovery.probe_fit import DEFAULT_C, METHODS
 from discovery.window_choice import WINDOWS
 from monitors.pack import PACK_SUFFIX
@@ -65,15 +66,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument("--l2", type=float, default=DEFAULT_L2, help="of latents' weights")
     add_reading_arguments(parser.add_argument_group("model"))
     args = parser.parse_args(argv)
-    if not args.output.name.endswith(PACK_SUFFIX):
-        parser.error(f"--output must end with {PACK_SUFFIX}, got {args.output}")
+    args.name = name_for(args.output)
     check_reading(args)
     check_counts(args, "max_features")
     check_counts(args, "permutations", least=0)
     check_output("--output", args.output)
     if args.kind == "features" and args.dictionary is None:
         parser.error("--kind features must come with --dictionary, got none")
-    args.name = args.output.name.removesuffix(PACK_SUFFIX)
     return args
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from discovery.errors import MonitorLabError
 from discovery.input_arguments import load_optional_dictionary
+from monitors import checks
 from monitors.pack import PACK_SUFFIX, MonitorPack
 from sae_runtime.checkpoint import MANIFEST_FILE, LoadedSAE, load_manifest, load_sae
 from sae_runtime.language_model import LanguageModel
@@ -15,6 +16,19 @@ _SHIPPED = "packs"
 """Folder of the package `monitors`; in it one folder per model."""
 _DICTIONARIES = "dictionaries"
 """Folder of the package `sae_runtime`."""
+
+
+def name_for(output: Path) -> str:
+    """The monitor's name that a pack file NAME.pack.yaml stands for.
+
+    MonitorLabError if the file is not called so, or a monitor can't be.
+    """
+    name = output.name.removesuffix(PACK_SUFFIX)
+    if name == output.name:
+        raise MonitorLabError(f"--output must end with {PACK_SUFFIX}, got {output}")
+    if (problem := checks.slug("name", name)) is not None:
+        raise MonitorLabError(f"--output must be NAME{PACK_SUFFIX} with {problem.wanted}, got {output.name}")
+    return name
 
 
 def find_pack(asked: str, lm: LanguageModel, folders: Sequence[Path] = ()) -> tuple[MonitorPack, Path]:

@@ -4,6 +4,7 @@ from argparse import Namespace
 
 import pytest
 
+from discovery import monitor_combine, monitor_fit
 from discovery.errors import MonitorLabError
 from discovery.pack_lookup import Dictionaries, find_pack
 from sae_runtime.gguf_file import EMBEDDED_NAME, EMBEDDED_SHA256
@@ -31,3 +32,19 @@ def test_a_shipped_monitor_is_found_by_name_with_its_dictionary():
 def test_on_another_model_there_is_no_such_monitor():
     with pytest.raises(MonitorLabError, match=r"or a monitor of .* \(none\), got 'medical'"):
         find_pack("medical", model("1" * 64))
+
+
+@pytest.mark.parametrize("command", ["fit", "combine"])
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("two-words.pack.yaml", r"--output must be NAME.pack.yaml with a name matching \S+, got two-words.pack.yaml"),
+        ("lies.yaml", "--output must end with .pack.yaml, got lies.yaml"),
+    ],
+)
+def test_a_name_that_no_monitor_can_have_is_refused_before_anything_is_read(command, name, fault):
+    """Neither the data nor the model nor the packs named here exist."""
+    module = {"fit": monitor_fit, "combine": monitor_combine}[command]
+    how = ["--rule", "min"] if command == "combine" else []
+    with pytest.raises(MonitorLabError, match=fault):
+        module.main(["nothing.jsonl", "--output", name, *how])
