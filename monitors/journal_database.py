@@ -36,6 +36,8 @@ _POSTGRES_OPTIONS = {
     "application_name": "telltale",
     "options": "-c statement_timeout=60000 -c lock_timeout=30000",
 }
+_SECRETS = frozenset({"password", "sslpassword"})
+"""What libpq also takes behind the `?` of a URL."""
 
 
 class Place(NamedTuple):
@@ -45,10 +47,10 @@ class Place(NamedTuple):
     url: URL | None
 
     def __str__(self) -> str:
-        """Without the password."""
+        """Without the password, wherever in the URL it stands."""
         if self.url is None:
             return str(self.path)
-        return self.url.difference_update_query(_POSTGRES_OPTIONS).render_as_string(hide_password=True)
+        return self.url.difference_update_query({*_POSTGRES_OPTIONS, *_SECRETS}).render_as_string(hide_password=True)
 
 
 def place_of(where: str | Path) -> Place:
@@ -57,7 +59,7 @@ def place_of(where: str | Path) -> Place:
         return Place(Path(where).expanduser(), None)
     try:
         url = make_url(where)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the second for a port that is no number; either may quote a password
         raise JournalError(Problem("journal", "a path or postgresql://USER@HOST/DATABASE", "another URL")) from None
     if url.get_backend_name() not in ("postgresql", "postgres"):
         raise JournalError(Problem("journal", "a path or postgresql://USER@HOST/DATABASE", f"{url.drivername}://"))

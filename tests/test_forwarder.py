@@ -248,7 +248,16 @@ def test_a_gap_is_not_sent(path, url):
         wait_until(lambda: "next entry: wanted 1, got 4: those between were deleted" in forwarder.status().last_error)
 
 
-@pytest.mark.parametrize("where", ["mysql://somewhere/alerts", "sqlite:///alerts.sqlite", "https://user:secret@host"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "mysql://somewhere/alerts",
+        "sqlite:///alerts.sqlite",
+        "https://user:secret@host",
+        "postgresql://host:secret/alerts",
+        "postgresql://user@host:/alerts",
+    ],
+)
 def test_another_database_is_refused_by_name(where):
     with pytest.raises(JournalError) as error:
         place_of(where)
@@ -261,11 +270,18 @@ def test_a_file_can_be_forwarded_to_a_database_only(path, tmp_path):
         Forwarder(journal, str(tmp_path / "other.sqlite"))
 
 
-def test_no_error_shows_a_password():
-    place = place_of("postgresql://telltale:secret@127.0.0.1:1/alerts")
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://telltale:secret@127.0.0.1:1/alerts", "telltale:***@127.0.0.1"),
+        ("postgresql://127.0.0.1:1/alerts?user=telltale&password=secret", "127.0.0.1:1/alerts?user=telltale"),
+        ("postgresql://127.0.0.1:1/alerts?user=telltale&sslpassword=secret", "127.0.0.1:1/alerts?user=telltale"),
+    ],
+)
+def test_no_error_shows_a_password(url, shown):
     with pytest.raises(JournalUnreachable) as error:
-        JournalReader.open_place(place)
-    assert "secret" not in str(error.value) and "telltale:***@127.0.0.1" in str(error.value)
+        JournalReader.open_place(place_of(url))
+    assert "secret" not in str(error.value) and shown in str(error.value)
 
 
 # The schema there
