@@ -166,10 +166,11 @@ class JournalKeeper:
                     for each in self.journal.retain(self._keep):
                         logger.info("%d entries of the journal were deleted: %s", each.num_deleted, each.reason)
                 self._status, last_fault = self._look(), ""
-            except JournalError as error:
-                if str(error) != last_fault:
-                    logger.error("the alert journal can't be looked after: %s", error)
-                last_fault = str(error)
+            except Exception as error:  # whatever it is, the next look is not to fail to come for it
+                fault = str(error) or type(error).__name__
+                if fault != last_fault:
+                    logger.error("the alert journal can't be looked after: %s", fault)
+                last_fault = fault
             self._ending.wait(STATUS_SECONDS)
 
     def _look(self) -> JournalStatus:
