@@ -5,6 +5,7 @@ of the last one deleted. The entry that accounts for it (`Retention`) names the 
 itself. A beginning that somebody else deletes has no such entry.
 """
 
+import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,6 +16,9 @@ from monitors.errors import JournalError, Problem
 from monitors.journal_entry import Retention
 from monitors.journal_tables import chains, entries
 from monitors.time_ids import new_id
+
+MAX_DAYS = 36_500
+"""Longest age that can be given: a hundred years ago is a date still, and a million days ago is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,8 @@ class Keep:
             raise JournalError(Problem("retention", "an age, a number of alerts, or both", "neither"))
         if self.max_age is not None and self.max_age <= timedelta(0):
             raise JournalError(Problem("max_age", "more than no time", str(self.max_age)))
+        if self.max_age is not None and self.max_age > timedelta(days=MAX_DAYS):
+            raise JournalError(Problem("max_age", f"at most {MAX_DAYS} days", str(self.max_age)))
         if self.max_alerts is not None and self.max_alerts < 0:
             raise JournalError(Problem("max_alerts", "0 or more", str(self.max_alerts)))
 
@@ -99,5 +105,6 @@ def _too_many(connection: Connection, journal: str, keep: Keep) -> int:
     if keep.max_alerts is None:
         return 0
     alerts = select(entries.c.seq).where(entries.c.journal == journal, entries.c.kind == "alert")
-    newest_first = alerts.order_by(entries.c.seq.desc()).offset(keep.max_alerts).limit(1)
+    # More than a database can count is all of them.
+    newest_first = alerts.order_by(entries.c.seq.desc()).offset(min(keep.max_alerts, sys.maxsize)).limit(1)
     return int(connection.execute(newest_first).scalar() or 0)

@@ -22,6 +22,8 @@ FORMATS = ("jsonl", "journal", "parquet", "labelled")
 OF_SERVERS = ("list", "show", "review", "ack", "precision", "replay")
 """Commands that can ask a server; with `--target` alone, so that a variable does not change which journal is meant."""
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+MAX_DAYS = 36_500
+"""As `journal_retention.MAX_DAYS`, which would take a database's libraries to import."""
 
 
 _COMMANDS = "service.alert_commands"
@@ -76,7 +78,7 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     verify = _command(which, "verify", "whether the journal is as it was written")
     verify.add_argument("--head", metavar="[SEQ:]HASH", help="a head that was noted elsewhere")
     retain = _command(which, "retain", "delete the oldest")
-    retain.add_argument("--days", metavar="N", type=float, help="what is older")
+    retain.add_argument("--days", metavar="N", type=_days, help="what is older")
     retain.add_argument("--alerts", metavar="N", type=int, help="what is beyond so many of the newest alerts")
     retain.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     retain.add_argument("--unsent-too", action="store_true", help="even what was not yet forwarded")
@@ -126,11 +128,11 @@ def _late(name: str) -> Callable[[argparse.Namespace], Awaitable[int]]:
 
 def _time(text: str) -> datetime:
     """A time, or how long ago it was."""
-    if ago := re.fullmatch(r"(\d{1,6})([mhd])", text):
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
+        if ago := re.fullmatch(r"(\d{1,6})([mhd])", text):
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         time = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the second for 999999d, which is before all dates
         raise argparse.ArgumentTypeError(
             f"must be a time like 2026-03-01T12:00Z, or 90m, 24h, 7d. Got {text!r}."
         ) from None
@@ -138,10 +140,20 @@ def _time(text: str) -> datetime:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more. Got {number}.")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 999999999. Got {text!r}.")
     return number
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = 0.0
+    if not 0 < days <= MAX_DAYS:
+        raise argparse.ArgumentTypeError(f"must be a number of days, more than 0 and at most {MAX_DAYS}. Got {text!r}.")
+    return days
 
 
 def _name(text: str) -> str:

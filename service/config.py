@@ -101,6 +101,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Days = Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)]  # as `journal_retention.MAX_DAYS`
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -240,7 +241,7 @@ class Settings(BaseModel):
         description="PostgreSQL that gets a copy of every entry: `postgresql://USER@HOST/DATABASE`. With a password it "
         "belongs into the variable or the file: others can read flags in `ps`.",
     )
-    journal_max_days: Seconds = Field(0.0, description="Delete entries that are older than so many days; 0 keeps all.")
+    journal_max_days: Days = Field(0.0, description="Delete entries that are older than so many days; 0 keeps all.")
     journal_max_alerts: Count = Field(0, description="Keep so many of the newest alerts; 0 keeps all.")
 
     # Life and death

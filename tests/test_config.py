@@ -177,6 +177,7 @@ def test_what_kubernetes_injects_for_a_service_called_telltale_is_no_mistake():
         ({"slots": "-1"}, "--slots: must be greater than or equal to 0. Got '-1'."),
         ({"memory_fraction": "0"}, "--memory-fraction: must be greater than 0. Got '0'."),
         ({"max_request_seconds": "inf"}, "--max-request-seconds: must be a finite number. Got 'inf'."),
+        ({"journal_max_days": "1e6"}, "--journal-max-days: must be less than or equal to 36500. Got '1e6'."),
         ({"top_features_cap": "65"}, "--top-features-cap: must be less than or equal to 64. Got '65'."),
         ({"quantization": "int4"}, "--quantization: must be 'auto', 'none', 'nf4' or 'int8'. Got 'int4'."),
         ({"device": "gpu"}, "--device: must be auto, cpu, cuda or cuda:N. Got 'gpu'."),

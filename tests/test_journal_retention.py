@@ -5,11 +5,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from alerts import alert, text
+from pydantic import ValidationError
 
 from monitors.errors import JournalError
 from monitors.journal import Journal
 from monitors.journal_chain import Fault, NotedHead
-from monitors.journal_retention import Keep
+from monitors.journal_retention import MAX_DAYS, Keep
+from service import cli_alerts
+from service.config import Settings
 
 DAY = timedelta(days=1)
 
@@ -128,8 +131,19 @@ def test_a_head_noted_before_is_still_good_for_what_is_left(journal):
         ({}, "retention: wanted an age, a number of alerts, or both, got neither"),
         ({"max_alerts": -1}, "max_alerts: wanted 0 or more, got -1"),
         ({"max_age": timedelta(0)}, "max_age: wanted more than no time, got 0:00:00"),
+        ({"max_age": timedelta(days=36_501)}, "max_age: wanted at most 36500 days, got 36501 days"),
     ],
 )
 def test_limits_that_make_no_sense_are_named(limits, says):
     with pytest.raises(JournalError, match=says):
         Keep(**limits)
+
+
+def test_the_largest_limits_keep_everything(journal):
+    """Further back than the calendar goes there is no date, and no database counts so far."""
+    journal.append([days_old(30_000)])
+    assert journal.retain(Keep(max_age=timedelta(days=MAX_DAYS), max_alerts=10**30)) == []
+    assert MAX_DAYS == cli_alerts.MAX_DAYS
+    with pytest.raises(ValidationError):
+        Settings(journal_max_days=MAX_DAYS + 1)
+    assert Settings(journal_max_days=MAX_DAYS).journal_max_days == MAX_DAYS
