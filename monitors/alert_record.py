@@ -18,12 +18,13 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 TimeId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")]
 
 
-def _in_utf8(text: str) -> str:
+def in_utf8(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which has no UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-Text = Annotated[str, AfterValidator(_in_utf8)]
-"""Any text. Half of a surrogate pair, which has no UTF-8, becomes U+FFFD: an alert is not refused for it."""
+Text = Annotated[str, AfterValidator(in_utf8)]
+"""Any text. Half of a surrogate pair becomes U+FFFD: an alert is not refused for it."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from monitors.alert_record import AlertRecord, microseconds
+from monitors.alert_record import AlertRecord, in_utf8, microseconds
 from monitors.canonical_json import sha256_of
 from monitors.errors import JournalError, Problem
 from monitors.journal_entry import GENESIS, Acknowledgement, Line, Retention, Review, parsed
@@ -127,13 +127,14 @@ def columns_of(line: Line) -> Columns:
             alert_id = entry.alert_id
         case Review():
             alert_id, monitor, level, verdict = entry.alert_id, entry.monitor, entry.level, entry.verdict
-    texts = [_storable(text) for text in (alert_id, request_id, label, monitor, level, state, verdict)]
+    columns = alert_id, request_id, label, monitor, level, state, verdict
+    texts = [None if text is None else storable(text) for text in columns]
     return Columns(entry.id, line.kind, microseconds(entry.time), *texts)
 
 
-def _storable(text: str | None) -> str | None:
-    """PostgreSQL has no U+0000 in texts; in a line it stands escaped."""
-    return None if text is None else text.replace("\0", "\ufffd")
+def storable(text: str) -> str:
+    """A text as a column has it. PostgreSQL has no U+0000 in texts; in a line it stands escaped."""
+    return in_utf8(text).replace("\0", "\ufffd")
 
 
 def row_of(line: Line) -> Row:

@@ -17,10 +17,13 @@ from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
 from monitors.alert_record import AlertState, Level, microseconds
 from monitors.canonical_json import canonical
 from monitors.errors import JournalError, Problem, shown
+from monitors.journal_chain import storable
 from monitors.journal_entry import Verdict
 from monitors.journal_tables import ROW_COLUMNS, entries
 
 _FINGERPRINT_DIGITS = 12
+_LARGEST = 2**63 - 1
+"""A larger number no column holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +80,9 @@ def read_page_token(filters: Filters, token: str) -> Place:
     try:
         padded = token + "=" * (-len(token) % 4)
         time_us, id_, fingerprint = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-        if isinstance(time_us, int) and isinstance(id_, str) and fingerprint == _fingerprint(filters):
-            return Place(time_us, id_)
+        is_place = isinstance(time_us, int) and abs(time_us) <= _LARGEST and isinstance(id_, str)
+        if is_place and fingerprint == _fingerprint(filters):
+            return Place(time_us, storable(id_))
     except (binascii.Error, ValueError, TypeError):
         pass
     raise JournalError(Problem("page_token", "the next_page_token of a list with the same filters", shown(token)))
@@ -94,10 +98,10 @@ def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     for column, wanted in (("monitor", filters.monitors), ("level", filters.levels), ("state", filters.states)):
         if wanted:
-            conditions.append(entries.c[column].in_(wanted))
+            conditions.append(entries.c[column].in_([storable(each) for each in wanted]))
     for column, value in (("request_id", filters.request_id), ("label", filters.label), ("journal", filters.journal)):
         if value is not None:
-            conditions.append(entries.c[column] == value)
+            conditions.append(entries.c[column] == storable(value))
     if filters.since is not None:
         conditions.append(entries.c.time_us >= microseconds(filters.since))
     if filters.until is not None:

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, func, select
 
 from monitors.alert_record import AlertRecord, time_of
 from monitors.errors import JournalError, Problem
-from monitors.journal_chain import Head, NotedHead, Row, Verification, verified
+from monitors.journal_chain import Head, NotedHead, Row, Verification, storable, verified
 from monitors.journal_database import Database, Place, place_of
 from monitors.journal_entry import Acknowledgement, Line, Retention, Review, parsed
 from monitors.journal_query import EVERYTHING, Filters, alerts, page_token, read_page_token
@@ -139,7 +139,7 @@ class JournalReader:
     def find(self, alert_id: str) -> KeptAlert | None:
         """One alert; None if there is none of that id."""
         with self._database.begin() as connection:
-            query = select(*ROW_COLUMNS).where(entries.c.id == alert_id, entries.c.kind == "alert")
+            query = select(*ROW_COLUMNS).where(entries.c.id == storable(alert_id), entries.c.kind == "alert")
             return next(iter(_kept(connection, [row(each) for each in connection.execute(query)])), None)
 
     def lines(self, journal: str) -> Iterator[str]:

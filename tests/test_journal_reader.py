@@ -10,7 +10,7 @@ from alerts import START, alert
 from monitors.errors import JournalError
 from monitors.journal import Journal
 from monitors.journal_precision import precisions, wilson_interval
-from monitors.journal_query import Filters
+from monitors.journal_query import Filters, Place, page_token
 
 MONITORS, LEVELS, STATES = ("deception", "stance"), ("info", "warning", "critical"), ("firing", "cleared")
 
@@ -107,11 +107,22 @@ def test_a_token_of_another_list_is_refused(journal):
     token = journal.reader.alerts(Filters(label="a"), page_size=3).next_token
     later = Filters(label="a", since=START)  # "since" is often so and so long ago, which moves on from page to page
     assert journal.reader.alerts(later, page_size=5, token=token).alerts
-    for filters, wrong in ((Filters(label="b"), token), (Filters(), "x"), (Filters(), "W10"), (Filters(), token[:-4])):
+    far = page_token(Filters(), Place(10**30, "x"))  # a token can be made up: its fingerprint is no secret
+    wrong_ones = [(Filters(label="b"), token), *((Filters(), wrong) for wrong in ("x", "W10", token[:-4], far))]
+    for filters, wrong in wrong_ones:
         with pytest.raises(JournalError, match="page_token: wanted the next_page_token of a list with the same"):
             journal.reader.alerts(filters, token=wrong)
     with pytest.raises(JournalError, match="page_size: wanted 1 to 1000, got 0"):
         journal.reader.alerts(page_size=0)
+
+
+@pytest.mark.parametrize("label", ["with a \0", "half of a pair: \udc80"])
+def test_a_label_is_found_by_the_text_that_was_given_even_if_no_column_can_hold_it(tmp_path, label):
+    with Journal.open(tmp_path / "alerts.sqlite") as journal:
+        journal.append([odd := alert(label=label), alert(1)])
+        assert [found.record.id for found in journal.reader.alerts(Filters(label=label)).alerts] == [odd.id]
+        assert journal.reader.alerts(Filters(monitors=(label,))).alerts == ()
+        assert journal.reader.find(label) is None
 
 
 # What is said of alerts
