@@ -34,7 +34,7 @@ class MonitorSpec:
     min_tokens: int
     """Fires at the `min_tokens`-th scored token at the earliest, 1 or more."""
     cooldown_tokens: int
-    """Scored tokens after the clearing one that cannot fire, 0 or more."""
+    """Scored tokens after the clearing one that cannot fire at a level reached before, 0 or more."""
     roles: tuple[Role, ...] = ("assistant",)
     """Whose tokens are scored, each role by itself: a mean never runs over two."""
     thresholds: Thresholds

@@ -6,9 +6,9 @@ Scored tokens are counted t = 1, 2, ... *Strata* are ranges of t: up to 64, 65 t
     statistic T   = max over t >= min_tokens of e_t
     level l fires at t                  if e_t > its offset q_l, that is if S_t > g_k + q_l
 
-so a reply reaches a level if and only if its statistic exceeds the level's offset. That is why a q_l taken as an order
-statistic of T over benign replies (`monitors.conformal`) bounds the share of benign *replies* that ever reach it. A
-level without enough replies in some stratum is *absent* there: it does not fire, and the pack says so.
+so a reply reaches a level if and only if its statistic exceeds the level's offset (`monitors.alarm`). That is why a q_l
+taken as an order statistic of T over benign replies (`monitors.conformal`) bounds the share of benign *replies* that
+ever reach it. A level without enough replies in some stratum is *absent* there: it does not fire, and the pack says so.
 """
 
 from bisect import bisect_left

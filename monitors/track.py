@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from monitors.alarm import Alarm, Transition
 from monitors.components import Component, FeatureScore, Inputs
 from monitors.monitor_spec import MonitorSpec, Role
-from monitors.thresholds import LEVELS, Level
+from monitors.thresholds import Level
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,6 @@ class Track:
         self._max_score: float | None = None
         self._max_statistic: float | None = None
         self._num_fired = 0
-        self._level: Level | None = None
         self._first_fired_position: int | None = None
 
     @property
@@ -148,7 +147,7 @@ class Track:
     @property
     def highest_level(self) -> Level | None:
         """Highest level reached so far."""
-        return self._level
+        return self._alarm.highest
 
     @property
     def span_start(self) -> int | None:
@@ -182,7 +181,7 @@ class Track:
             mean_score=self._mean_score(),
             num_scored=self._alarm.num_scored,
             num_fired=self._num_fired,
-            level=self._level,
+            level=self._alarm.highest,
             first_fired_position=self._first_fired_position,
             beyond_calibration=self._is_beyond_calibration,
         )
@@ -199,7 +198,7 @@ class Track:
     def _alert(self, transition: Transition, score: float, scores: tuple[float, ...]) -> Alert:
         position = self._positions[-1]
         if transition.raised:
-            self._note_fired(transition.level, position)
+            self._note_fired(position)
         contributions = self.spec.combination.contributions(scores)
         return Alert(
             monitor=self.spec.name,
@@ -219,8 +218,7 @@ class Track:
             beyond_calibration=self._is_beyond_calibration,
         )
 
-    def _note_fired(self, level: Level, position: int) -> None:
+    def _note_fired(self, position: int) -> None:
         self._num_fired += 1
-        self._level = level if self._level is None else max(self._level, level, key=LEVELS.index)
         if self._first_fired_position is None:
             self._first_fired_position = position

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from monitors.alarm import Alarm, Phase, Transition
 from monitors.errors import MonitorError
-from monitors.thresholds import Marks
+from monitors.thresholds import LEVELS, Marks
 
 MARKS = Marks(clear=1.0, warning=2.0, critical=4.0)
 WARNED, CRITICAL = Transition(True, "warning", 2.0), Transition(True, "critical", 4.0)
@@ -67,7 +67,31 @@ def test_waits_for_the_minimum_of_scored_tokens():
 
 
 def test_cooldown_counts_the_tokens_after_the_clearing_one():
-    assert run([3.0, 0.0, 9.0, 9.0, 3.0], cooldown=2) == [WARNED, WARNING_CLEARED, None, None, WARNED]
+    assert run([3.0, 0.0, 3.0, 3.0, 3.0], cooldown=2) == [WARNED, WARNING_CLEARED, None, None, WARNED]
+    assert run([9.0, 0.0, 9.0, 9.0, 9.0], cooldown=2) == [CRITICAL, CRITICAL_CLEARED, None, None, CRITICAL]
+
+
+def test_a_level_that_was_not_reached_yet_is_no_repetition_and_does_not_wait():
+    assert run([3.0, 0.0, 3.0, 9.0, 0.0, 9.0], cooldown=9) == [
+        WARNED,
+        WARNING_CLEARED,
+        None,
+        CRITICAL,
+        CRITICAL_CLEARED,
+        None,
+    ]
+
+
+@given(scores, optional_levels, st.integers(0, 3), st.integers(1, 8), st.integers(0, 6))
+def test_a_level_is_reached_if_and_only_if_the_largest_excess_is_over_it(scores, levels, clear, min_tokens, cooldown):
+    """What thresholds are calibrated on, and rates are measured by."""
+    low = min(mark for mark in levels if mark is not None)
+    alarm = Alarm(min_tokens, cooldown)
+    for score in scores:
+        alarm.step(score, Marks(min(float(clear), low), *levels))
+    largest = max(scores[min_tokens - 1 :], default=-math.inf)
+    names = [name for name, mark in zip(LEVELS, levels, strict=True) if mark is not None and largest > mark]
+    assert alarm.highest == (names[-1] if names else None)
 
 
 def test_without_cooldown_the_next_token_can_fire():
@@ -113,12 +137,18 @@ def test_fires_rises_and_clears_at_the_first_token_that_may(scores, levels, clea
         return critical is not None and scores[i] > critical
 
     expected: list[Transition | None] = [None] * len(scores)
-    earliest = min_tokens - 1
+    start = earliest = min_tokens - 1
+    was_critical = False
     while True:
-        over = (
-            i for i in range(earliest, len(scores)) if is_critical(i) or (warning is not None and scores[i] > warning)
+        fired = next(
+            (
+                i
+                for i in range(start, len(scores))
+                if (is_critical(i) and not was_critical)
+                or (i >= earliest and (is_critical(i) or (warning is not None and scores[i] > warning)))
+            ),
+            None,
         )
-        fired = next(over, None)
         if fired is None:
             break
         below = (i for i in range(fired + 1, len(scores)) if scores[i] < marks.clear)
@@ -128,8 +158,9 @@ def test_fires_rises_and_clears_at_the_first_token_that_may(scores, levels, clea
             expected[fired] = Transition(True, "warning", warning)
         if risen is not None:
             expected[risen] = Transition(True, "critical", critical)
+            was_critical = True
         if cleared == len(scores):
             break
         expected[cleared] = Transition(False, "warning" if risen is None else "critical", marks.clear)
-        earliest = cleared + 1 + cooldown
+        start, earliest = cleared + 1, cleared + 1 + cooldown
     assert run(scores, marks, min_tokens=min_tokens, cooldown=cooldown) == expected
