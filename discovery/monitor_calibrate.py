@@ -34,7 +34,7 @@ from discovery.pack_lookup import Dictionaries
 from discovery.read_replies import ReadingPlan
 from discovery.reply_readings import ReplyReadings
 from discovery.tables import table_console
-from monitors.conformal import DEFAULT_ALPHAS, DEFAULT_BOUNDS
+from monitors.conformal import DEFAULT_ALPHAS, DEFAULT_BOUNDS, check_levels
 from monitors.pack import MonitorPack
 from monitors.thresholds import LEVELS
 from sae_runtime.language_model import LanguageModel
@@ -99,6 +99,8 @@ def _bounds(text: str) -> list[int]:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     check_reading(args)
+    settings = CalibrationSettings(args.bounds, {level: getattr(args, level) for level in LEVELS}, args.seed)
+    check_levels(settings.bounds, settings.alphas)
     outputs = output_paths(args.pack, args.output)
     packs = [MonitorPack.load(path) for path in args.pack]
     lm = load_model(args)
@@ -110,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         frozen.append(Frozen(bound, reading_plan(bound, sae), output))
     joint = JointReader(lm, [one.plan for one in frozen], cache=args.cache, batch_tokens=args.batch_tokens)
     for one in frozen:
-        calibrate_one(one, joint, lm, args)
+        calibrate_one(one, joint, lm, settings, args)
     return 0
 
 
@@ -127,11 +129,12 @@ def output_paths(packs: Sequence[Path], output: Path | None) -> list[Path]:
     return [output / name for name in names]
 
 
-def calibrate_one(frozen: Frozen, joint: JointReader, lm: LanguageModel, args: argparse.Namespace) -> None:
+def calibrate_one(
+    frozen: Frozen, joint: JointReader, lm: LanguageModel, settings: CalibrationSettings, args: argparse.Namespace
+) -> None:
     """Set the thresholds of one, write it, and say what came out."""
     rows, readings = read_rows(joint, lm, frozen, args.benign, args)
     hard = read_rows(joint, lm, frozen, args.hard_negative, args) if args.hard_negative else None
-    settings = CalibrationSettings(args.bounds, {level: getattr(args, level) for level in LEVELS}, args.seed)
     made = calibrated(frozen.pack, rows, readings, settings, hard)
     made = replace(made, bindings=replace(made.bindings, temperatures=temperatures(rows, args.temperature)))
     made.save(made_for(frozen.output))

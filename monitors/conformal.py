@@ -82,7 +82,25 @@ def needed_replies(alpha: float) -> int:
 
 def in_shape_half(group: str, seed: str = "") -> bool:
     """Which half a group belongs to: the same for ever, and no matter who else is there."""
-    return hashlib.sha256(f"{seed}\0{group}".encode()).digest()[0] % 2 == 0
+    # A group is any text of a JSON file, which can hold half of a surrogate pair.
+    return hashlib.sha256(f"{seed}\0{group}".encode("utf-8", "surrogatepass")).digest()[0] % 2 == 0
+
+
+def check_levels(bounds: Sequence[int], alphas: Mapping[Level, float]) -> None:
+    """MonitorError for bounds that do not rise, or shares that no level can have. Before replies are read, it is cheap.
+
+    More benign replies may reach a warning than a critical alert: the other way round the names would be wrong.
+    """
+    shares = [
+        Problem(f"alphas.{level}", "a share between 0 and 1", str(alphas[level]))
+        for level in LEVELS
+        if not 0 < alphas[level] < 1
+    ]
+    if not shares and alphas["critical"] > alphas["warning"]:
+        shares = [Problem("alphas.critical", f"at most the warning's, {alphas['warning']}", str(alphas["critical"]))]
+    is_rising = bool(bounds) and list(bounds) == sorted({*bounds}) and bounds[0] >= 1
+    rising = None if is_rising else Problem("bounds", "rising whole numbers of at least 1", str(list(bounds)))
+    checks.refuse(rising, *shares)
 
 
 def calibrate(
@@ -103,9 +121,10 @@ def calibrate(
         seed: another seed, other halves.
 
     Raises:
-        MonitorError: bounds that do not rise, a reply longer than the last, a score that is not finite, or too few
-            replies for any level in any stratum.
+        MonitorError: what `check_levels` refuses, a reply longer than the last bound, a score that is not finite, or
+            too few replies for any level in any stratum.
     """
+    check_levels(bounds, alphas)
     shape, rest = _halves(list(replies), bounds, seed)
     strata = _length_profile(shape, bounds, min_tokens)
     values = [[statistic(reply.scores, strata, min_tokens) for reply in group] for group in rest]
@@ -150,8 +169,6 @@ def _halves(
 
 
 def _check(replies: Sequence[BenignReply], bounds: Sequence[int]) -> None:
-    if not bounds or list(bounds) != sorted({*bounds}) or bounds[0] < 1:
-        checks.refuse(Problem("bounds", "rising whole numbers of at least 1", str(list(bounds))))
     for i, reply in enumerate(replies):
         if len(reply.scores) > bounds[-1]:
             checks.refuse(Problem(f"replies.{i}", f"at most {bounds[-1]} scored tokens", str(len(reply.scores))))

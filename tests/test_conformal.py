@@ -184,6 +184,27 @@ def test_bad_replies_are_refused_by_name(replies, bounds, message):
         calibrate(replies, min_tokens=3, bounds=bounds, alphas={"warning": 0.1, "critical": 0.05})
 
 
+@pytest.mark.parametrize(
+    ("warning", "critical", "message"),
+    [
+        (1.5, 0.05, r"^alphas\.warning: wanted a share between 0 and 1, got 1\.5$"),
+        (0.1, 0.0, r"^alphas\.critical: wanted a share between 0 and 1, got 0\.0$"),
+        (math.nan, 0.05, r"^alphas\.warning: wanted a share between 0 and 1, got nan$"),
+        (0.05, 0.1, r"^alphas\.critical: wanted at most the warning's, 0\.05, got 0\.1$"),
+    ],
+)
+def test_shares_that_no_level_can_have_are_refused_by_name(warning, critical, message):
+    replies = [BenignReply([float(i)] * 5, str(i)) for i in range(200)]
+    with pytest.raises(MonitorError, match=message):
+        calibrate(replies, min_tokens=3, bounds=(8,), alphas={"warning": warning, "critical": critical})
+
+
+def test_any_text_of_a_file_may_name_a_group():
+    replies = [BenignReply([float(i)] * 5, f"\ud800{i}") for i in range(60)]
+    found = calibrate(replies, min_tokens=3, bounds=(8,), alphas={"warning": 0.1, "critical": 0.05})
+    assert 10 < found.strata[0].num_replies < 50
+
+
 # By simulation
 
 

@@ -153,6 +153,22 @@ def test_what_is_not_benign_and_too_little_are_named(model, pack, tmp_path, caps
     assert MonitorPack.load(pack).thresholds is None
 
 
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (("--bounds", "64,16"), "bounds: wanted rising whole numbers of at least 1, got [64, 16]"),
+        (("--warning", "0"), "alphas.warning: wanted a share between 0 and 1, got 0.0"),
+        (
+            ("--warning", "0.001", "--critical", "0.01"),
+            "alphas.critical: wanted at most the warning's, 0.001, got 0.01",
+        ),
+    ],
+)
+def test_what_no_replies_can_be_calibrated_to_is_refused_before_anything_is_read(pack, tmp_path, capsys, how, says):
+    line = run(capsys, pack, "--benign", tmp_path / "nothing.jsonl", *how, "--model", tmp_path / "nothing")
+    assert says in line
+
+
 def test_the_table_names_sets_strata_and_levels_that_are_absent(model, pack, benign, capsys):
     how = ["--bounds", "16,64", "--warning", "0.05"]
     argv = ["calibrate", str(pack), "--benign", *map(str, benign), *how, *monitor_files.options(model)]
