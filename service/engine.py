@@ -328,8 +328,8 @@ class Engine:
         if outcome is Outcome.ENGINE_ERROR:
             phase = Phase.PREFILL if row.num_unread else Phase.DECODE
             self._out.failures.append(RowFailure.of(phase, cause))
-        if row.prompt_read_at is None:
-            # The stream has not begun, so they can't be told there.
+        if row.prompt_read_at is None and row.request.replay is None:
+            # The stream has not begun, so they can't be told there. A replay's are told to nobody.
             self._out.alerts.extend(row.alerts)
         row.abandon()
         self._flush(row)

@@ -20,7 +20,16 @@ from service.engine import Engine
 from service.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, SlowConsumer
 from service.published import Published
 from service.records import Outcome
-from service.request import AlertEvent, FinishedEvent, FinishReason, Request, SamplingParams, StartedEvent, TokenEvent
+from service.request import (
+    AlertEvent,
+    FinishedEvent,
+    FinishReason,
+    Replay,
+    Request,
+    SamplingParams,
+    StartedEvent,
+    TokenEvent,
+)
 from service.submission import Submission
 
 WATCHED = (3, 17, 40)
@@ -752,3 +761,21 @@ def test_a_probe_that_is_not_finite_fails_its_request_and_is_counted(dictionary)
     assert isinstance(reply.failure, EngineFailed) and "Error id" in str(reply.failure)
     assert sum(step.num_nonfinite_tokens for out in published for step in out.steps) > 0
     assert [record.outcome for out in published for record in out.requests] == [Outcome.ENGINE_ERROR]
+
+
+@pytest.mark.parametrize("replay", [None, Replay(num_prompt=90)])
+def test_alerts_of_a_prompt_that_was_not_read_to_its_end_are_told_to_watchers_unless_it_is_a_replay(
+    model, dictionary, replay
+):
+    """Its stream has not begun: nobody else can be told. A replay's alerts are told to nobody."""
+    loud = tiny.monitor_spec(threshold=-1.0, roles=("user",), min_tokens=1)
+    req = request(model, "a" * 90, monitors=(loud,), prompt_roles=("user",) * 90, replay=replay)
+    told = []
+    engine = tiny.engine(model, dictionary, publish=lambda published: told.extend(published.alerts))
+    (submission,) = submit(engine, req)
+    engine.step()
+    assert engine.num_running == 1 and told == []
+    engine.admission.cancel(submission)
+    while engine.num_active:
+        engine.step()
+    assert [event.alert.monitor for event in told] == ([] if replay else [loud.name])
