@@ -31,6 +31,8 @@ class AlertKeeper:
             except Exception:
                 logger.exception("no record could be made of an alert of request %s", each.event.request_id)
                 lost.add(each.event.request_id)
+        if not records:  # nothing is written, which says nothing of the journal
+            return lost
         try:
             self._journal.append(records)
         except JournalError:  # which the journal's keeper has logged

@@ -1,13 +1,16 @@
 """A server's journal is looked after, whatever goes wrong meanwhile, and its state is that of the last write."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 from alerts import alert
 
+from monitors.errors import JournalWriteFailed, Problem
 from monitors.journal import Journal
 from monitors.journal_retention import Keep
 from service import journal_keeper
+from service.alert_keeper import AlertKeeper
 from service.journal_keeper import JournalKeeper
 
 
@@ -40,3 +43,36 @@ def test_a_fault_of_any_kind_is_logged_once_and_the_status_goes_on(journal, monk
     assert [record.getMessage() for record in caplog.records] == [
         "the alert journal can't be looked after: date value out of range"
     ]
+
+
+class Maker:
+    """Makes a record of whatever it is given, but of nothing that has none."""
+
+    def record(self, raised):
+        if raised.made is None:
+            raise ValueError("no record can be made of it")
+        return raised.made
+
+
+def raised(request_id, made=None):
+    return SimpleNamespace(event=SimpleNamespace(request_id=request_id), made=made)
+
+
+def test_only_a_write_says_that_writing_works_again(journal, monkeypatch):
+    """A step of which no record could be made writes nothing, and so says nothing of the disk."""
+    keeper = JournalKeeper(journal)
+    alerts = AlertKeeper(Maker(), keeper)
+
+    def fail(_records):
+        raise JournalWriteFailed(Problem("disk", "room to write, and no fault", "disk full"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "append", fail)
+        record = alert()
+        assert alerts.keep([raised(record.request_id, record)]) == {record.request_id}
+    assert not keeper.status.is_writable
+    assert alerts.keep([raised("odd")]) == {"odd"}
+    assert not keeper.status.is_writable and keeper.take_append_seconds() == []
+    assert alerts.keep([raised("odd"), raised(record.request_id, record)]) == {"odd"}
+    assert keeper.status.is_writable and len(keeper.take_append_seconds()) == 1
+    keeper.close()
