@@ -177,6 +177,8 @@ def _spec(ref: SteeringRef) -> SteeringSpec:
         direction = ref.feature
     else:
         data = base64.b64decode(ref.vector, validate=True)
+        if len(data) % 4:
+            raise SteeringError(f"vector must be whole 32-bit numbers, got {len(data)} bytes")
         direction = struct.unpack(f"<{len(data) // 4}f", data)
     return SteeringSpec(
         direction, SteeringOp(ref.op), ref.strength, StrengthUnit(ref.unit), PositionScope(ref.scope), ref.window

@@ -11,7 +11,7 @@ from alerts import alert, text
 from serving import connect, eventually, outcomes, sample, serving
 from tiny_files import write_dictionary, write_features, write_model, write_packs
 
-from monitors.alert_record import ModelRef, PackRef
+from monitors.alert_record import ModelRef, PackRef, SteeringRef
 from monitors.journal import Journal
 from monitors.text_key import TextKey
 from service import cli
@@ -167,6 +167,11 @@ async def test_what_is_served_now_and_was_not_then_is_named(server, client):
     assert len(replay.differences) == 4 and replay.read.tolerance == 0.05
 
 
+def steering(**changes):
+    facts = {"vector": "AACAPw==", "op": "add", "strength": 1.0, "unit": "raw", "scope": "all"}
+    return SteeringRef(**(facts | changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -175,6 +180,9 @@ async def test_what_is_served_now_and_was_not_then_is_named(server, client):
         ({"text": text(prompt_ids=(1, 2, 3, 5000))}, "token 5000 is beyond the served vocabulary"),
         ({"text": text(prompt_ids=(1, 2), reply_ids=())}, "it has no tokens up to its position"),
         ({"text": text(prompt_ids=(1,) * 300)}, "tokens do not fit into 256"),
+        ({"steering": (steering(op="twist"),)}, "steering can't be done here: 'twist' is not a valid SteeringOp"),
+        ({"steering": (steering(vector="AAAAAAA="),)}, "steering can't be done here: vector must be whole 32-bit"),
+        ({"steering": (steering(vector="no"),)}, "steering can't be done here: Incorrect padding"),
     ],
 )
 async def test_what_cannot_be_replayed_is_refused_by_name(server, client, changes, reason):
