@@ -108,6 +108,7 @@ class Forwarder:
                     pause = self._retry_seconds[0]
             except Exception as error:  # whatever it is, alerts are not to stop being sent for it, nor unnoticed
                 self._note(str(error) or type(error).__name__)
+                self._is_prepared = False  # the database may have been made anew
                 self._closing.wait(pause)
                 pause = min(2 * pause, self._retry_seconds[1])
                 self._woken.set()
@@ -138,7 +139,7 @@ class Forwarder:
         return len(rows)
 
     def _prepare(self) -> None:
-        """Makes the tables, once."""
+        """Makes the tables, once, and again after a failure."""
         if not self._is_prepared:
             with self._target.begin() as connection:
                 upgrade(connection)

@@ -124,6 +124,19 @@ def test_alerts_wait_while_the_database_is_stopped_and_arrive_when_it_is_back(pa
     assert lines(url, journal.id) == lines(path, journal.id)
 
 
+def test_a_database_that_was_made_anew_gets_its_tables_and_all_that_the_file_has(path, url):
+    with Forwarding(path, url) as (journal, forwarder):
+        journal.append([alert(number) for number in range(3)])
+        assert forwarder.wait_sent(PATIENCE)
+        database = Database.writable(place_of(url))
+        with database.begin() as connection:
+            connection.execute(sa.text("DROP TABLE entries, chains, alembic_version"))
+        database.close()
+        journal.append([alert(3)])
+        assert forwarder.wait_sent(PATIENCE), forwarder.status().last_error
+    assert len(lines(url, journal.id)) == 4 and lines(url, journal.id) == lines(path, journal.id)
+
+
 def wait_until(condition):
     """Asks again and again; the forwarder says nothing when it fails."""
     deadline = datetime.now(UTC) + timedelta(seconds=PATIENCE)
