@@ -22,13 +22,14 @@ from monitors.alert_record import AlertRecord
 from monitors.canonical_json import sha256_of
 from monitors.errors import JournalError, Problem, shown
 from monitors.journal_chain import EMPTY, Head, row_of
-from monitors.journal_database import Database, place_of, sync_folder
+from monitors.journal_database import Database, place_of
 from monitors.journal_entry import Acknowledgement, Entry, Retention, Review, Verdict, written
 from monitors.journal_lock import WriterLock
 from monitors.journal_reader import JournalReader
 from monitors.journal_retention import Keep, delete_through, due
 from monitors.journal_schema import upgrade
 from monitors.journal_tables import OWN, chains, entries, values
+from monitors.synced_folder import sync_folder
 from monitors.text_key import TextKey
 from monitors.time_ids import new_id
 

@@ -133,15 +133,6 @@ class Database:
         self._engine.dispose()
 
 
-def sync_folder(path: Path) -> None:
-    """Forces the folder's list of files to disk: SQLite does that for its log, and not for a new database."""
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _postgres(place: Place) -> Engine:
     assert place.url is not None
     try:

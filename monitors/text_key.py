@@ -12,12 +12,14 @@ import hashlib
 import hmac
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from monitors.alert_record import AlertRecord, HashedText, KeptText, plain
 from monitors.canonical_json import canonical
 from monitors.errors import JournalError, Problem
+from monitors.synced_folder import sync_folder
 
 _NUM_BYTES = 32
 _KEY_ID_DIGITS = 16
@@ -35,15 +37,13 @@ class TextKey:
 
     @classmethod
     def load_or_make(cls, path: Path) -> "TextKey":
-        """The key in a file of hex digits, which is made if there is none, for its owner alone to read."""
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return cls.load(path)
-        with os.fdopen(handle, "w") as file:
-            file.write(secrets.token_hex(_NUM_BYTES) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """The key in a file of hex digits, which is made if there is none, for its owner alone to read.
+
+        It is there whole or not at all: half a key would keep a server from starting ever again, and one that a power
+        cut took would leave hashes behind that nobody can say anything of.
+        """
+        if not path.exists():
+            _make(path, secrets.token_hex(_NUM_BYTES) + "\n")
         return cls.load(path)
 
     @classmethod
@@ -82,3 +82,18 @@ class TextKey:
             return False
         shown = self.hide(alert.model_copy(update={"text": text})).text
         return shown == alert.text
+
+
+def _make(path: Path, text: str) -> None:
+    """Writes a file that only its owner may read, if there is none by then."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):  # another process was faster: its key is the one
+            os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path)

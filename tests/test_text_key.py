@@ -3,9 +3,11 @@
 import hashlib
 import hmac
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alerts import alert, text
+from full_disk import room_for
 
 from monitors.alert_record import HashedText, KeptText, Message
 from monitors.errors import JournalError
@@ -25,6 +27,23 @@ def test_a_key_is_made_once_and_for_its_owner_alone(tmp_path, key):
     assert path.stat().st_mode & 0o777 == 0o600
     assert TextKey.load_or_make(path).id == TextKey.load(path).id == key.id
     assert TextKey.load_or_make(tmp_path / "other.key").id != key.id
+
+
+def test_a_key_is_there_whole_or_not_at_all(tmp_path):
+    """Half of one would keep the server from starting, also when there is room again."""
+    path = tmp_path / "alerts.key"
+    with room_for(0), pytest.raises(OSError):
+        TextKey.load_or_make(path)
+    assert list(tmp_path.iterdir()) == []
+    assert TextKey.load_or_make(path).id == TextKey.load(path).id
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_of_many_that_make_it_at_once_all_have_the_one_that_is_there(tmp_path):
+    path = tmp_path / "alerts.key"
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda _: TextKey.load_or_make(path).id, range(32)))
+    assert set(keys) == {TextKey.load(path).id}
 
 
 @pytest.mark.parametrize("content", ["", "xyz", "00" * 31, "ü" * 64])
