@@ -133,7 +133,7 @@ def verification_line(result: Verification) -> Text:
     first = f", from {result.first_seq}" if result.first_seq not in (None, 1) else ""
     head = f"head {result.head.seq}:{result.head.hash}"
     if result.finding is None:
-        return Text(f"journal {result.journal} holds: {result.num_rows} entries{first}, {head}")
+        return Text(sanitize(f"journal {result.journal} holds: {result.num_rows} entries{first}, {head}"))
     where = f"journal {result.journal} is BROKEN: {result.finding}"
     return Text(sanitize(where), style="bold red")
 
@@ -198,7 +198,7 @@ def _readings(start: int, readings: Sequence[Series]) -> Table:
     table = Table(box=None, pad_edge=False, show_edge=False)
     table.add_column("at", justify="right")
     for series in readings:
-        table.add_column(sanitize(series.name), justify="right")
+        table.add_column(Text(sanitize(series.name)), justify="right")
     for offset, values in enumerate(zip(*(series.values for series in readings), strict=True)):
         table.add_row(str(start + offset), *("" if value is None else f"{value:.3g}" for value in values))
     return table

@@ -6,10 +6,12 @@ import sqlite3
 import pytest
 from alerts import alert, text
 
-from monitors.alert_record import Message
+from monitors.alert_record import Message, Series
 from monitors.journal import Journal
+from monitors.journal_chain import EMPTY, Verification
 from monitors.text_key import TextKey
 from service import cli
+from service.alert_view import verification_line
 
 
 @pytest.fixture
@@ -90,6 +92,16 @@ def test_an_alert_is_shown_with_its_text_and_what_is_said_of_it(records, capsys)
         assert part in out
     found = json.loads(said(capsys, "show", records[0].id, "--json"))
     assert (found["reviews"][0]["verdict"], found["seq"]) == ("false", 1)
+
+
+def test_names_in_a_file_from_elsewhere_are_neither_obeyed_nor_markup(path, capsys):
+    odd = Series(name="[/b]\x1b[1m", kind="score", values=(0.5, 1.5))
+    with Journal.open(path) as journal:
+        journal.append([record := alert(readings=(odd,))])
+    out = said(capsys, "show", record.id)
+    assert "[/b]" in out and "\x1b" not in out
+    said_of = Verification("\x1b[31m", 0, None, EMPTY, None)
+    assert "\x1b" not in verification_line(said_of).plain
 
 
 def test_what_a_model_wrote_does_not_reach_the_terminal_as_it_is(path, capsys):
