@@ -83,10 +83,12 @@ def write_parquet(alerts: Iterable[KeptAlert], path: Path) -> int:
 def labelled(kept: KeptAlert, dataset: str = DATASET) -> dict[str, Any] | None:
     """A reviewed alert as a labelled conversation: its span, with label 1 (true), 0 (false) or null (unsure).
 
-    None for one that nobody reviewed, and for one whose text was not kept. All alerts of a request are one group.
+    None for one that nobody reviewed, and for one of whose span there is no text: it was not kept, or its tokens
+    are special ones, which say nothing, and no reader of labelled data takes an empty range. All alerts of a request
+    are one group.
     """
     record, review = kept.record, kept.review
-    if review is None or not isinstance(record.text, KeptText):
+    if review is None or not isinstance(record.text, KeptText) or not record.text.span:
         return None
     text = record.text
     return {

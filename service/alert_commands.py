@@ -97,7 +97,9 @@ def _export_text(args: argparse.Namespace, reader: JournalReader, filters: Filte
         case "labelled":
             dataset = args.dataset or journal_export.DATASET
             num, num_without = journal_export.write_labelled(reader.all_alerts(filters), file, dataset)
-            return f"{num} written" + (f"; left out, as their text was not kept: {num_without}" if num_without else "")
+            return f"{num} written" + (
+                f"; left out, as no text of theirs was kept: {num_without}" if num_without else ""
+            )
         case _:
             return f"{journal_export.write_alerts(reader.all_alerts(filters), file)} written"
 

@@ -7,6 +7,7 @@ import json
 import pytest
 from alerts import alert, text
 
+from discovery.conversations import read_conversations
 from monitors.alert_record import AlertRecord
 from monitors.journal import Journal
 from monitors.journal_chain import Head, row_of, verified
@@ -104,3 +105,16 @@ def test_what_nobody_is_sure_of_has_no_label_and_hidden_text_is_left_out(tmp_pat
         hidden.append([record])
         hidden.review(record.id, verdict="true", reviewer="ann")
         assert written(write_labelled, hidden.reader.all_alerts()) == ((0, 1), [])
+
+
+def test_every_line_of_labelled_data_can_be_read_again(tmp_path):
+    """A window of special tokens alone has no text: one such line, and a reader takes none of the file."""
+    with Journal.open(tmp_path / "alerts.sqlite") as journal:
+        records = [alert(), alert(1, text=text(span_from_char=27, span_to_char=27))]
+        journal.append(records)
+        for record in records:
+            journal.review(record.id, verdict="false", reviewer="ann")
+        path = tmp_path / "reviewed.jsonl"
+        with path.open("w") as file:
+            assert write_labelled(journal.reader.all_alerts(), file) == (1, 1)
+    assert [found.id for found in read_conversations([path])] == [records[0].id]
