@@ -18,7 +18,7 @@ from typing import NamedTuple, Self
 from sqlalchemy import Connection, func, select
 
 from monitors.alert_record import AlertRecord, time_of
-from monitors.errors import JournalError, Problem
+from monitors.errors import JournalError, Problem, shown
 from monitors.journal_chain import Head, NotedHead, Row, Verification, storable, verified
 from monitors.journal_database import Database, Place, place_of
 from monitors.journal_entry import Acknowledgement, Line, Retention, Review, parsed
@@ -244,7 +244,9 @@ def _kept(connection: Connection, rows: Iterable[Row]) -> tuple[KeptAlert, ...]:
 
 
 def _kept_alert(line: Line, said: list[Acknowledgement | Review]) -> KeptAlert:
-    assert isinstance(line.entry, AlertRecord)
+    if not isinstance(line.entry, AlertRecord):  # somebody has changed the column that says what it is
+        wanted = "an alert, as its column kind says; `telltale alerts verify` names what was changed"
+        raise JournalError(Problem(f"entry {line.seq}", wanted, shown(line.kind)))
     return KeptAlert(
         record=line.entry,
         journal=line.journal,

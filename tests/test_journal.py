@@ -273,3 +273,16 @@ def test_verifying_beside_a_writer_finds_nothing(path):
             seen += [each.finding for each in reader.verify()]
         thread.join()
         assert set(seen) == {None}
+
+
+def test_a_row_that_is_not_what_its_column_says_is_named_where_it_is_read(path):
+    with Journal.open(path) as journal:
+        journal.append([record := alert()])
+        journal.review(record.id, verdict="true", reviewer="ann")
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE entries SET kind = 'alert' WHERE seq = 2")
+    connection.close()
+    with JournalReader.open(path) as reader:
+        with pytest.raises(JournalError, match=r"alerts\.sqlite:\nentry 2: wanted an alert, as its .*, got 'review'"):
+            reader.alerts()
+        assert reader.verify()[0].finding.seq == 2
