@@ -72,7 +72,7 @@ def fit(lm: LanguageModel, sae: LoadedSAE | None, args: argparse.Namespace) -> t
     pack = replace(
         pack, evidence={"fit": _fit_record(conversations, encoded, groups, split, fitted, swept, pack, args)}
     )
-    return pack, _baselines(pack, rows, swept)
+    return pack, _baselines(pack, rows, swept, sae)
 
 
 def _encoded(lm: LanguageModel, args: argparse.Namespace) -> Encoded:
@@ -235,11 +235,11 @@ def _fit_record(
     }
 
 
-def _baselines(pack: MonitorPack, rows: TrainingRows, swept: SweptProbe) -> FittedBaselines:
+def _baselines(pack: MonitorPack, rows: TrainingRows, swept: SweptProbe, sae: LoadedSAE | None) -> FittedBaselines:
     own = pack.components[0]
     dense = {"best_layer": dense_probe(swept.probe, str(swept.point))}
-    if own.features:  # a probe's own layer is the best one already
-        point = rows.points[-1]
+    if own.features and sae is not None:  # a probe's own layer is the best one already
+        point = sae.manifest.hook
         dense["same_layer"] = dense_probe(rows.probe_at(point, "logistic_regression", swept.C), str(point))
     return FittedBaselines(
         component=own.name,

@@ -13,6 +13,7 @@ from discovery.conversations import read_conversations
 from discovery.fitted_baselines import bag_of_words_scores, baselines_path, load_baselines
 from discovery.group_split import group_digest
 from monitors.pack import MonitorPack
+from sae_runtime.checkpoint import load_manifest
 from sae_runtime.language_model import load_language_model
 
 
@@ -93,10 +94,11 @@ def test_baselines_lie_beside_it_and_words_tell_nothing_here(fitted):
     np.testing.assert_allclose(scores[::2], scores[1::2])
 
 
-def test_latents_are_chosen_with_signs_and_weights(served, tmp_path):
+@pytest.mark.parametrize("layers", ["1,3", "all"])
+def test_latents_are_chosen_with_signs_and_weights(served, tmp_path, layers):
     data = files.write(tmp_path / "instructed.jsonl", files.instructed(60))
     output = tmp_path / "latents.pack.yaml"
-    options = ["--kind", "features", "--dictionary", served[1], "--permutations", "40", "--layers", "1,3", *served[0]]
+    options = ["--kind", "features", "--dictionary", served[1], "--permutations", "40", "--layers", layers, *served[0]]
     assert run("fit", data, "--output", output, *options) == 0
     pack = MonitorPack.load(output)
     record = pack.evidence["fit"]["component"]
@@ -104,7 +106,10 @@ def test_latents_are_chosen_with_signs_and_weights(served, tmp_path):
     assert all(chosen["p_value"] <= 0.05 for chosen in record["chosen"])
     signs = {chosen["latent"]: chosen["sign"] for chosen in record["chosen"]}
     assert all(part.weight * signs[part.feature] > 0 for part in pack.components[0].features)
-    assert set(load_baselines(baselines_path(output), pack).dense) == {"same_layer", "best_layer"}
+    dense = load_baselines(baselines_path(output), pack).dense
+    assert set(dense) == {"same_layer", "best_layer"}
+    # Where the latents are read, whichever layers were swept.
+    assert dense["same_layer"].hook_point == load_manifest(served[1]).hook_point
 
 
 def test_every_token_may_be_an_example(fitted, served, tmp_path):
