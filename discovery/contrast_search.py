@@ -134,24 +134,24 @@ def split_groups(groups: list[str], seed: int) -> Tensor:
 def permute_labels(labels_I: Tensor, groups: list[str], num: int, seed: int) -> Tensor:
     """[P, I] labellings as luck would have them.
 
-    Where every group has both labels they are swapped within groups, all or none; else whole groups trade labels. So
-    what items of a group have in common stays in common.
+    Groups that have both labels swap them or don't, all of a group's items together; the others, of one label each,
+    trade labels among themselves. So what items of a group have in common stays in common.
     """
     generator = np.random.default_rng(seed)
     names = sorted(set(groups))
     number = {name: index for index, name in enumerate(names)}
     member_I = torch.tensor([number[group] for group in groups])
     positives_G = torch.bincount(member_I, weights=labels_I.double(), minlength=len(names))
-    means = positives_G / torch.bincount(member_I, minlength=len(names))
+    means_G = positives_G / torch.bincount(member_I, minlength=len(names))
+    has_both_G = (means_G > 0) & (means_G < 1)
+    label_G = means_G.long()  # of a group of one label
     permuted = []
     for _ in range(num):
-        if bool(((means > 0) & (means < 1)).all()):
-            swap_G = torch.from_numpy(generator.integers(0, 2, len(names)))
-            permuted.append(labels_I ^ swap_G[member_I])
-        else:
-            # A group's items share one label here; a mixed group takes its majority's.
-            traded_G = (means >= 0.5).long()[torch.from_numpy(generator.permutation(len(names)))]
-            permuted.append(traded_G[member_I])
+        swap_G, traded_G = torch.zeros_like(label_G), label_G.clone()
+        swap_G[has_both_G] = torch.from_numpy(generator.integers(0, 2, int(has_both_G.sum())))
+        order = torch.from_numpy(generator.permutation(int((~has_both_G).sum())))
+        traded_G[~has_both_G] = label_G[~has_both_G][order]
+        permuted.append(torch.where(has_both_G[member_I], labels_I ^ swap_G[member_I], traded_G[member_I]))
     return torch.stack(permuted) if permuted else labels_I.new_empty(0, len(labels_I))
 
 

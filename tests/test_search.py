@@ -174,6 +174,15 @@ def test_permutations_trade_labels_between_pure_groups():
     assert (by_group[..., 0].sum(-1) == 5).all()
 
 
+def test_permutations_keep_mixed_groups_mixed_beside_pure_ones():
+    groups = [f"m{i // 2}" for i in range(20)] + [f"p{i}" for i in range(6)]
+    labels_I = torch.tensor([0, 1] * 10 + [1, 0, 0, 0, 1, 0])
+    permuted_PI = permute_labels(labels_I, groups, 30, seed=0)
+    mixed, pure = permuted_PI[:, :20], permuted_PI[:, 20:]
+    assert (mixed.view(30, 10, 2).sum(-1) == 1).all() and (pure.sum(1) == 2).all()
+    assert len(set(map(tuple, mixed.tolist()))) > 20 and len(set(map(tuple, pure.tolist()))) > 5
+
+
 def test_one_sided_halves_are_refused():
     with pytest.raises(ValueError, match="more groups"):
         search(torch.rand(4, 3), torch.tensor([0, 0, 1, 1]), ["a", "a", "b", "b"])
