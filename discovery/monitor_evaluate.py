@@ -43,6 +43,11 @@ from sae_runtime.language_model import LanguageModel
 
 _IN_PACK = ("data", "sets", "four_columns", "controls", "hard_negatives")
 """Parts of the record that a pack keeps as its evidence."""
+_NO_EVIDENCE = {
+    "include-seen": "figures on rows that it was fitted on are no evidence",
+    "rebind": "the pack's thresholds were set on another model; `calibrate --rebind` sets them anew",
+}
+"""What the figures of a pack can't be taken under, and why."""
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -76,8 +81,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_reading_arguments(model)
     add_reasoning_argument(model)
     args = parser.parse_args(argv)
-    if args.validated and not args.output:
+    if args.validated is not None and not args.output:
         parser.error("--validated must come with --output, got none")
+    if args.validated is not None and not args.validated.strip():
+        parser.error("--validated must say why the evidence supports the name, got nothing")
+    for name, is_given in (("include-seen", args.include_seen), ("rebind", args.rebind)):
+        if is_given and args.output:
+            parser.error(f"--output must come without --{name}: {_NO_EVIDENCE[name]}")
     check_reading(args)
     check_counts(args, "permutations", least=0)
     if args.baselines and len(args.monitor) > 1:

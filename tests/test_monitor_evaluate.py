@@ -233,6 +233,23 @@ def test_the_pack_keeps_the_evidence_in_its_next_version(model, watcher, tmp_pat
     assert after.frozen_sha256 == before.frozen_sha256 and after.thresholds == before.thresholds
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--include-seen"], "--output must come without --include-seen"),
+        (["--rebind"], "--output must come without --rebind"),
+        (["--validated", " "], "--validated must say why"),
+    ],
+)
+def test_no_evidence_is_written_that_supports_nothing(watcher, tmp_path, capsys, options, words):
+    output = tmp_path / "evaluated.pack.yaml"
+    argv = ["evaluate", str(tmp_path / "none.jsonl"), "--monitor", str(watcher), "--output", str(output), *options]
+    with pytest.raises(SystemExit) as exit_info:
+        lab.run("monitor", argv)
+    assert exit_info.value.code == 2 and not output.exists()
+    assert words in capsys.readouterr().err
+
+
 def test_a_monitor_is_found_by_name_in_a_folder(model, watcher, tmp_path, capsys):
     data = files.write(tmp_path / "long.jsonl", files.long_lies(20))
     by_name = run(capsys, model, data, "--monitor", "watcher", "--monitor-packs", watcher.parent, "--json")
