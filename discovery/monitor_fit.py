@@ -15,6 +15,7 @@ evaluation leaves them out. The pack's `frozen_sha256` is that of everything tha
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -69,7 +70,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args.name = name_for(args.output)
     check_reading(args)
     check_counts(args, "max_features")
-    check_counts(args, "permutations", least=0)
+    check_counts(args, "permutations", "seed", least=0)
+    check_counts(args, "folds", least=2)
+    if not 0 < args.max_p_value <= 1:
+        parser.error(f"--max-p-value must lie in (0, 1], got {args.max_p_value:g}")
+    if not 0 <= args.l2 < math.inf:
+        parser.error(f"--l2 must be 0 or more, got {args.l2:g}")
     check_output("--output", args.output)
     if args.kind == "features" and args.dictionary is None:
         parser.error("--kind features must come with --dictionary, got none")
@@ -89,8 +95,8 @@ def _counts(text: str) -> list[int]:
 
 def _numbers(text: str) -> list[float]:
     numbers = [float(word) for word in text.split(",")]
-    if min(numbers) <= 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    if not all(0 < number < math.inf for number in numbers):
+        raise argparse.ArgumentTypeError(f"must be finite and above 0, got {text}")
     return numbers
 
 

@@ -178,6 +178,25 @@ def test_what_cannot_be_fitted_is_named_in_one_line(served, tmp_path, capsys, na
     assert words in line and not output.exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--folds", "1"], "--folds must be at least 2, got 1"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--C", "0.1,nan"], "argument --C: must be finite and above 0, got 0.1,nan"),
+        (["--C", "inf"], "argument --C: must be finite and above 0, got inf"),
+        (["--l2", "-1"], "--l2 must be 0 or more, got -1"),
+        (["--max-p-value", "0"], "--max-p-value must lie in (0, 1], got 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_read(tmp_path, capsys, options, words):
+    try:
+        assert run("fit", tmp_path / "none.jsonl", "--output", tmp_path / "x.pack.yaml", *options) == 1
+    except SystemExit as refused:
+        assert refused.code == 2
+    assert words in capsys.readouterr().err
+
+
 # --- combine --------------------------------------------------------------------------------------------------------
 
 
