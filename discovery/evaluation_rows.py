@@ -108,16 +108,20 @@ def baseline_scores(
 def item_control(rows: Rows) -> Scores | None:
     """[I] the monitor's score of the same question asked neutrally: what the question alone gives away.
 
-    NaN where it was not asked so; None if none was.
+    In the same format, and of several such replies the first, which is the plainest. NaN where it was not asked so;
+    None if none was.
     """
-    neutral = {
-        row.meta.get("question_id"): statistic
-        for row, statistic in zip(rows.conversations, rows.own["monitor"], strict=True)
-        if row.meta.get("instruction") == "neutral" and row.meta.get("question_id") is not None
-    }
+    neutral: dict[tuple[Any, Any], float] = {}
+    for row, statistic in zip(rows.conversations, rows.own["monitor"], strict=True):
+        if row.meta.get("instruction") == "neutral" and row.meta.get("question_id") is not None:
+            neutral.setdefault(_asked(row), float(statistic))
     if not neutral:
         return None
-    return np.array([neutral.get(row.meta.get("question_id"), np.nan) for row in rows.conversations])
+    return np.array([neutral.get(_asked(row), np.nan) for row in rows.conversations])
+
+
+def _asked(row: Conversation) -> tuple[Any, Any]:
+    return row.meta.get("question_id"), row.meta.get("format")
 
 
 def random_directions(mean_ID: NDArray[np.float32], labels_I: NDArray[np.int64], seed: int = 0) -> dict[str, float]:

@@ -220,6 +220,28 @@ def test_the_same_question_asked_neutrally_is_a_control(model, watcher, tmp_path
     assert table["predictors"]["item_control"]["same_instruction"]["num_high"] == table["counts"]["lie"]
 
 
+def test_formats_are_not_compared_with_one_another(model, watcher, tmp_path, capsys):
+    """Lies in long replies and truths in short ones: that tells of formats, and pairs within one tell nothing."""
+    rows = []
+    for question in range(24):
+        for form, length in (("short", 14), ("passage", 40)):
+            for arm, instruction in (("neutral", "neutral"), ("must", "lying")):
+                # In either format both classes have the same text; but most lies are passages.
+                lies = instruction == "lying" and question % 6 < (5 if form == "passage" else 1)
+                name = "lie" if lies else "told_to_lie_but_true" if instruction == "lying" else "honest_truth"
+                meta = {"class": name, "arm": arm, "instruction": instruction, "format": form}
+                more = {"meta": meta | {"question_id": f"q{question}"}, "on_policy": True}
+                text = ("same old text " * 3)[:length]
+                rows.append(files.row(len(rows), "forms", "Well?", text, int(lies), f"q{question}", **more))
+    data = files.write(tmp_path / "forms.jsonl", rows)
+    _line, record = record_of(capsys, model, tmp_path, data, "--monitor", watcher)
+    predictors = record["four_columns"]["forms"]["all_arms"]["predictors"]
+    for name in ("reply_length", "monitor", "item_control"):
+        assert predictors[name]["same_instruction"]["mean"] == 0.5, name
+    # Its own format's neutral reply, which is as long, and so as high, as the lie.
+    assert abs(predictors["item_control"]["lie_vs_honest_truth"]["mean"] - 0.5) > 0.1
+
+
 # --- what comes out -------------------------------------------------------------------------------------------------
 
 
