@@ -227,6 +227,7 @@ def _fit_record(
         "positive_classes": args.positive_class,
         "negative_classes": args.negative_class,
         "held_out_arms": args.hold_out_arm,
+        "seen_arms": sorted({conversations[i].arm for name in ("train", "development") for i in parts[name]} - {""}),
         "seed": args.seed,
         "sweep": swept.record,
         "component": fitted.record,

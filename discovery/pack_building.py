@@ -199,10 +199,13 @@ def _common_bindings(parts: Sequence[MonitorPack]) -> Bindings:
 def _combined_fit(parts: Sequence[MonitorPack]) -> dict[str, Any]:
     """Where the components come from, and the groups that any of them has seen."""
     fits = [part.evidence.get("fit", {}) for part in parts]
+    seen_arms = {arm for fit in fits for arm in fit.get("seen_arms", [])}
     return {
         "combined": [
             {"name": part.name, "version": part.version, "frozen_sha256": part.frozen_sha256} for part in parts
         ],
         "seen_groups": sorted({group for fit in fits for group in fit.get("seen_groups", [])}),
-        "held_out_arms": sorted({arm for fit in fits for arm in fit.get("held_out_arms", [])}),
+        # What one part was fitted on is not held out of the whole, whatever another part left out.
+        "held_out_arms": sorted({arm for fit in fits for arm in fit.get("held_out_arms", [])} - seen_arms),
+        "seen_arms": sorted(seen_arms),
     }

@@ -131,7 +131,15 @@ def test_classes_make_labels_and_arms_are_held_out_by_name(served, tmp_path):
     total = sum(of_set["num_positive"] + of_set["num_negative"] for sets in fit["data"].values() for of_set in sets)
     classes_there = [json.loads(line)["meta"]["class"] for line in data.read_text().splitlines()]
     assert total == sum(name in ("lie", "told_to_lie_but_true") for name in classes_there)
-    assert fit["held_out_arms"] == ["please"]
+    assert (fit["held_out_arms"], fit["seen_arms"]) == (["please"], ["must"])
+    # What one part has seen is held out of the whole no longer.
+    other = tmp_path / "other.pack.yaml"
+    classes[-1] = "must"
+    assert run("fit", data, "--output", other, *classes, "--layers", "0,1", "--seed", "1", *served[0]) == 0
+    whole = tmp_path / "whole.pack.yaml"
+    assert run("combine", output, other, "--rule", "min", "--window", "8", "--output", whole) == 0
+    fit = MonitorPack.load(whole).evidence["fit"]
+    assert (fit["held_out_arms"], fit["seen_arms"]) == ([], ["must", "please"])
 
 
 REFUSED = {
