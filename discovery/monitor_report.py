@@ -98,8 +98,10 @@ def share_words(share: dict[str, Any] | None) -> str:
 
 
 def spark(reply: ShownReply, warning: float | None) -> Spark:
-    """Score over tokens, drawn into `_SPARK_WIDTH` by `_SPARK_HEIGHT`."""
+    """Score over tokens, drawn into `_SPARK_WIDTH` by `_SPARK_HEIGHT`; nothing of a reply that is all off scale."""
     scores = [token.score for token in reply.tokens]
+    if not scores:
+        return Spark("", None)
     low, high = min(scores), max(scores)
     if warning is not None and low - (high - low) <= warning <= high + (high - low):
         low, high = min(low, warning), max(high, warning)

@@ -15,9 +15,11 @@ from sklearn.metrics import roc_auc_score
 
 from discovery import lab
 from discovery.conversations import read_conversations
+from discovery.failure_gallery import ShownReply
 from discovery.fitted_baselines import baselines_path
 from discovery.four_columns import COLUMNS
 from discovery.group_split import group_digest
+from discovery.monitor_report import spark
 from discovery.monitor_scores import reading_plan, score_replies
 from discovery.read_replies import read_replies
 from discovery.scored_tokens import encode_all
@@ -327,6 +329,11 @@ def test_baselines_of_another_monitor_are_refused(model, stance, watcher, tmp_pa
     data = files.write(tmp_path / "long.jsonl", files.long_lies(10))
     line = run(capsys, model, data, "--monitor", watcher, "--baselines", baselines_path(stance))
     assert "must be of a component of watcher (watcher), got those of another stance" in line
+
+
+def test_a_reply_of_no_scored_token_has_an_empty_drawing():
+    shown = ShownReply("miss", "one", "set", 1, "", None, "Well?", [], False)
+    assert spark(shown, 0.5) == ("", None)
 
 
 def page(model, watcher, tmp_path):
