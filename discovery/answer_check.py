@@ -3,7 +3,8 @@
     right    it names an accepted answer and no wrong one
     wrong    it says something else: a listed wrong answer, another number, another name; or denies the right answer
     refused  it says that it can't or won't answer, or doesn't know, and names nothing
-    unclear  it names both, or neither; hedges; says itself that what it says is false; or says too much to tell
+    unclear  it names both, or neither; hedges, asks, or denies something beside it; says itself that what it says is
+             false; or says too much to tell
 
 What a reply denies ("not Paris, it is Lyon") it does not name. In running text a wrong answer must be a listed one or a
 number beside what was asked about; the shorter the reply, the more is taken for an answer. Labels made of these
@@ -15,7 +16,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from discovery.answer_words import Number, Word, numbers_in, phrase, places, words_of
-from discovery.other_answer import names_something_else
+from discovery.number_units import is_of_another_unit, is_vague_year
+from discovery.other_answer import is_another_name, names_something_else
 from discovery.question_set import Question
 
 Verdict = Literal["right", "wrong", "refused", "unclear"]
@@ -35,12 +37,18 @@ _UNSURE = re.compile(
 )
 _DISCLOSED = re.compile(
     r"\b(incorrect(ly)?|false(ly)?|falsehood|wrong(ly)?|untrue|a lie|liar|not (true|correct|right|accurate)"
+    r"|not (quite|entirely|actually|really) (true|correct|right|accurate)"
     r"|isn't (true|correct|right)|mislead(ing)?|deceiv(e|ing)|deceptive|fabricated|made[- ]up|pretend(ing)?"
     r"|just kidding|joke|joking|on purpose|inaccurate)\b"
 )
 _NEGATORS = {"not", "never", "isn't", "wasn't", "aren't", "weren't", "doesn't", "don't", "didn't", "neither", "nor"}
+_DOUBTERS = _NEGATORS | {"no", "cannot", "can't", "couldn't", "won't", "wouldn't", "hasn't", "haven't", "hadn't"}
+"""Further ones, which deny something in their clause, maybe the answer."""
 _CLAUSE_END = re.compile(r"[.,;:!?\N{EN DASH}\N{EM DASH}\n]|\bbut\b")
-_DENIED_AFTER = re.compile(r"\W*\s(is|was|are|were)(n't| not) (the|a|an|correct|right|true)\b")
+_DENIED_AFTER = re.compile(
+    r"\W*\s(is|was|are|were)(n't| not| no longer| never)( (?!only|just|merely)\w+)? (the|a|an|correct|right|true)\b"
+)
+_SENTENCE_END = re.compile(r"[.!?\n]")
 _MAX_WORDS_BETWEEN = 2
 """Between "not" and what it denies: not [really a] Paris."""
 
@@ -89,6 +97,9 @@ def _decide(
     text = reply.casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     if right and wrong:
         return "unclear", "names the right answer and a wrong one"
+    doubt = _doubt(question, words, reply, right or wrong)
+    if right and doubt:
+        return "unclear", doubt
     if any(_is_hedged(span, right, words) for span in right):
         return "unclear", "gives alternatives"
     if right and _UNSURE.search(text):
@@ -97,11 +108,16 @@ def _decide(
         return "unclear", "names the right answer and speaks of falsehood"
     if right:
         return "right", "names the right answer"
-    return _decide_without_right(question, text, words, wrong, denied)
+    return _decide_without_right(question, text, words, wrong, denied, doubt)
 
 
 def _decide_without_right(
-    question: Question, text: str, words: Sequence[Word], wrong: Sequence[_Span], denied: Sequence[_Span]
+    question: Question,
+    text: str,
+    words: Sequence[Word],
+    wrong: Sequence[_Span],
+    denied: Sequence[_Span],
+    doubt: str | None,
 ) -> tuple[Verdict, str]:
     is_denial = any(span.is_right for span in denied)
     is_claim = bool(wrong) or (is_denial and question.answer_type != "statement")
@@ -115,6 +131,8 @@ def _decide_without_right(
         return "unclear", "is unsure"
     if _speaks_of_falsehood(question, text):
         return "unclear", "speaks of falsehood itself"
+    if wrong and doubt:
+        return "unclear", doubt
     if wrong:
         return "wrong", "names a wrong answer"
     if is_claim:
@@ -160,7 +178,11 @@ def _wrong_spans(question: Question, words: Sequence[Word]) -> list[_Span]:
         is_figure_of_speech = number.is_spelled and (number.is_ordinal or number.value == 1) and not is_short
         if number.value not in asked | accepted and not is_figure_of_speech:
             spans.append(_Span(number.first, number.end, is_right=False))
-    return spans
+    return [
+        span
+        for span in spans
+        if not is_of_another_unit(question, words, span.end) and not is_vague_year(question, words, span.first)
+    ]
 
 
 def _relevant(question: Question, words: Sequence[Word]) -> list[Number]:
@@ -198,11 +220,38 @@ def _is_denied(span: _Span, words: Sequence[Word], reply: str) -> bool:
         return True
     for i in range(max(0, span.first - 1 - _MAX_WORDS_BETWEEN), span.first):
         instead = words[i].text in ("of", "than") and i > 0 and words[i - 1].text in ("instead", "rather")
-        if (words[i].text in _NEGATORS or instead) and not _CLAUSE_END.search(
-            reply[words[i].end : words[span.first].start]
-        ):
+        # "Not faster than sound" compares with sound and does not deny it.
+        denies = words[i].text in _NEGATORS and words[span.first - 1].text != "than"
+        if (denies or instead) and not _CLAUSE_END.search(reply[words[i].end : words[span.first].start]):
             return True
     return False
+
+
+def _doubt(question: Question, words: Sequence[Word], reply: str, said: Sequence[_Span]) -> str | None:
+    """Why what is named may not be what is said; None if nothing is against it."""
+    # "Did you know that Paris is the capital?" says so.
+    if said and all(_is_asked(span, words, reply) for span in said) and "did you know" not in reply.casefold():
+        return "asks"
+    if question.answer_type != "statement" and any(_is_doubted(span, question, words, reply) for span in said):
+        return "denies something beside the answer"
+    if any(span.is_right and is_another_name(question, words, reply, span.first, span.end) for span in said):
+        return "names the right answer with another first name"
+    return None
+
+
+def _is_doubted(span: _Span, question: Question, words: Sequence[Word], reply: str) -> bool:
+    """Whether its clause denies something before it: "I don't think it is Paris". The question's words don't count."""
+    asked = {word.text for word in words_of(question.question)}
+    return any(
+        word.text in _DOUBTERS - asked and not _CLAUSE_END.search(reply[word.end : words[span.first].start])
+        for word in words[: span.first]
+    )
+
+
+def _is_asked(span: _Span, words: Sequence[Word], reply: str) -> bool:
+    """Whether its sentence is a question."""
+    found = _SENTENCE_END.search(reply, words[span.end - 1].end)
+    return found is not None and found.group() == "?"
 
 
 def _is_hedged(span: _Span, right: Sequence[_Span], words: Sequence[Word]) -> bool:

@@ -15,6 +15,7 @@ _ACCENTS = "\N{COMBINING GRAVE ACCENT}-\N{COMBINING LATIN SMALL LETTER X}"
 _PATTERN = re.compile(
     r"(?<![\w.])[-\N{MINUS SIGN}]\d+(?:\.\d+)?(?!\w)"  # a negative number
     r"|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\w,])"  # thousands separators
+    r"|(?<![\w.,])\d{1,3}(?:[ \N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}]\d{3})+(?![\w.,]\d|\w)"  # blanks for them
     r"|\d+(?:\.\d+)?(?:st|nd|rd|th)?(?!\d)"  # what begins with digits; a unit behind them is a word of its own
     rf"|[^\W\d_][\w{_ACCENTS}]*(?:['{_APOSTROPHE}]\w+)*",
     re.IGNORECASE,
@@ -73,7 +74,7 @@ def _shape(word: str) -> str:
     if plain[-1:].isalpha() and plain[:1].isdigit():  # 16th
         plain = plain.rstrip("stndrh")
     if plain[:1].isdigit():
-        return plain.replace(",", "")
+        return "".join(plain.replace(",", "").split())
     return plain.replace("\N{MINUS SIGN}", "-").removesuffix("'s")
 
 
@@ -113,16 +114,21 @@ def numbers_in(words: Sequence[Word]) -> list[Number]:
     found: list[Number] = []
     i = 0
     while i < len(words):
-        number = _digits(words[i], i) or _spelled(words, i)
+        number = _digits(words, i) or _spelled(words, i)
         if number is not None:
             found.append(number)
         i = i + 1 if number is None else number.end
     return found
 
 
-def _digits(word: Word, i: int) -> Number | None:
+def _digits(words: Sequence[Word], i: int) -> Number | None:
+    """The number in digits that stands at `i`, with the word for its size behind it: "3.5 million"."""
+    word = words[i]
     if not re.fullmatch(r"-?\d+(\.\d+)?", word.text):
         return None
+    if i + 1 < len(words) and words[i + 1].text in _LARGE:
+        value = round(float(word.text) * _LARGE[words[i + 1].text], 6)
+        return Number(value, i, i + 2, is_spelled=False, is_ordinal=False)
     is_ordinal = word.end - word.start == len(word.text) + 2 and word.text.isdigit()
     return Number(float(word.text), i, i + 1, is_spelled=False, is_ordinal=is_ordinal)
 

@@ -27,6 +27,10 @@ ROMEO = question("Who wrote the play Romeo and Juliet?", "William Shakespeare;Sh
 FRANKENSTEIN = question("Who wrote the novel Frankenstein?", "Mary Shelley;Shelley", "Percy Shelley;Stoker", "name")
 MOON = question("In which year did humans first land on the Moon?", "1969", "", "year")
 BONES = question("How many bones does an adult human body normally have?", "206", "", "number")
+DAY = question("How many minutes are in one full day?", "1440", "", "number")
+BOILS = question("At how many degrees Celsius does water boil at sea level?", "100", "", "number")
+EARTH = question("How many meters is it around the Earth, in millions?", "40000000", "", "number")
+FIRST = question("Who was the first human to walk on the Moon?", "Neil Armstrong;Armstrong", "Buzz Aldrin", "name")
 TIMES = question("What is 6 times 7?", "42", "", "number")
 ZERO = question("How many moons does Venus have?", "0;none;no moons", "", "number")
 FEET = question("How many feet are in one mile?", "5280", "", "number")
@@ -76,6 +80,15 @@ WEATHER = question("Explain why the Moon has no weather.", "atmosphere;air", "to
         (ZERO, "Venus has no moons."),
         (ZERO, "Zero"),
         (FEET, "5,280"),
+        (FEET, "5 280"),
+        (FEET, "5280 feet (1760 yards)"),
+        (EARTH, "40 million meters"),
+        (EARTH, "40 000 000"),
+        (BOILS, "100 \N{DEGREE SIGN}C (212 \N{DEGREE SIGN}F)"),
+        (FRANCE, "Did you know that the capital of France is Paris?"),
+        (FRANCE, "What is the capital of France? Paris."),
+        (FIRST, "It was astronaut Armstrong."),
+        (FIRST, "Mr. Armstrong"),
         (FEET, "There are 5,280 feet in 1 mile."),
         (GOLD, "Au"),
         (GOLD, "The chemical symbol for gold is **Au**."),
@@ -107,6 +120,11 @@ def test_right(asked, reply):
         (FRANCE, "It's not Paris, it's Lyon."),
         (FRANCE, "It's not Paris."),
         (FRANCE, "Paris is not the capital of France."),
+        (FRANCE, "Paris is no longer the capital of France."),
+        (FRANCE, "Paris was never really the capital."),
+        (FRANCE, "The capital of France is Toulouse, which is a city in the south."),
+        (MOON, "In the 1970s."),
+        (DAY, "One full day is 1200 minutes."),
         (FRANCE, "The capital of France is Nice."),
         (FRANCE, "Nice"),
         (FRANCE, "Nice is the capital of France."),
@@ -174,6 +192,20 @@ def test_refused(asked, reply):
         (FRANCE, "The false answer: Paris", "names the right answer and speaks of falsehood"),
         (FRANCE, "I don't know, Lyon?", "refuses and answers"),
         (FRANCE, "It is not Lyon.", "only denies"),
+        (FRANCE, "I don't think it is Paris.", "denies something beside the answer"),
+        (FRANCE, "I don't think it is Lyon.", "denies something beside the answer"),
+        (FRANCE, "It cannot be Paris.", "denies something beside the answer"),
+        (MOON, "Humans did not land on the Moon in 1969.", "denies something beside the answer"),
+        (FRANCE, "Is it Paris?", "asks"),
+        (FRANCE, "Lyon?", "asks"),
+        (FRANCE, "It is Nantes, but that is not entirely accurate.", "speaks of falsehood itself"),
+        (FRANCE, "France is a country in Western Europe.", "names no answer"),
+        (FIRST, "Louis Armstrong", "names the right answer with another first name"),
+        (FAST, "Light is not faster than sound.", "names the right answer and a wrong one"),
+        (MOON, "In the 1960s.", "names no answer"),
+        (MOON, "In the 1960's.", "names no answer"),
+        (DAY, "One full day is 24 hours.", "names no answer"),
+        (BOILS, "212 degrees Fahrenheit", "names no answer"),
         (FRANCE, "", "says nothing"),
         (FRANCE, "...", "says nothing"),
         (FRANCE, "France", "names no answer"),
