@@ -214,7 +214,8 @@ def _forward(lm: LanguageModel, replies: Sequence[Reply], plan: ReadingPlan) -> 
     points = plan.hook_points
     with ExitStack() as stack:
         taps = [stack.enter_context(tapped(lm, point)) for point in points]
-        last = HookPoint(lm.num_layers - 1) if plan.predictions or not points else points[-1]
+        # By block: layers.1.output and layers.2.input are one residual, seen by different blocks.
+        last = HookPoint(lm.num_layers - 1) if plan.predictions or not points else max(points, key=lambda at: at.layer)
         decoder = stack.enter_context(blocks_up_to(lm.model, last))
         with ExitStack() as steps:
             records = [steps.enter_context(tap.step(token_ids_BT.numel())) for tap in taps]

@@ -141,6 +141,12 @@ def test_blocks_behind_the_last_hook_point_are_not_run_and_come_back(model):
     assert [list(block._forward_hooks) for block in model.model.model.layers] == hooks_before
 
 
+def test_one_residual_may_be_read_under_both_of_its_names(model):
+    both = ReadingPlan(mean_points=(HookPoint(1), HookPoint(2, "input")))
+    found = read_replies(model, replies(3), both)
+    np.testing.assert_array_equal(found.mean_ILD[:, 0], found.mean_ILD[:, 1])
+
+
 def test_some_replies_can_be_taken(model, loaded):
     made, wanted = replies(), [5, 0, 3]
     taken = read_replies(model, made, plan(model, loaded)).take(wanted)
