@@ -65,7 +65,7 @@ def predictor(rows: Rows, name: str) -> Scores:
 def control_threshold(name: str, rows: Rows, pack: MonitorPack, controls: Rows | None) -> tuple[float, str]:
     """The score that 1 % of controls exceed, and what these are."""
     if controls is not None:
-        return threshold_at(predictor(controls, name), CONTROL_FPR), "controls"
+        return threshold_at(predictor(controls, name)[_could_fire(controls)], CONTROL_FPR), "controls"
     warning = None if pack.thresholds is None else pack.thresholds.levels.warning
     if name == "monitor" and warning is not None and warning.alpha == CONTROL_FPR:
         return warning.offset, "calibration"
@@ -94,13 +94,13 @@ def threshold_figures(rows: Rows, pack: MonitorPack) -> dict[str, Any]:
 
 
 def control_figures(rows: Rows, pack: MonitorPack) -> dict[str, Any]:
-    """Of one control set: how many replies reach each level."""
-    found = threshold_figures(rows, pack)["levels"]
-    statistics = rows.own["monitor"]
-    finite = statistics[np.isfinite(statistics)]
+    """Of one control set: how many of the replies that could fire reach each level."""
+    could_fire_I = _could_fire(rows)
+    found = threshold_figures(rows.take(np.flatnonzero(could_fire_I).tolist()), pack)["levels"]
+    finite = rows.own["monitor"][could_fire_I]
     return {
         "num": len(rows.conversations),
-        "num_too_short": int(np.isinf(statistics).sum()),
+        "num_too_short": int((~could_fire_I).sum()),
         "levels": None if found is None else {level: of["negatives"] for level, of in found.items()},
         "quantiles": {
             name: round(float(np.quantile(finite, q)), 4)
@@ -108,6 +108,11 @@ def control_figures(rows: Rows, pack: MonitorPack) -> dict[str, Any]:
             if len(finite)
         },
     }
+
+
+def _could_fire(rows: Rows) -> NDArray[np.bool_]:
+    """[I] replies long enough. As in calibration the others are no successes: they are not in the rates of controls."""
+    return np.isfinite(rows.own["monitor"])
 
 
 def calibration_curve(pack: MonitorPack, controls: Rows | None) -> list[dict[str, float]]:

@@ -140,6 +140,22 @@ def test_controls_say_what_one_percent_is_and_hard_negatives_stay_apart(model, w
     assert without == line
 
 
+def test_controls_too_short_to_fire_are_no_successes(model, watcher, tmp_path, capsys):
+    data = files.write(tmp_path / "long.jsonl", files.long_lies(20))
+    controls = files.benign(40, dataset="mixed")
+    long = files.write(tmp_path / "long_ones.jsonl", controls)
+    short = [files.row(n, "mixed", "Hi", "a", 0, f"short-{n}") for n in range(1000, 1400)]
+    mixed = files.write(tmp_path / "mixed.jsonl", [*controls, *short])
+    figures = []
+    for control in (long, mixed):
+        _line, record = record_of(capsys, model, tmp_path, data, "--monitor", watcher, "--control", control)
+        of_set = record["sets"]["long_lies"]
+        recalls = [of_set["recall_at_1pct_fpr"], of_set["baselines"]["reply_length"]["recall_at_1pct_fpr"]]
+        figures.append((record["controls"]["mixed"]["levels"], recalls))
+    assert record["controls"]["mixed"]["num"] == 440 and record["controls"]["mixed"]["num_too_short"] == 400
+    assert figures[0] == figures[1]
+
+
 def test_latents_have_luck_of_their_own(model, tmp_path, capsys):
     data = files.write(tmp_path / "instructed.jsonl", files.instructed(60))
     output, sae = tmp_path / "latents.pack.yaml", model.parent / "sae"
