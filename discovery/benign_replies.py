@@ -12,9 +12,9 @@ from typing import Any
 from discovery.binomial import Share, share
 from discovery.conversations import Conversation, read_conversations
 from discovery.errors import LabelledDataError, MonitorLabError
-from discovery.group_split import group_digest
 from discovery.monitor_scores import ScoredReply
 from discovery.scored_tokens import Reply, encode_all
+from discovery.seen_rows import SeenRows
 from monitors.thresholds import LEVELS, Level
 from sae_runtime.language_model import LanguageModel
 
@@ -37,9 +37,9 @@ def read_benign(
     max_scored: int,
     max_tokens: int,
     reasoning: str = "auto",
-    seen_groups: Iterable[str] = (),
+    seen: SeenRows | None = None,
 ) -> BenignRows:
-    """Those of the files. Groups that the monitor was fitted on are left out. `reasoning` says what encloses reasoning,
+    """Those of the files. What the monitor has `seen` in fitting is left out. `reasoning` says what encloses reasoning,
     for `sae_runtime.reasoning.parse_delimiters`.
 
     LabelledDataError for a reply with label 1, or if none is left.
@@ -52,7 +52,7 @@ def read_benign(
     encoded = encode_all(
         lm.tokenizer, conversations, max_tokens=min(max_tokens, lm.context_length), reasoning=reasoning
     )
-    seen, left_out = set(seen_groups), encoded.left_out
+    seen, left_out = seen or SeenRows(), encoded.left_out
     kept, replies = [], []
 
     def note(conversation: Conversation, reason: str) -> None:
@@ -60,7 +60,7 @@ def read_benign(
         of_set[reason] = of_set.get(reason, 0) + 1
 
     for conversation, reply in zip(encoded.conversations, encoded.replies, strict=True):
-        if group_digest(conversation.full_group) in seen:
+        if seen.has(conversation):
             note(conversation, "seen")
         elif len(reply.scored) < min_tokens:
             note(conversation, "too_short")

@@ -20,13 +20,13 @@ from discovery.evaluation_rows import (
 )
 from discovery.fitted_baselines import FittedBaselines, as_json
 from discovery.four_columns import four_columns, has_classes, in_arms
-from discovery.group_split import group_digest
 from discovery.joint_reading import JointReader
 from discovery.monitor_figures import calibration_curve, control_figures, set_figures
 from discovery.monitor_rows import counts_by_set
 from discovery.monitor_scores import off_scale_to, reading_plan, score_replies
 from discovery.read_replies import ReadingPlan
 from discovery.scored_tokens import encode_all
+from discovery.seen_rows import SeenRows
 from monitors.pack import MonitorPack
 from sae_runtime.chat_template import template_sha256
 from sae_runtime.checkpoint import LoadedSAE
@@ -108,10 +108,10 @@ class Reader:
         return rows, left_out
 
     def _unseen(self, conversations: list[Conversation]) -> tuple[list[Conversation], dict[str, dict[str, int]]]:
-        seen = set(self.pack.evidence.get("fit", {}).get("seen_groups", []))
-        if self.settings.include_seen or not seen:
+        seen = SeenRows.of(self.pack.evidence)
+        if self.settings.include_seen:
             return conversations, {}
-        kept = [row for row in conversations if group_digest(row.full_group) not in seen]
+        kept = [row for row in conversations if not seen.has(row)]
         left_out = {
             dataset: {"seen": len(indices) - sum(row.dataset == dataset for row in kept)}
             for dataset, indices in by_dataset(conversations).items()

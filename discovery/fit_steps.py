@@ -27,6 +27,7 @@ from discovery.pack_building import bindings_of, feature_parts, probe_parts, sin
 from discovery.probe_fit import fit_probe
 from discovery.read_replies import ReadingPlan, all_points, read_replies
 from discovery.scored_tokens import Encoded, Reply, encode_all
+from discovery.seen_rows import text_digests
 from discovery.training_rows import SweptProbe, TrainingRows, sweep
 from discovery.window_choice import Units, choose_window, units_of
 from monitors.pack import MonitorPack
@@ -233,6 +234,7 @@ def _fit_record(
         "component": fitted.record,
         "frozen_sha256": pack.frozen_sha256,
         "seen_groups": sorted(map(group_digest, joined)),
+        "seen_texts": text_digests(conversations[index] for name in ("train", "development") for index in parts[name]),
     }
 
 

@@ -34,6 +34,12 @@ class Split:
     """Whole groups, and arms held out by name, that nothing is fitted or chosen on."""
 
 
+def long_text(conversation: Conversation) -> str | None:
+    """What is scored, blanks evened out; None if it is so short that others may say the same by chance."""
+    text = " ".join(conversation.scored_text.split())
+    return text if len(text) >= LONG_TEXT else None
+
+
 def joined_groups(conversations: Sequence[Conversation]) -> list[str]:
     """Each conversation's group after joining: of those that hang together the first name in order of the alphabet."""
     names = sorted({conversation.full_group for conversation in conversations})
@@ -41,8 +47,8 @@ def joined_groups(conversations: Sequence[Conversation]) -> list[str]:
     first_with: dict[str, int] = {}
     edges = []
     for conversation in conversations:
-        group, text = number[conversation.full_group], " ".join(conversation.scored_text.split())
-        if len(text) >= LONG_TEXT:
+        group, text = number[conversation.full_group], long_text(conversation)
+        if text is not None:
             edges.append((group, first_with.setdefault(text, group)))
     rows, columns = zip(*edges, strict=True) if edges else ((), ())
     graph = coo_array((np.ones(len(edges)), (rows, columns)), shape=(len(names), len(names)))
@@ -116,5 +122,5 @@ def folds(
 
 
 def group_digest(full_group: str) -> str:
-    """A group's short name in packs, which need not quote the data: 12 hex digits of its sha256."""
+    """A group's (or text's) short name in packs, which need not quote the data: 12 hex digits of its sha256."""
     return hashlib.sha256(full_group.encode("utf-8", "surrogatepass")).hexdigest()[:12]

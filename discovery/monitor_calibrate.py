@@ -33,6 +33,7 @@ from discovery.pack_building import bound_to
 from discovery.pack_lookup import Dictionaries
 from discovery.read_replies import ReadingPlan
 from discovery.reply_readings import ReplyReadings
+from discovery.seen_rows import SeenRows
 from discovery.tables import table_console
 from monitors.conformal import DEFAULT_ALPHAS, DEFAULT_BOUNDS, check_levels
 from monitors.pack import MonitorPack
@@ -60,7 +61,7 @@ def read_rows(
         max_scored=args.bounds[-1],
         max_tokens=args.max_tokens,
         reasoning=args.reasoning_delimiters,
-        seen_groups=pack.evidence.get("fit", {}).get("seen_groups", []),
+        seen=SeenRows.of(pack.evidence),
     )
     return rows, joint.read(rows.replies, frozen.plan, label="benign")
 

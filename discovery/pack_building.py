@@ -205,6 +205,7 @@ def _combined_fit(parts: Sequence[MonitorPack]) -> dict[str, Any]:
             {"name": part.name, "version": part.version, "frozen_sha256": part.frozen_sha256} for part in parts
         ],
         "seen_groups": sorted({group for fit in fits for group in fit.get("seen_groups", [])}),
+        "seen_texts": sorted({text for fit in fits for text in fit.get("seen_texts", [])}),
         # What one part was fitted on is not held out of the whole, whatever another part left out.
         "held_out_arms": sorted({arm for fit in fits for arm in fit.get("held_out_arms", [])} - seen_arms),
         "seen_arms": sorted(seen_arms),

@@ -125,6 +125,21 @@ def test_groups_that_were_fitted_on_are_left_out(model, stance, tmp_path, capsys
     assert line["instructed"]["num_positive"] == 40
 
 
+def test_what_was_fitted_on_is_known_in_another_file(model, tmp_path, capsys):
+    """Without a data set's name the file's stands for it: a copy has other groups, and the same texts."""
+    rows = [{key: row[key] for key in row.keys() - {"dataset", "id"}} for row in files.instructed(40, length=60)]
+    first, copy = (files.write(tmp_path / f"{name}.jsonl", rows) for name in ("first", "copy"))
+    output = tmp_path / "stance.pack.yaml"
+    argv = ["fit", str(first), "--output", str(output), "--layers", "2", *monitor_files.options(model)]
+    assert lab.run("monitor", argv) == 0
+    fit = MonitorPack.load(output).evidence["fit"]
+    num_seen = sum(of_set["num_groups"] for part in ("train", "development") for of_set in fit["data"][part])
+    assert len(fit["seen_texts"]) == num_seen
+    for name, path in (("first", first), ("copy", copy)):
+        _line, record = record_of(capsys, model, tmp_path, path, "--monitor", output, "--no-predictions")
+        assert record["data"]["left_out"] == {name: {"seen": 2 * num_seen}}
+
+
 def test_controls_say_what_one_percent_is_and_hard_negatives_stay_apart(model, watcher, tmp_path, capsys):
     data = files.write(tmp_path / "long.jsonl", files.long_lies(20))
     one, two = (files.write(tmp_path / f"{n}.jsonl", files.benign(40, dataset=n)) for n in ("one", "two"))
