@@ -9,6 +9,9 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
+_BROKEN = "\ufffd"
+"""What stands for bytes that are no character, or none yet."""
+
 
 class Detokenizer:
     """One generation's text."""
@@ -23,8 +26,8 @@ class Detokenizer:
         self._num_sent = 0
         self._num_clear = 0
         """Where the first stop string that is still possible could begin; only text that was left out lies behind."""
-        self._begun_left_out = False
-        """Whether the next character began in text that was left out."""
+        self._left_out = ""
+        """What the next text begins with that was left out: `_unfinished` at that time."""
         self.matched_stop: str | None = None
 
     def push(self, token_id: int) -> str:
@@ -34,9 +37,8 @@ class Detokenizer:
         if not piece:
             return ""
         # A stop string that ends in `piece` may have begun before it, but in text not yet sent.
+        self._pass_over(piece)
         self._decoded += piece
-        if self._begun_left_out:
-            self._num_sent, self._begun_left_out = self._num_sent + 1, False
         return self._free()
 
     def leave_out(self) -> str:
@@ -45,9 +47,9 @@ class Detokenizer:
         It still ends the generation if it is the beginning of a stop string. A character that is not complete yet is
         left out when it is.
         """
-        left_out = self._decoded[self._num_sent :]
+        known, self._left_out = self._left_out.rstrip(_BROKEN), self._unfinished()
+        left_out = self._decoded[self._num_sent :] + self._left_out.rstrip(_BROKEN).removeprefix(known)
         self._num_sent = len(self._decoded)
-        self._begun_left_out = len(self._whole()) > len(self._decoded)
         return left_out
 
     def flush(self) -> str:
@@ -55,19 +57,26 @@ class Detokenizer:
         if self.matched_stop is not None:
             return ""
         # The stream keeps an incomplete character for ever; the one-shot decode shows it as U+FFFD.
-        whole = self._whole()
-        if whole.startswith(self._decoded):
-            self._num_sent += self._begun_left_out and len(whole) > len(self._decoded)
-            self._decoded = whole
+        piece = self._unfinished()
+        self._pass_over(piece)
+        self._decoded += piece
         freed = self._free()
         if self.matched_stop is None:
             freed += self._decoded[self._num_sent :]
             self._num_sent = len(self._decoded)
         return freed
 
-    def _whole(self) -> str:
-        """The one-shot decode."""
-        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _unfinished(self) -> str:
+        """What the one-shot decode has behind the text so far: a character that is not complete yet, and what the token
+        in which it begins has before it."""
+        whole = str(self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return whole[len(self._decoded) :] if whole.startswith(self._decoded) else ""
+
+    def _pass_over(self, piece: str) -> None:
+        """Send nothing of what was left out before it was text: `piece` comes next."""
+        if self._left_out and piece:
+            self._num_sent += _num_begun(self._left_out, piece)
+            self._left_out = ""
 
     def _free(self) -> str:
         """Text not yet sent that can't be part of a stop string any more."""
@@ -90,3 +99,14 @@ class Detokenizer:
             if any(stop.startswith(tail) for stop in self._stop):
                 return length
         return 0
+
+
+def _num_begun(unfinished: str, text: str) -> int:
+    """Characters of `text` that began in `unfinished`, the same text when its last character was not complete yet.
+
+    Several bytes of that character may stand as U+FFFD each, and so may bytes before it that never make a character.
+    """
+    whole = unfinished.rstrip(_BROKEN)
+    num_broken, rest = len(unfinished) - len(whole), text[len(whole) :]
+    num_still_broken = len(rest) - len(rest.lstrip(_BROKEN))
+    return len(whole) + min(num_still_broken + 1, num_broken)

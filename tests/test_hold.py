@@ -8,6 +8,8 @@ import tiny
 from hypothesis import example, given
 from hypothesis import strategies as st
 from test_engine import WATCHED, Reply, request, run_one, steer, submit
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from monitors.condition import AlertOf, AllOf, AnyOf
 from monitors.policy import Policy, PolicyAction
@@ -303,6 +305,55 @@ def test_text_after_a_gap_holds_nothing_of_what_was_left_out(left_out, following
     detokenizer.leave_out()
     sent = [detokenizer.push(token) for token in ids_of(text)[cut:]] + [detokenizer.flush()]
     assert "".join(sent) == "".join(char for i, char in enumerate(text) if len(text[:i].encode()) >= cut)
+
+
+@given(st.text(alphabet="ab Ä\N{GRINNING FACE}", min_size=1, max_size=8), st.integers(0, 30), st.integers(1, 8))
+@example(" \N{GRINNING FACE} b", 0, 2)
+@example("aÄ\N{GRINNING FACE}b", 1, 3)
+def test_a_gap_may_end_in_a_token_that_begins_a_character_behind_others(text, start, num_bytes):
+    """Real vocabularies have tokens such as a blank with the first byte of an emoji: nothing of either is sent."""
+    names = TOKENIZER.convert_ids_to_tokens(ids_of(text))
+    start = min(start, len(names) - 1)
+    end = min(start + num_bytes, len(names))
+    names[start:end] = ["".join(names[start:end])]
+    vocab = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    made.decoder = decoders.ByteLevel()
+    detokenizer = Detokenizer(PreTrainedTokenizerFast(tokenizer_object=made))
+    pieces = [detokenizer.push(vocab[name]) for name in names[: start + 1]]
+    known = "".join(pieces) + detokenizer.leave_out()
+    sent = [detokenizer.push(vocab[name]) for name in names[start + 1 :]] + [detokenizer.flush()]
+    ends = [len(text[: i + 1].encode()) for i in range(len(text))]
+    begins = [0, *ends[:-1]]
+    assert "".join(sent) == "".join(char for char, at in zip(text, begins, strict=True) if at >= end)
+    # What a policy that reveals it tells: all but the character that is not complete.
+    assert known == "".join(char for char, at in zip(text, ends, strict=True) if at <= end)
+
+
+def test_a_character_in_two_gaps_is_left_out_once():
+    names = [chr(0x120), *TOKENIZER.convert_ids_to_tokens(ids_of("\N{GRINNING FACE}ab"))]
+    names[:2] = ["".join(names[:2])]
+    vocab = {name: i for i, name in enumerate(names)}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    made.decoder = decoders.ByteLevel()
+    detokenizer = Detokenizer(PreTrainedTokenizerFast(tokenizer_object=made))
+    assert [detokenizer.push(0), detokenizer.leave_out()] == ["", " "]
+    assert [detokenizer.push(1), detokenizer.leave_out()] == ["", ""]
+    assert [detokenizer.push(token) for token in range(2, len(names))] == ["", "", "a", "b"]
+
+
+def test_bytes_of_a_character_that_stand_one_by_one_until_it_is_complete_are_one_character():
+    """Tokenizers with byte fallback show as many replacement characters as there are bytes."""
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"x": 256}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    face = list("\N{GRINNING FACE}".encode())
+    for following, wanted in (([*face[2:], 256], "x"), ([256], "x"), ([], "")):
+        detokenizer = Detokenizer(tokenizer)
+        assert [detokenizer.push(token) for token in face[:2]] == ["", ""]
+        detokenizer.leave_out()
+        assert "".join(map(detokenizer.push, following)) + detokenizer.flush() == wanted
 
 
 def test_a_stop_string_that_begins_in_left_out_text_still_ends_the_reply():
