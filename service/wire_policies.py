@@ -67,6 +67,7 @@ class PolicyReader:
 
     def _check_name(self, field: str, name: str, known: dict[str, Policy]) -> None:
         self._wrong.require(name not in known, field, "be that of one policy only", f"{name!r} again")
+        self._wrong.require(bool(name.strip()), field, "be more than blanks", repr(name))
         self._wrong.require(
             len(name) <= MAX_NAME_CHARACTERS and name.isprintable(),
             field,
@@ -90,7 +91,7 @@ class PolicyReader:
         problems = list(problems_of(condition, self._monitors))
         for problem in problems:
             self._add(path, problem.within("condition") if message.HasField("condition") else problem)
-        if problems or action is None or hold_tokens is None:
+        if problems or action is None or hold_tokens is None or not name.strip():
             return None
         is_short = message.monitor == name
         return Policy(name, action, None if is_short else condition, hold_tokens, message.hold.reveal)

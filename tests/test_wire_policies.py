@@ -108,6 +108,7 @@ WRONG = [
     ([stop(condition=alert()), stop(condition=alert(), name="policy-0")], {"policies[1].name"}),
     ([stop(monitor="a", name="n" * (MAX_NAME_CHARACTERS + 1))], {"policies[0].name"}),
     ([stop(monitor="a", name="a\nb")], {"policies[0].name"}),
+    ([stop(monitor="a", name="  ")], {"policies[0].name"}),
     ([pb.Policy(monitor="a")], {"policies[0].action"}),
     ([pb.Policy(monitor="a", action=9)], {"policies[0].action"}),
     ([pb.Policy(monitor="a", action=STEER)], {"policies[0].steering"}),
