@@ -63,7 +63,7 @@ class _Parser:
 
 def _alert(word: str, *, has_fired: bool = False) -> AlertCondition:
     found = _ALERT.fullmatch(word)
-    if found is None or word in ("and", "or", "ever", ")"):
+    if found is None or word in ("and", "or", "ever", "(", ")"):
         raise ArgumentTypeError(f"when: must have a monitor's name, NAME:LEVEL or NAME@ROLE. Got {word!r}.")
     level, roles = found["level"], found["roles"]
     if level is not None and level not in get_args(AlertLevel)[1:]:

@@ -565,6 +565,10 @@ def test_a_condition_is_read_with_and_before_or(text, condition):
         ("when=(a,action=stop", "when: must go on with `)`. Got its end."),
         ("when=a b,action=stop", "when: must go on with `and` or `or` before 'b'."),
         ("when=and,action=stop", "when: must have a monitor's name, NAME:LEVEL or NAME@ROLE. Got 'and'."),
+        (
+            "when=ever (a or b),action=stop",
+            "when: must have a monitor's name, NAME:LEVEL or NAME@ROLE. Got '('.",
+        ),
         ("when=a:high,action=stop", "when: level must be one of warning, critical. Got 'high'."),
         ("when=a@,action=stop", "when: roles must be joined by +. Got 'a@'."),
     ],
