@@ -252,7 +252,8 @@ class Twin:
     """In the order of `Started.watched`."""
     monitors: tuple[MonitorDifference, ...]
     first_difference_position: int | None
-    """Where the tokens first differ, one reply's end included; None if they are the same."""
+    """Where the tokens first differ, one reply's end included; None if they are the same. What was withheld from either
+    is not compared."""
     text: str
     """The steered reply."""
     baseline_text: str

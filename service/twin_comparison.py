@@ -56,11 +56,12 @@ class TwinComparison:
         )
 
     def _first_difference(self) -> int | None:
+        """By position: what a policy withheld from either leaves a gap in its tokens, and is not compared."""
         ids, others = self._steered.ids, self._baseline.ids
-        if ids == others:
-            return None
-        num_same = next((i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), None)
-        return self._num_prompt + (min(len(ids), len(others)) if num_same is None else num_same)
+        found = [position for position in ids.keys() & others.keys() if ids[position] != others[position]]
+        if self._steered.num_generated != self._baseline.num_generated:
+            found.append(self._num_prompt + min(self._steered.num_generated, self._baseline.num_generated))
+        return min(found, default=None)
 
 
 class _Readings:
@@ -89,9 +90,15 @@ class _Side:
 
     def __init__(self, num_watched: int) -> None:
         self.before, self.after = _Readings(num_watched), _Readings(num_watched)
-        self.ids: list[int] = []
+        self.ids: dict[int, int] = {}
+        """By position."""
         self.end: FinishedEvent | None = None
         self._texts: list[str] = []
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens of the whole reply, withheld ones too; 0 before its end."""
+        return 0 if self.end is None else self.end.completion_tokens
 
     @property
     def text(self) -> str:
@@ -107,7 +114,7 @@ class _Side:
         return True
 
     def _take(self, token: TokenEvent) -> None:
-        self.ids.append(token.id)
+        self.ids[token.index] = token.id
         self._texts.append(token.text)
         if not token.off_scale:
             self.before.add(token.readings)

@@ -249,13 +249,32 @@ def test_differences_equal_those_of_the_replies_alone(model, dictionary):
     assert [one.latent for one in report.features] == list(asked.watched)
 
 
-@pytest.mark.parametrize(("ids", "others", "wanted"), [([1, 2], [1, 2], None), ([1, 2], [1, 2, 3], 19), ([], [4], 17)])
-def test_an_early_end_is_a_difference(model, ids, others, wanted):
+@pytest.mark.parametrize(
+    ("ids", "others", "wanted"),
+    [
+        ([1, 2], [1, 2], None),
+        ([1, 2], [1, 2, 3], 19),
+        ([], [4], 17),
+        # A token that a policy withheld stands in its place all the same.
+        ([1, None, 3], [1, 2, 3], None),
+        ([1, None, None, 4, 5], [1, 2, 3, 4, 6], 21),
+        ([1, None], [1, 2, 3], 19),
+        ([1, 2, 3], [None, None, 4], 19),
+    ],
+)
+def test_where_two_replies_differ(model, dictionary, ids, others, wanted):
+    """An early end is a difference; what was withheld is none."""
     asked = pair_request(model)
     assert len(asked.prompt_ids) == 17
-    comparison = TwinComparison(asked)
-    comparison._steered.ids, comparison._baseline.ids = ids, others
-    assert comparison._first_difference() == wanted
+    plain = run_one(model, dictionary, replace(asked, with_baseline=False))
+
+    def events(told):
+        token = plain.generated[0]
+        tokens = [replace(token, index=17 + i, id=one) for i, one in enumerate(told) if one is not None]
+        return [*tokens, replace(plain.finished, completion_tokens=len(told))]
+
+    *_, end = TwinComparison(asked).take([*events(ids), *map(BaselineEvent, events(others))])
+    assert end.twin.first_difference_position == wanted
 
 
 # --- through the server ---
