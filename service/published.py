@@ -59,8 +59,11 @@ class Published:
             self.posts.append(Post(submission, [], failure))
             submission.cancel_twin(outcome)
         self.alerts = [event for event in self.alerts if event.request_id not in request_ids]
+        # Two that are twins have one record, under the id of one of them.
+        twins = {one.twin.request.request_id for one in concerned.values() if one.twin is not None}
         self.requests = [
-            replace(record, outcome=outcome) if record.request_id in request_ids else record for record in self.requests
+            replace(record, outcome=outcome) if record.request_id in twins.union(request_ids) else record
+            for record in self.requests
         ]
 
     def deliver(self) -> None:

@@ -16,7 +16,7 @@ from service import cli, errors, rendering
 from service.client_events import Alert, Baseline, Finished, Started, Token, gather
 from service.client_request import Policy as ClientPolicy
 from service.client_request import Steering
-from service.errors import EngineFailed, QueueFull
+from service.errors import AlertNotKept, EngineFailed, QueueFull
 from service.published import Published
 from service.records import Outcome
 from service.request import BaselineEvent, FinishedEvent, TokenEvent
@@ -185,6 +185,17 @@ def test_if_one_fails_both_do_and_their_slots_are_free(failing):
     again = submit_pair(engine, pair_request(model))
     run_to_end(engine)
     assert all(side.finished is not None for side in sides(again))
+
+
+@pytest.mark.parametrize("lost", ["r", "r-baseline"])
+def test_an_alert_of_either_that_is_not_kept_is_what_became_of_the_request(lost):
+    """Even if it came at the last token, when the other had ended well."""
+    engine, published = counting(keep=lambda raised: {one.event.request_id for one in raised} & {lost})
+    at_the_end = tiny.monitor_spec(threshold=-1e3, window=1, min_tokens=16)
+    submission = submit_pair(engine, pair_request(engine.runner.language_model, monitors=(at_the_end,)))
+    run_to_end(engine)
+    assert isinstance(sides(submission)[0].failure, AlertNotKept)
+    assert [record.outcome for record in records(published)] == [Outcome.ALERT_NOT_KEPT]
 
 
 def test_a_shutdown_ends_both_well():
