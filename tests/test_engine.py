@@ -528,6 +528,22 @@ def test_a_cancel_during_the_last_pass_wins(model, dictionary):
     assert Reply(submission).finished is None
 
 
+@pytest.mark.parametrize("is_replay", [False, True])
+def test_alerts_of_a_prompt_that_is_never_read_to_its_end_are_told_unless_it_is_a_replay(model, dictionary, is_replay):
+    published: list[Published] = []
+    engine = tiny.engine(model, dictionary, publish=published.append, chunk_tokens=3)
+    spec = tiny.monitor_spec(threshold=-1e3, window=1, min_tokens=1, roles=("text", "assistant"))
+    req = request(model, monitors=(spec,))
+    num_prompt = len(req.prompt_ids)
+    replay = Replay(num_prompt) if is_replay else None
+    [submission] = submit(engine, replace(req, prompt_roles=("text",) * num_prompt, replay=replay))
+    engine.step()
+    engine.admission.cancel(submission)
+    engine.step()
+    told = [event.alert.position for out in published for event in out.alerts]
+    assert told == ([] if is_replay else [1])
+
+
 def test_a_cancelled_request_in_the_queue_never_reaches_the_model(model, dictionary):
     engine = engine_with_failures(dictionary, lambda *_: None)
     submission = submit(engine, request(model))[0]
