@@ -60,7 +60,8 @@ class PairRecords:
     def join(self, record: RequestRecord, *, is_baseline: bool) -> RequestRecord | None:
         """One record of both, once both have ended; None before.
 
-        Its figures are the steered one's; its outcome that of the first that failed, if one did.
+        Its figures are the steered one's, but for what monitors and policies did, which both count; its outcome is that
+        of the first that failed, if one did.
         """
         if self._first is None:
             self._first = record, is_baseline
@@ -72,5 +73,7 @@ class PairRecords:
             steered,
             outcome=failed[0] if failed else steered.outcome,
             alerts=steered.alerts + baseline.alerts,
+            policy_actions=steered.policy_actions + baseline.policy_actions,
+            withheld_tokens=steered.withheld_tokens + baseline.withheld_tokens,
             monitored=steered.monitored + baseline.monitored,
         )

@@ -136,6 +136,21 @@ def test_they_are_counted_once():
     assert engine.state().requests_running == 0
 
 
+def test_what_policies_did_to_either_is_counted():
+    """Or the tokens read, which count both, less those withheld would not be those that clients got."""
+    engine, published = counting()
+    always = tiny.monitor_spec("always", threshold=-1e3, window=1, min_tokens=4)
+    policy = Policy("always", PolicyAction.STOP, hold_tokens=2)
+    asked = pair_request(engine.runner.language_model, monitors=(always,), policies=(policy,))
+    submission = submit_pair(engine, asked)
+    run_to_end(engine)
+    [record] = records(published)
+    num_read = sum(step.num_tokens for out in published for step in out.steps) - 2 * len(TEXT)
+    num_sent = sum(len(side.generated) for side in sides(submission))
+    assert record.withheld_tokens == num_read - num_sent == 6
+    assert record.policy_actions == ["stop", "stop"]
+
+
 def test_only_the_unsteered_reply_is_compared_with_a_calibration():
     engine, published = counting()
     asked = pair_request(engine.runner.language_model, monitors=(tiny.monitor_spec(threshold=1e9, min_tokens=2),))
