@@ -1,7 +1,8 @@
 """What alerts lead to: annotate, stop, or steer; under which condition; and how much of the reply is held back for it.
 
 With a *hold* of h tokens a token leaves once the token h later has been read and did not make the policy apply. Where
-it applies, at token t, nothing of t - h to t leaves. Who runs the generation does the holding; here it is only said.
+it applies, at token t, nothing of t - h to t leaves, and what is held before that stays held as long as another policy
+may still come to apply. Who runs the generation does the holding; here it is only said.
 """
 
 from collections.abc import Iterable, Iterator

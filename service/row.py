@@ -221,26 +221,25 @@ class Row:
     def _leave(self, hold_tokens: int) -> None:
         """Let go of all tokens but the last `hold_tokens`."""
         events = self.held.release(hold_tokens)
-        if events:
-            self.first_token_at = self.first_token_at or time.monotonic()
-            self.outbox.extend(events)
+        if self.first_token_at is None and any(isinstance(event, TokenEvent) for event in events):
+            self.first_token_at = time.monotonic()
+        self.outbox.extend(events)
 
     def _withhold(self) -> None:
-        """A policy that holds back has come to apply: nothing that is here leaves, but for the alerts."""
-        dropped = self.held.drop()
-        text = dropped.text + self._text.leave_out()
+        """Policies that hold back have come to apply: what their holds cover does not leave, but for the alerts."""
         holding = {policy.name: policy for policy in self.bank.policies.latest if policy.hold_tokens}
+        tokens = self.held.withhold(1 + max(policy.hold_tokens for policy in holding.values()))
+        text = "".join(token.text for token in tokens) + self._text.leave_out()
         reveals = any(policy.reveals for policy in holding.values())
-        withheld = Withheld(dropped.tokens[0].index, len(dropped.tokens), text if reveals else None)
-        self.num_withheld += len(dropped.tokens)
-        self.outbox.extend(
-            replace(alert, withheld=withheld) if holding.keys() & set(alert.policies) else alert
-            for alert in dropped.alerts
+        withheld = Withheld(tokens[0].index, len(tokens), text if reveals else None)
+        self.num_withheld += len(tokens)
+        self.held.tell(
+            lambda alert: replace(alert, withheld=withheld) if holding.keys() & set(alert.policies) else alert
         )
 
     def abandon(self) -> None:
         """The request fails: what is held back does not leave, but for the alerts."""
-        self.outbox.extend(self.held.drop().alerts)
+        self.outbox.extend(self.held.abandon())
 
     def last_events(self) -> list[Event]:
         """The rest of the stream, once it is known how it ends."""

@@ -120,6 +120,62 @@ def test_a_stop_without_a_hold_sends_what_another_policy_held_back(model, dictio
     assert stream(reply) == stream(alone)
 
 
+@pytest.mark.parametrize("shorter", [0, 2])
+def test_a_stop_withholds_what_its_own_hold_covers_and_no_more(model, dictionary, shorter):
+    """Not what is held back for another policy, which did not come to apply; of two that do, what the longer covers."""
+    spec, first = firing_monitor(model, dictionary)
+    loud, _ = firing_monitor(model, dictionary, "loud", share=0.3)
+    specs = [spec, loud, quiet_monitor()]
+    own = [
+        Policy(spec.name, STOP, hold_tokens=2),
+        Policy("also", STOP, AlertOf(monitor=spec.name), hold_tokens=shorter),
+    ]
+    reply = run_one(model, dictionary, held(model, specs, *own, Policy("quiet", STOP, hold_tokens=9)))
+    alone = run_one(model, dictionary, held(model, specs, *own[:1]))
+    assert len(reply.generated) == first - 2 and reply.finished.num_withheld == 3
+    [told] = [event for event in reply.events if isinstance(event, AlertEvent) and event.withheld]
+    assert told.policies == (spec.name, "also") and told.withheld.num_tokens == 3
+    assert reply.generated == alone.generated and reply.alerts == alone.alerts
+    kinds = [[type(e) for e in one.events] for one in (reply, alone)]
+    assert kinds[0] == kinds[1]  # alerts in their places
+
+
+def test_a_second_gap_begins_where_its_own_hold_says_and_counts_no_token_twice(model, dictionary):
+    """A policy steers, and withholds; one with a longer hold, which the steered words make apply, withholds again."""
+    spec, first = firing_monitor(model, dictionary)
+    later = tiny.monitor_spec("later", features=(WATCHED[0],), threshold=-1.0, window=1, min_tokens=first + 4)
+    fields = {"policy_steering": {spec.name: (steer(30.0),)}}
+    one, two = Policy(spec.name, STEER, hold_tokens=1), Policy("later", STOP, hold_tokens=8)
+    reply = run_one(model, dictionary, held(model, [spec, later], one, two, **fields))
+    plain = run_one(model, dictionary, held(model, [spec, later], replace(one, hold_tokens=0), **fields))
+    # The last one read is `first` + 3, counted from 0: it goes with the eight before it, two of which had gone before.
+    assert reply.finished.completion_tokens == first + 4
+    assert reply.generated == plain.generated[: first + 3 - 8]
+    told = [event.withheld for event in reply.events if isinstance(event, AlertEvent) and event.withheld]
+    start = reply.finished.tapped_tokens - (first + 4)
+    assert [(w.first_position - start, w.num_tokens) for w in told] == [(first - 1, 2), (first - 5, 7)]
+    assert reply.finished.num_withheld == 9
+    assert [a.position for a in reply.alerts] == sorted(a.position for a in reply.alerts)
+
+
+def test_tokens_between_two_gaps_leave_when_nothing_can_withhold_them_any_more(model, dictionary):
+    spec, first = firing_monitor(model, dictionary)
+    fields = {"policy_steering": {spec.name: (steer(30.0),)}}
+    policies = Policy(spec.name, STEER, hold_tokens=1), Policy("quiet", STOP, hold_tokens=8)
+    engine = tiny.engine(model, dictionary)
+    submission = submit(engine, held(model, [spec, quiet_monitor()], *policies, **fields))[0]
+    num_prompt = len(submission.request.prompt_ids)
+    while engine.num_active:
+        engine.step()
+        state = engine.state()
+        left = [event.index - num_prompt for event in submission.mailbox._events if isinstance(event, TokenEvent)]
+        num_read = state.kv_tokens_used - num_prompt
+        gap = {first - 1, first}
+        if state.requests_running:
+            assert left == [i for i in range(max(num_read - 8, 0)) if i not in gap]
+    assert left == [i for i in range(LENGTH) if i not in gap]
+
+
 def test_alerts_of_withheld_tokens_are_told(model, dictionary):
     loud, _ = firing_monitor(model, dictionary, "loud", share=0.3)
     spec, _ = firing_monitor(model, dictionary)
