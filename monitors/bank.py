@@ -96,11 +96,11 @@ class MonitorBank:
         return updates
 
     def applied_by(self, alert: Alert) -> tuple[Policy, ...]:
-        """The policies that an alert of the last token made apply: those that ask for alerts of its monitor."""
+        """The policies that an alert of the last token made apply: those that ask for such an alert."""
         if alert.state != "firing":
             return ()
-        latest = self.policies.latest
-        return tuple(p for p in latest if any(part.monitor == alert.monitor for part in alerts_in(p.when)))
+        raised = alert.monitor, alert.role, alert.level
+        return tuple(p for p in self.policies.latest if any(part.counts(*raised) for part in alerts_in(p.when)))
 
     def action_of(self, alert: Alert) -> PolicyAction:
         """The weightiest thing that an alert of the last token led to."""

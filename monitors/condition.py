@@ -54,6 +54,10 @@ class AlertOf:
             *(checks.choice(f"roles.{i}", role, get_args(Role)) for i, role in enumerate(self.roles)),
         )
 
+    def counts(self, monitor: str, role: Role, level: Level | None) -> bool:
+        """Whether an alert of that monitor and level on words of that role is one."""
+        return monitor == self.monitor and (not self.roles or role in self.roles) and _reaches(level, self.level)
+
 
 @dataclass(frozen=True, slots=True)
 class AllOf:
@@ -79,11 +83,10 @@ def holds(condition: Condition, standings: Standings) -> bool:
             return all(holds(part, standings) for part in conditions)
         case AnyOf(conditions):
             return any(holds(part, standings) for part in conditions)
-        case AlertOf(monitor=monitor, level=level, roles=roles, has_fired=has_fired):
+        case AlertOf(has_fired=has_fired) as alert:
             return any(
-                _reaches(standing.highest if has_fired else standing.open, level)
-                for (name, role), standing in standings.items()
-                if name == monitor and (not roles or role in roles)
+                alert.counts(monitor, role, standing.highest if has_fired else standing.open)
+                for (monitor, role), standing in standings.items()
             )
 
 

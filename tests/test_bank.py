@@ -150,6 +150,17 @@ def test_an_alert_knows_what_it_led_to():
     assert second.alert is not None and bank.applied_by(second.alert) == ()  # it cleared
 
 
+def test_an_alert_of_another_level_or_role_than_was_asked_for_led_to_nothing():
+    """Beside one that did, at the same token."""
+    asked = (AlertOf(monitor="a", level="critical"), AlertOf(monitor="a", roles=("user",)), AlertOf(monitor="b"))
+    both = {"thresholds": thresholds(2.0, 5.0), "roles": ("user", "assistant")}
+    bank = MonitorBank([named("a", 1, **both), named("b", 2)], [Policy("any", PolicyAction.STOP, AnyOf(asked))])
+    raised = [update.alert for _, update in bank.observe(1, latents(3.0, 9.0), "assistant")]
+    assert raised[0].level == "warning"
+    assert [[p.name for p in bank.applied_by(alert)] for alert in raised] == [[], ["any"]]
+    assert [bank.action_of(alert) for alert in raised] == [PolicyAction.ANNOTATE, PolicyAction.STOP]
+
+
 def test_an_annotating_monitor_asks_for_nothing():
     for policies in ([], [Policy("a", PolicyAction.ANNOTATE)]):
         bank = MonitorBank([named("a", 1)], policies)
