@@ -363,7 +363,8 @@ class Row:
             monitors=self.bank.summaries(),
             tapped_tokens=self.num_read,
             steering=None if self.steering is None else self.steering.report(),
-            matched_stop=self._text.matched_stop or "",
+            # An alert may stop the reply at the token that completed a stop string: then that was not why.
+            matched_stop=(self._text.matched_stop or "") if self.finish is FinishReason.STOP_SEQUENCE else "",
             matched_token_id=self.matched_token_id,
             policies=tuple(policy.name for policy in self.bank.triggered),
             num_withheld=self.num_withheld,

@@ -176,6 +176,19 @@ def test_tokens_between_two_gaps_leave_when_nothing_can_withhold_them_any_more(m
     assert left == [i for i in range(LENGTH) if i not in gap]
 
 
+@pytest.mark.parametrize("action", [STOP, PolicyAction.ANNOTATE])
+def test_a_reply_that_an_alert_stops_says_nothing_of_a_stop_string_that_ended_there_too(model, dictionary, action):
+    spec, first = firing_monitor(model, dictionary)
+    free = run_one(model, dictionary, held(model, [spec]))
+    stop = "".join(token.text for token in free.generated[first - 2 : first + 1])
+    policies = Policy(spec.name, action), Policy("quiet", STOP, hold_tokens=8)
+    sampling = {"stop": (stop,)}
+    reply = run_one(model, dictionary, held(model, [spec, quiet_monitor()], *policies, sampling=sampling))
+    assert reply.finished.completion_tokens == first + 1 and not reply.text.endswith(stop)
+    wanted = (FinishReason.ALERT_STOP, "") if action is STOP else (FinishReason.STOP_SEQUENCE, stop)
+    assert (reply.finished.reason, reply.finished.matched_stop) == wanted
+
+
 def test_alerts_of_withheld_tokens_are_told(model, dictionary):
     loud, _ = firing_monitor(model, dictionary, "loud", share=0.3)
     spec, _ = firing_monitor(model, dictionary)
