@@ -51,10 +51,14 @@ class Histogram:
 
     @classmethod
     def of(cls, values: Sequence[float], num_bins: int = NUM_BINS) -> Self | None:
-        """Bins of equally many values, as far as ties allow; None if the values are all the same, or none."""
+        """Bins of equally many values, as far as ties allow; None if the values are all the same, or none.
+
+        Where nearly all of them are the lowest, as a cascade's while its gate is shut, two bins: the lowest, and more.
+        """
         ordered = sorted(values)
         places = (i * len(ordered) // num_bins for i in range(1, num_bins))
         edges = tuple(dict.fromkeys(ordered[place] for place in places if ordered and ordered[place] > ordered[0]))
+        edges = edges or tuple(value for value in ordered if value > ordered[0])[:1]
         return cls(edges, tuple(bin_counts(edges, ordered))) if edges else None
 
     @classmethod

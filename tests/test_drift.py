@@ -74,6 +74,23 @@ def test_a_broken_reference_is_refused_by_name(change, wanted):
         PackCalibration(method="by_hand", source="A test.", figures={"reference": facts})
 
 
+def test_a_gate_that_is_shut_nearly_always_is_told_from_one_that_opens():
+    """A cascade's score is the same number while its gate is shut."""
+    generator = random.Random(3)
+
+    def cascade(share_open):
+        scores = [generator.gauss(2, 1) if generator.random() < share_open else -3.0 for _ in range(20)]
+        return FinishedReply("watcher", max(scores), scores)
+
+    known = Reference.of([(one.statistic, one.scores) for one in (cascade(0.002) for _ in range(600))])
+    for share_open, has_moved in ((0.002, False), (0.1, True)):
+        window = DriftWindow(known)
+        for _ in range(400):
+            window.add(cascade(share_open))
+        drift = window.drift()
+        assert (drift.statistic > 0.2, drift.token_score > 0.2) == (has_moved, has_moved)
+
+
 def test_values_that_are_all_the_same_are_no_reference():
     assert Reference.of([(1.0, [1.0, 1.0])] * 5) is None
     assert Reference.of([]) is None
