@@ -11,7 +11,8 @@ the safe side, not a measurement. `n` is the run of tokens since the latent last
 too. p is what the dictionary's catalogue says of ordinary text: traffic without the topic is silent for a reason other
 than a fault, and looks the same.
 
-A probe has no density: a direction's value at two tokens is never the same to the last bit, so MAX_SAME values in a row
+A probe has no density: a direction's value at two tokens is never the same to the last bit, but for requests that are
+alike and go in step. So a token is held against the last one of the pass before, and MAX_SAME in a row that are alike
 are no chance.
 """
 

@@ -93,13 +93,13 @@ class Guards:
         return counted
 
     def _changes(self, values_NP: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Where a value is another than at the token before. The first token of all has none before it, and counts."""
-        first_P = (
-            np.full(values_NP.shape[1], np.nan, np.float32) if self._last_values_P is None else self._last_values_P
-        )
-        before_NP = np.vstack([first_P, values_NP[:-1]])
+        """Where a value is another than the last one of the pass before; everywhere in the first pass.
+
+        Tokens of one pass are not compared: requests that are alike and go in step read the same there.
+        """
+        before_P = self._last_values_P
         self._last_values_P = values_NP[-1]
-        return np.asarray(values_NP != before_NP)
+        return np.ones(values_NP.shape, np.bool_) if before_P is None else np.asarray(values_NP != before_P)
 
 
 def _add_all(inputs: Sequence[InputActivity], active_NG: NDArray[np.bool_]) -> None:

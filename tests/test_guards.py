@@ -58,15 +58,22 @@ def test_silence_is_counted_token_by_token():
             assert (one.num_tokens, one.num_active, one.num_silent) == (len(fired), sum(fired), since)
 
 
-def test_a_probe_is_active_where_its_value_is_a_new_one():
+def test_a_probe_is_active_where_its_value_is_not_that_of_the_pass_before():
     made = guards(tiny_packs.pack(components=[tiny_packs.probe_component()]))
     probe = made.inputs[-1]
     made.observe_step(step(np.zeros((3, 2)), [1.0, 1.0, 2.0]))
-    made.observe_step(step(np.zeros((2, 2)), [2.0, 2.0]))
+    made.observe_step(step(np.zeros((3, 2)), [3.0, 2.0, 2.0]))
     made.observe_step(step(np.zeros((4, 2))))  # a pass without probes
-    assert (probe.num_tokens, probe.num_active, probe.num_silent) == (5, 2, 2)
+    assert (probe.num_tokens, probe.num_active, probe.num_silent) == (6, 4, 2)
     made.observe_step(step(np.zeros((MAX_SAME, 2)), [2.0] * MAX_SAME))
     assert probe.state is InputState.SILENT
+
+
+def test_requests_that_are_alike_and_go_in_step_make_no_probe_silent():
+    made = guards(tiny_packs.pack(components=[tiny_packs.probe_component()]))
+    for value in (1.0, 2.0, 3.0):
+        made.observe_step(step(np.zeros((MAX_SAME + 1, 2)), [value] * (MAX_SAME + 1)))
+        assert made.inputs[-1].state is InputState.ALIVE
 
 
 def drifting_pack(num_replies=400):
