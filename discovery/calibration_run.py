@@ -52,7 +52,7 @@ def calibrated(
         "curve": _curve(calibration),
         "frozen_sha256": pack.frozen_sha256,
     }
-    reference = _reference(made, score_replies(made, readings))
+    reference = reference_of(made, score_replies(made, readings))
     if reference is not None:
         figures[REFERENCE_KEY] = reference.as_json()
     assert made.calibration is not None
@@ -64,10 +64,15 @@ def calibrated(
     )
 
 
-def _reference(pack: MonitorPack, scored: Sequence[ScoredReply]) -> Reference | None:
-    """What a server compares its traffic with: the pack's own statistic and scores on the replies, both halves."""
-    long_enough = [reply for reply in scored if len(reply.scores) >= pack.min_tokens]
-    return Reference.of([(reply.statistic, reply.scores[pack.min_tokens - 1 :]) for reply in long_enough])
+def reference_of(pack: MonitorPack, scored: Sequence[ScoredReply]) -> Reference | None:
+    """What a server compares its traffic with: the pack's own statistic and scores on the replies, both halves.
+
+    Of answers alone, as there, if the monitor scores reasoning by itself.
+    """
+    answers = [run for reply in scored for run in reply.runs if run.role == "assistant"]
+    return Reference.of(
+        [(run.statistic, run.scores[pack.min_tokens - 1 :]) for run in answers if run.statistic is not None]
+    )
 
 
 def with_thresholds(pack: MonitorPack, thresholds: Thresholds, source: str) -> MonitorPack:
@@ -91,7 +96,8 @@ def _calibrate(
 
 def _long_enough(reply: ScoredReply, min_tokens: int) -> Sequence[Sequence[float]]:
     """What each role's rate is set by. Of a reply of one role that is all of it, whatever its length."""
-    return reply.runs if len(reply.runs) <= 1 else [run for run in reply.runs if len(run) >= min_tokens]
+    scores = [run.scores for run in reply.runs]
+    return scores if len(scores) <= 1 else [of_role for of_role in scores if len(of_role) >= min_tokens]
 
 
 def _cross_fitted(

@@ -29,8 +29,17 @@ _NEVER = 1e300
 """An offset that no score exceeds."""
 
 
+class Run(NamedTuple):
+    """What a monitor made of one role's tokens in a reply, which it scores by themselves."""
+
+    role: Role
+    scores: tuple[float, ...]
+    statistic: float | None
+    """None for fewer than `min_tokens` scored tokens."""
+
+
 class ScoredReply(NamedTuple):
-    """A monitor's run over one reply."""
+    """A monitor over one reply."""
 
     statistic: float
     """Largest excess over the length profile; -inf for a reply of fewer than `min_tokens` scored tokens."""
@@ -43,9 +52,8 @@ class ScoredReply(NamedTuple):
     level: Level | None
     """The highest that it reached."""
     num_fired: int
-    runs: tuple[tuple[float, ...], ...] = ()
-    """Scores of each role's tokens: the reply's alone, or those of answer and reasoning if the monitor scores reasoning
-    by itself. Rates hold for each."""
+    runs: tuple[Run, ...] = ()
+    """Of the reply, or of answer and reasoning if the monitor scores reasoning by itself. Rates hold for each."""
 
     def component_statistic(self, index: int, min_tokens: int) -> float:
         """The largest score of one component alone, as `statistic` is of all."""
@@ -128,6 +136,7 @@ def _run(spec: MonitorSpec, tokens: Sequence[tuple[Inputs, bool]]) -> ScoredRepl
             updates.append(update)
             runs.setdefault(role if role in roles else "assistant", []).append(update.score)
     summaries = bank.summaries()
+    statistics = {summary.role: summary.max_statistic for summary in summaries}
     levels = [summary.level for summary in summaries if summary.level is not None]
     return ScoredReply(
         statistic=max((s.max_statistic for s in summaries if s.max_statistic is not None), default=-math.inf),
@@ -136,7 +145,7 @@ def _run(spec: MonitorSpec, tokens: Sequence[tuple[Inputs, bool]]) -> ScoredRepl
         components=tuple(zip(*(update.components for update in updates), strict=True)) or ((),) * len(spec.components),
         level=max(levels, key=LEVELS.index, default=None),
         num_fired=sum(summary.num_fired for summary in summaries),
-        runs=tuple(map(tuple, runs.values())),
+        runs=tuple(Run(role, tuple(scores), statistics.get(role)) for role, scores in runs.items()),
     )
 
 

@@ -8,11 +8,13 @@ import pytest
 import tiny_packs
 from scipy.sparse import csr_array
 
+from discovery.calibration_run import reference_of
 from discovery.errors import MonitorLabError
 from discovery.monitor_scores import reading_plan, score_replies, scoring_spec
 from discovery.reply_readings import ReplyReadings
 from discovery.scored_tokens import Reply
 from monitors.components import Inputs
+from monitors.drift import Reference
 from monitors.reference import reply_scores, reply_statistic, token_scores
 
 
@@ -117,12 +119,37 @@ def test_reasoning_is_scored_by_itself_where_the_monitor_asks_for_it():
         for name, is_thought in (("answer", False), ("thoughts", True)):
             chosen = [row for i, row in enumerate(rows) if (i in at) == is_thought]
             parts[name] = score_replies(pack, one_reply(made, chosen))[0]
-        assert set(found.runs) == {part.scores for part in parts.values()}
+        by_role = {run.role: (run.scores, run.statistic) for run in found.runs}
+        assert by_role == {
+            "assistant": (parts["answer"].scores, of_run(parts["answer"])),
+            "reasoning": (parts["thoughts"].scores, of_run(parts["thoughts"])),
+        }
         assert found.statistic == max(part.statistic for part in parts.values())
         assert found.num_fired == sum(part.num_fired for part in parts.values())
         assert len(found.scores) == len(rows)
         only = score_replies(replace(pack, roles=("reasoning",)), made, replies)[reply]
         assert only.scores == parts["thoughts"].scores
+
+
+def of_run(reply):
+    return None if math.isinf(reply.statistic) else reply.statistic
+
+
+def test_traffic_is_compared_with_answers_alone_where_reasoning_is_scored_by_itself():
+    """As a server does, which compares what monitors made of the assistant's words."""
+    made = readings((6, 9))
+    replies = [Reply(tuple(range(n + 1)), tuple(range(1, n + 1)), frozenset({1, 2})) for n in (6, 9)]
+    asking = replace(PACKS["conjunction"], roles=("assistant", "reasoning"), min_tokens=2)
+    scored = score_replies(asking, made, replies)
+    for reply in scored:
+        thoughts, answer = (
+            next(run.scores for run in reply.runs if run.role == role) for role in ("reasoning", "assistant")
+        )
+        assert len(thoughts) == 2 and len(answer) == len(reply.scores) - 2
+    found = reference_of(asking, scored)
+    answers = [next(run for run in reply.runs if run.role == "assistant") for reply in scored]
+    wanted = Reference.of([(run.statistic, run.scores[1:]) for run in answers])
+    assert found == wanted != Reference.of([(reply.statistic, reply.scores[1:]) for reply in scored])
 
 
 def one_reply(made, rows):
