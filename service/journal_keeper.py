@@ -102,7 +102,19 @@ class JournalKeeper:
         """Begin to forward, to look, and to delete what is not to be kept."""
         if self._forwarder is not None:
             self._forwarder.start()
+        else:
+            self._warn_of_unsent()
         self._thread.start()
+
+    def _warn_of_unsent(self) -> None:
+        """Retention spares what waits for a database, and without one nothing ends the waiting."""
+        num = self.journal.reader.unsent(self.journal.id).num
+        if num:
+            logger.warning(
+                "%d entries of the alert journal were to be forwarded and were not. They and all that comes are kept: "
+                "forward them (--journal-forward), or delete with `telltale alerts retain --unsent-too`",
+                num,
+            )
 
     def close(self) -> None:
         """Send what can be sent at once, and let go of the journal."""

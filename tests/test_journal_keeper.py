@@ -76,3 +76,17 @@ def test_only_a_write_says_that_writing_works_again(journal, monkeypatch):
     assert alerts.keep([raised("odd"), raised(record.request_id, record)]) == {"odd"}
     assert keeper.status.is_writable and len(keeper.take_append_seconds()) == 1
     keeper.close()
+
+
+@pytest.mark.parametrize("num_shipped", [2, 1, None])
+def test_entries_that_wait_for_a_database_that_is_no_longer_named_are_told_of(journal, caplog, num_shipped):
+    """Retention spares them, so the journal grows for ever. None: none is to be forwarded."""
+    journal.append([alert(), alert()])
+    if num_shipped is not None:
+        journal.mark_forwarded()
+        journal.note_shipped(num_shipped)
+    keeper = JournalKeeper(journal, keep=Keep(max_alerts=0))
+    keeper.start()
+    keeper.close()
+    told = [record.getMessage() for record in caplog.records]
+    assert [line[:41] for line in told] == (["1 entries of the alert journal were to be"] if num_shipped == 1 else [])
