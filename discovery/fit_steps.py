@@ -38,8 +38,8 @@ from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel
 
 FITTED_LIMITS = (
-    "Scores what the model reads and writes as like the positive examples it was fitted on. Not evaluated yet: nothing "
-    "is known of what else it scores so."
+    "Scores what the model reads and writes as like the positive examples it was fitted on. What else it scores so an "
+    "evaluation has to show."
 )
 
 

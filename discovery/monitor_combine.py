@@ -22,7 +22,7 @@ from monitors.pack import PACK_SUFFIX, MonitorPack
 
 CLOSED_SCORE = -10.0
 """Of a cascade whose gate is closed: ten times as far below the middle as the negatives' mean."""
-COMBINED_LIMITS = "Scores what its components agree on, with the limits that each has. Not evaluated yet."
+COMBINED_LIMITS = "Scores what its components agree on, with the limits that each has."
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -75,16 +75,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     output.add_argument("--report", type=Path, metavar="PAGE.html", help="one page with tables, plots and failures")
     output.add_argument("--record", type=Path, metavar="FILE.json", help="all numbers")
     output.add_argument("--output", type=Path, metavar="PACK", help="write the pack's next version, with this evidence")
+    output.add_argument("--limits", metavar="WORDS", help="with --output: what the evidence does not show")
     output.add_argument("--validated", metavar="REASON", help="with --output: evidence supports the name, and why")
     output.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
     model = parser.add_argument_group("model")
     add_reading_arguments(model)
     add_reasoning_argument(model)
     args = parser.parse_args(argv)
-    if args.validated is not None and not args.output:
-        parser.error("--validated must come with --output, got none")
-    if args.validated is not None and not args.validated.strip():
-        parser.error("--validated must say why the evidence supports the name, got nothing")
+    for name, wanted in (("validated", "why the evidence supports the name"), ("limits", "what it does not show")):
+        words = getattr(args, name)
+        if words is not None and not args.output:
+            parser.error(f"--{name} must come with --output, got none")
+        if words is not None and not words.strip():
+            parser.error(f"--{name} must say {wanted}, got nothing")
+        if words is not None and len(args.monitor) > 1:
+            parser.error(f"--{name} must come with one --monitor, got several: it is of one pack")
     for name, is_given in (("include-seen", args.include_seen), ("rebind", args.rebind)):
         if is_given and args.output:
             parser.error(f"--output must come without --{name}: {_NO_EVIDENCE[name]}")
@@ -141,12 +146,19 @@ def measure(args: argparse.Namespace) -> Iterator[tuple[Evaluation, Any]]:
         yield evaluate(reader, args.data, args.control, args.hard_negative), lm.tokenizer
 
 
-def with_evidence(pack: MonitorPack, record: dict[str, Any], validated: str | None) -> MonitorPack:
-    """The pack's next version, with an evaluation's figures."""
+def with_evidence(
+    pack: MonitorPack, record: dict[str, Any], validated: str | None = None, limits: str | None = None
+) -> MonitorPack:
+    """The pack's next version, with an evaluation's figures; `limits` in words are the old ones unless given."""
     evidence = dict(pack.evidence) | {"evaluation": {name: record[name] for name in _IN_PACK}}
     reason = validated or "Evaluated; the figures are in the evidence."
     return replace(
-        pack, version=pack.version + 1, evidence=evidence, validated=validated is not None, validated_reason=reason
+        pack,
+        version=pack.version + 1,
+        evidence=evidence,
+        limits=limits or pack.limits,
+        validated=validated is not None,
+        validated_reason=reason,
     )
 
 
@@ -190,7 +202,8 @@ def write(args: argparse.Namespace, evaluation: Evaluation, tokenizer: Any) -> N
     if args.report:
         write_atomically(place(args.report, ".html"), render(evaluation, galleries))
     if args.output:
-        with_evidence(evaluation.pack, evaluation.record, args.validated).save(place(args.output, PACK_SUFFIX))
+        made = with_evidence(evaluation.pack, evaluation.record, args.validated, args.limits)
+        made.save(place(args.output, PACK_SUFFIX))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -286,6 +286,11 @@ def test_the_pack_keeps_the_evidence_in_its_next_version(model, watcher, tmp_pat
     assert (after.version, after.validated) == (before.version + 1, False)
     assert after.evidence["evaluation"]["sets"]["long_lies"]["num_positive"] == 20
     assert after.frozen_sha256 == before.frozen_sha256 and after.thresholds == before.thresholds
+    assert after.limits == before.limits
+    words = ["--validated", "It found them all.", "--limits", "Long ones only."]
+    run(capsys, model, data, "--monitor", watcher, "--output", output, "--json", *words)
+    said = MonitorPack.load(output)
+    assert (said.validated, said.validated_reason, said.limits) == (True, "It found them all.", "Long ones only.")
 
 
 @pytest.mark.parametrize(
@@ -294,6 +299,7 @@ def test_the_pack_keeps_the_evidence_in_its_next_version(model, watcher, tmp_pat
         (["--include-seen"], "--output must come without --include-seen"),
         (["--rebind"], "--output must come without --rebind"),
         (["--validated", " "], "--validated must say why"),
+        (["--limits", ""], "--limits must say what it does not show, got nothing"),
     ],
 )
 def test_no_evidence_is_written_that_supports_nothing(watcher, tmp_path, capsys, options, words):
