@@ -118,6 +118,10 @@ def asked_for(args: argparse.Namespace, lm: LanguageModel) -> list[Asked]:
         pack, path = find_pack(name, lm, args.monitor_packs)
         sae = dictionaries.of(pack)
         pack = bound_to(pack, lm, sae, rebind=args.rebind)
+        if args.validated:
+            replace(
+                pack, validated=True
+            )  # PackError now, not after all was read, for one whose thresholds bound nothing
         fitted = load_baselines(args.baselines or baselines_path(path), pack)
         if args.baselines and fitted is None:
             raise MonitorLabError(f"--baselines {args.baselines} must be there, got nothing")

@@ -288,6 +288,11 @@ def test_the_pack_keeps_the_evidence_in_its_next_version(model, watcher, tmp_pat
     assert after.frozen_sha256 == before.frozen_sha256 and after.thresholds == before.thresholds
     assert after.limits == before.limits
     words = ["--validated", "It found them all.", "--limits", "Long ones only."]
+    # Refused before anything is read: these files are not there.
+    line = run(capsys, model, tmp_path / "none.jsonl", "--monitor", watcher, "--output", output, *words)
+    assert "validated: wanted" in line
+    calibrated = replace(before, calibration=replace(before.calibration, method="conformal_by_length"))
+    calibrated.save(watcher)
     run(capsys, model, data, "--monitor", watcher, "--output", output, "--json", *words)
     said = MonitorPack.load(output)
     assert (said.validated, said.validated_reason, said.limits) == (True, "It found them all.", "Long ones only.")
