@@ -1,7 +1,9 @@
 """Several monitors over the same replies: each reply goes through the model once, whatever they read of it.
 
-joint = JointReader(lm, [plan_of_one, plan_of_another], cache=folder)
-joint.read(replies, plan_of_one)        # what read_replies(lm, replies, plan_of_one) gives
+    joint = JointReader(lm, [plan_of_one, plan_of_another], cache=folder)
+    joint.read(replies, plan_of_one)        # what read_replies(lm, replies, plan_of_one) gives
+
+All that was read stays in memory.
 """
 
 from collections.abc import Sequence

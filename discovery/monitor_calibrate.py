@@ -120,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
 def output_paths(packs: Sequence[Path], output: Path | None) -> list[Path]:
     """Where each pack's next version goes. LabError if it can't be written."""
     is_folder = output is not None and len(packs) > 1
-    check_output("--output", output or packs[0], is_folder=is_folder)
+    for path in packs if output is None else [output]:
+        check_output("--output", path, is_folder=is_folder)
     if not is_folder:
         return [output or path for path in packs]
     assert output is not None

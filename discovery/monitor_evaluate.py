@@ -119,9 +119,8 @@ def asked_for(args: argparse.Namespace, lm: LanguageModel) -> list[Asked]:
         sae = dictionaries.of(pack)
         pack = bound_to(pack, lm, sae, rebind=args.rebind)
         if args.validated:
-            replace(
-                pack, validated=True
-            )  # PackError now, not after all was read, for one whose thresholds bound nothing
+            # PackError for one whose thresholds bound nothing: now, not when all has been read.
+            replace(pack, validated=True)
         fitted = load_baselines(args.baselines or baselines_path(path), pack)
         if args.baselines and fitted is None:
             raise MonitorLabError(f"--baselines {args.baselines} must be there, got nothing")
@@ -214,11 +213,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     lines = {}
     for evaluation, tokenizer in measure(args):
-        # Before anything is written: what took so long must not go with a file that can't be.
         lines[evaluation.pack.name] = summary_line(evaluation.record["sets"])
         if not args.json:
             show(evaluation)
         elif len(args.monitor) == 1:
+            # Before anything is written: what took so long must not go with a file that can't be.
             print(json.dumps(lines[evaluation.pack.name], allow_nan=False), flush=True)
         write(args, evaluation, tokenizer)
     if args.json and len(args.monitor) > 1:
