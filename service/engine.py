@@ -330,7 +330,7 @@ class Engine:
             self._out.failures.append(RowFailure.of(phase, cause))
         if row.prompt_read_at is None and row.request.replay is None:
             # The stream has not begun, so they can't be told there. A replay's are told to nobody.
-            self._out.alerts.extend(row.alerts)
+            self._out.alerts.extend(row.observer.alerts)
         row.abandon()
         self._flush(row)
         self._out.fail(row.submission, failure)
@@ -377,8 +377,8 @@ class Engine:
         if row.outbox:
             self._out.put(row.submission, row.outbox)
             row.outbox = []
-        if row.evidence is not None:
-            self._out.raised.extend(row.evidence.take())
+        if row.observer.evidence is not None:
+            self._out.raised.extend(row.observer.evidence.take())
 
     def _keep_alerts(self) -> None:
         """On disk before anybody is told. Where that fails nothing of the step is told to the requests concerned."""

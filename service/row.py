@@ -1,6 +1,7 @@
-"""One request at work: where it stands in its sequence, its text, its monitors, its steering, its times.
+"""One request at work: where it stands in its sequence, its text, its steering, what of it leaves, its times.
 
-The engine moves it on; a row turns what a pass read into events. No tensors of the model pass through here.
+The engine moves it on; a row turns what a pass read into events (`token_observer`). No tensors of the model pass
+through here.
 """
 
 import time
@@ -12,28 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from monitors.bank import MonitorBank
-from monitors.components import Inputs
-from monitors.monitor_spec import Role
-from monitors.policy import PolicyAction
-from monitors.track import Alert
 from sae_runtime.latent_reader import LatentReader
-from sae_runtime.reasoning import ReasoningReader
 from sae_runtime.steering import Steering, SteeringLimits
-from service.alert_evidence import AlertEvidence
 from service.detokenizer import Detokenizer
 from service.held_tokens import HeldTokens
 from service.model_runner import Fetched
-from service.read_plan import Columns, Places
-from service.reconstruction_guard import OffDistributionTokens
+from service.read_plan import Columns
 from service.records import Outcome, RequestRecord
-from service.reply_scores import ReplyScores
 from service.request import (
-    AlertEvent,
     Event,
     FinishedEvent,
     FinishReason,
-    Score,
     StartedEvent,
     Timings,
     TokenEvent,
@@ -41,8 +31,8 @@ from service.request import (
 )
 from service.sampling import Sampler
 from service.submission import Submission
+from service.token_observer import Place, TokenObserver
 
-_NOTHING = Inputs()
 _WHOLE_REPLIES = {Outcome.EOS, Outcome.STOP_SEQUENCE, Outcome.LENGTH, Outcome.CONTEXT_LENGTH, Outcome.ALERT_STOP}
 
 
@@ -90,25 +80,20 @@ class Row:
         self.held = HeldTokens()
         self.num_withheld = 0
         """Generated tokens that a policy kept from leaving."""
-        self.alerts: list[AlertEvent] = []
         self.finish: FinishReason | None = None
         """Set once it is known how the request ends; the pending token, if any, is the last."""
         self.matched_token_id: int | None = None
         self.sampler = Sampler.build(request.sampling, device)
-        self.bank = MonitorBank(request.monitors, request.policies)
-        self._off_distribution = OffDistributionTokens(max_fvu, request.monitors)
-        self._reply_scores = ReplyScores(request.monitors)
         self.steering: Steering | None = None
         if request.policy_steering or any(specs for specs, _, _ in request.all_steering):
             self.steering = Steering(sae, request.num_prompt, limits)
             for specs, _, active_from in request.all_steering:
                 self.steering.add(specs, active_from=active_from)
-        self.evidence: AlertEvidence | None = None
-        """Of its alerts; None if they are not kept."""
-        if keeps_alerts and request.monitors and request.replay is None:
-            self.evidence = AlertEvidence(request)
+        self.observer = TokenObserver(
+            request, tokenizer=tokenizer, steering=self.steering, keeps_alerts=keeps_alerts, max_fvu=max_fvu
+        )
+        self.bank = self.observer.bank
         self._text = Detokenizer(tokenizer, request.sampling.stop)
-        self._reasoning = ReasoningReader(tokenizer, request.reasoning, request.prompt_ids)
         self._prompt_text = Detokenizer(tokenizer)
         self._prompt_events: list[Event] = []
         self._last_prompt_event: TokenEvent | None = None
@@ -148,7 +133,7 @@ class Row:
         self._account(fetched, 0)
         for t in range(len(fetched.stats.l0_N)):
             position = self.num_read
-            event = self._observe(fetched, columns, t, 0, t, self.ids[position], is_prompt=True)
+            event = self.observer.observe(fetched, columns, Place(t, 0, t), self.ids, position, is_prompt=True)
             event.text = self._prompt_text.push(event.id)
             if self.request.include_logprobs and position > 0:
                 event.logprob = self._next_prompt_logprob
@@ -156,7 +141,7 @@ class Row:
             self.num_read += 1
             if self.request.include_prompt:
                 self._prompt_events.append(event)
-            self._prompt_events.extend(self._take_alerts(event))
+            self._prompt_events.extend(self.observer.alerts_at(event.index))
             self._last_prompt_event = event
         if self.num_unread == 0:
             self._start()
@@ -176,11 +161,11 @@ class Row:
         """Take the readings of the pending token, read as row `b` of a decode pass."""
         assert self.pending is not None
         self._account(fetched, b)
-        event = self._observe(fetched, columns, b, b, 0, self.pending.id, is_prompt=False)
+        event = self.observer.observe(fetched, columns, Place(b, b, 0), self.ids, self.num_read, is_prompt=False)
         event.text, event.logprob = self.pending.text, self.pending.logprob
         self.num_read += 1
         self.pending = None
-        self.held.put(event, self._take_alerts(event))
+        self.held.put(event, self.observer.alerts_at(event.index))
         if any(policy.hold_tokens for policy in self.bank.policies.latest):
             self._withhold()
         self._leave(self.bank.policies.hold_tokens)
@@ -253,94 +238,6 @@ class Row:
         if self.steering is not None and b in fetched.steered:
             self.steering.account(fetched.steered[b].relative_T.tolist())
 
-    def _observe(
-        self, fetched: Fetched, columns: Columns, n: int, b: int, t: int, token_id: int, *, is_prompt: bool
-    ) -> TokenEvent:
-        """The event of token `n` of a pass (row `b`, its `t`-th), monitors and policies done. Text comes later."""
-        stats, position = fetched.stats, self.num_read
-        readings_U = stats.readings_NU[n]
-        role = self.request.prompt_role(position) if is_prompt else self._reply_role(token_id)
-        off_scale, fvu = bool(stats.off_scale_N[n]), float(stats.fvu_N[n])
-        off_distribution = self._off_distribution.observe(position, role, fvu=fvu, off_scale=off_scale)
-        inputs = self._inputs(fetched, columns, n, role)
-        updates = self.bank.observe(position, inputs, role)
-        if not is_prompt:
-            self._reply_scores.add(updates, role)
-        steered = fetched.steered.get(b)
-        was_steered = steered is not None and bool(steered.covered_T[t])
-        top = zip(stats.top_indices_Nk[n].tolist(), stats.top_values_Nk[n].tolist(), strict=True)
-        event = TokenEvent(
-            index=position,
-            id=token_id,
-            text="",
-            is_prompt=is_prompt,
-            readings=readings_U[columns.watched].tolist(),
-            steered_readings=steered.readings_TU[t][columns.watched].tolist() if steered and was_steered else [],
-            top_features=[(int(i), v) for i, v in top if v > 0][: self.request.top_features],
-            logprob=None,
-            scores=[Score(name, u.score, u.components, u.level) for name, u in updates],
-            fvu=fvu,
-            l0=int(stats.l0_N[n]),
-            role=role,
-            off_scale=off_scale or self.bank.left_out,
-            probes=inputs.probes,
-            off_distribution=off_distribution,
-        )
-        if self.evidence is not None:
-            self.evidence.observe(event, self.bank.span_start)
-        self.alerts.extend(self._raised(update.alert) for _, update in updates if update.alert is not None)
-        self._apply_policies(position)
-        return event
-
-    def _raised(self, alert: Alert) -> AlertEvent:
-        """With the policies that it made apply."""
-        policies = tuple(policy.name for policy in self.bank.applied_by(alert))
-        num_off = self._off_distribution.in_span(alert.span_start, alert.position, alert.monitor, alert.role)
-        event = AlertEvent(
-            self.request.request_id,
-            self.request.label,
-            alert,
-            time.time(),
-            policies,
-            off_distribution_tokens=num_off,
-        )
-        if self.evidence is None:
-            return event
-        return self.evidence.add(event, self.ids[: alert.position + 1], self.bank.action_of(alert).value)
-
-    def _reply_role(self, token_id: int) -> Role:
-        return "reasoning" if self._reasoning.push(token_id) else "assistant"
-
-    def _inputs(self, fetched: Fetched, columns: Columns, n: int, role: Role | None) -> Inputs:
-        """What the monitors need of token `n`; nothing where none of them scores it."""
-        if not self.bank.scores(role):
-            return _NOTHING
-        stats = fetched.stats
-        latents, probes = (columns.monitored_latents, columns.monitored), (columns.probes, columns.probed)
-        return Inputs(
-            _named(*latents, stats.readings_NU[n]),
-            _named(*probes, stats.probes_NP[n]) if columns.probes else {},
-            _named(*probes, stats.norms_NP[n]) if columns.probes else {},
-            bool(stats.off_scale_N[n]),
-        )
-
-    def _apply_policies(self, position: int) -> None:
-        """Switch on the steering of policies that have come to apply.
-
-        From the next position on; if it was a prompt token, from the first generated one, since how much of the prompt
-        is read in one pass must not matter.
-        """
-        for policy in self.bank.policies.latest:
-            if policy.action is PolicyAction.STEER:
-                assert self.steering is not None
-                specs, active_from = self.request.policy_steering[policy.name], max(position + 1, self.num_prompt)
-                self.steering.add(specs, active_from=active_from)
-                if self.evidence is not None:
-                    self.evidence.steer(policy.name, specs, active_from)
-
-    def _take_alerts(self, event: TokenEvent) -> list[AlertEvent]:
-        return [a for a in self.alerts if a.alert.position == event.index]
-
     # --- the end ---
 
     def timings(self) -> Timings:
@@ -368,7 +265,7 @@ class Row:
             matched_token_id=self.matched_token_id,
             policies=tuple(policy.name for policy in self.bank.triggered),
             num_withheld=self.num_withheld,
-            off_distribution=self._off_distribution.summary(),
+            off_distribution=self.observer.off_distribution.summary(),
         )
 
     def _is_ordinary_reply(self, outcome: Outcome) -> bool:
@@ -387,16 +284,13 @@ class Row:
             decode_seconds=timings.decode_seconds,
             time_to_first_token_seconds=timings.time_to_first_token_seconds,
             feature_max_W=[] if self.feature_max_W is None else self.feature_max_W.tolist(),
-            alerts=[(a.alert.monitor, a.alert.level) for a in self.alerts if a.alert.state == "firing"],
+            alerts=[(a.alert.monitor, a.alert.level) for a in self.observer.alerts if a.alert.state == "firing"],
             steering_ops=[spec.op.value for spec in self.request.steering],
             request_id=self.request.request_id,
             withheld_tokens=self.num_withheld,
             policy_actions=[policy.action.value for policy in self.bank.triggered],
             is_replay=self.request.replay is not None,
-            monitored=self._reply_scores.finished(self.bank.summaries()) if self._is_ordinary_reply(outcome) else [],
+            monitored=self.observer.reply_scores.finished(self.bank.summaries())
+            if self._is_ordinary_reply(outcome)
+            else [],
         )
-
-
-def _named(names: Sequence[Any], places: Places, values_X: NDArray[np.float32]) -> dict[Any, float]:
-    """The values at `places`, by name."""
-    return dict(zip(names, values_X[places].tolist(), strict=True))
