@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from discovery.benign_requests import BenignSettings, benign_rows, plan_benign
+from discovery.benign_requests import LENGTHS, BenignSettings, benign_rows, plan_benign
 from discovery.call_retries import Patience, on_stderr
 from discovery.command_parser import command_parser
 from discovery.elicit_run import ask_all
@@ -129,7 +129,8 @@ def write_benign(args: argparse.Namespace, store: ReplyStore, ask: Ask) -> dict[
     requests = read_requests(args.requests) if args.requests else shipped_requests()
     settings = BenignSettings(args.benign, args.temperature, args.seed)
     plan = list(plan_benign(requests, settings, repeat=args.requests is not None))
-    ask("benign", [one.inquiry for one in plan])
+    # Those of like length together: a server's pass over many rows attends as far back as its longest row.
+    ask("benign", [one.inquiry for one in sorted(plan, key=lambda one: LENGTHS[one.length])])
     rows = list(benign_rows(plan, store))
     write_lines(args.output, rows)
     return {

@@ -1,5 +1,6 @@
 """elicit: the command, against a real server with a tiny random model."""
 
+import argparse
 import asyncio
 import json
 import os
@@ -157,6 +158,24 @@ async def test_benign_replies_are_of_mixed_lengths(tmp_path, capsys, monkeypatch
     assert rows[0]["messages"][0] == {"role": "system", "content": "Be kind."}
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["replies"] == summary["groups"] == 4
+
+
+def test_replies_of_like_length_are_asked_for_together():
+    """Beside a long one a pass attends as far back for the short ones too."""
+    asked = []
+
+    class Enough(Exception):
+        pass
+
+    def ask(_label, inquiries):
+        asked.extend(inquiries)
+        raise Enough
+
+    args = argparse.Namespace(requests=None, benign=30, temperature=0.7, seed=0)
+    with pytest.raises(Enough):
+        elicit.write_benign(args, store=None, ask=ask)
+    lengths = [inquiry.sampling.max_tokens for inquiry in asked]
+    assert lengths == sorted(lengths) and set(lengths) == {64, 256, 1024} and len(lengths) == 30
 
 
 async def test_faults_are_named(tmp_path, monkeypatch):
