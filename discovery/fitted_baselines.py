@@ -96,6 +96,14 @@ def load_baselines(path: Path, pack: MonitorPack) -> FittedBaselines | None:
     return baselines
 
 
+def find_baselines(pack_path: Path, pack: MonitorPack) -> FittedBaselines | None:
+    """Those beside the pack: `NAME.baselines.json`, else, of a combined one, those of its first component that has a
+    file there. None if there are none. MonitorLabError as `load_baselines`."""
+    places = [baselines_path(pack_path)]
+    places += [pack_path.with_name(component.name + BASELINES_SUFFIX) for component in pack.components]
+    return next((found for place in places if (found := load_baselines(place, pack)) is not None), None)
+
+
 def component_sha256(pack: MonitorPack, component: PackComponent) -> str:
     """Identity of what was fitted, in whichever pack it is: the component and its tensor."""
     tensor = None if component.probe is None else asdict(pack.tensors[component.probe.direction])
@@ -186,6 +194,7 @@ def as_json(baselines: FittedBaselines | None) -> dict[str, Any]:
         return {"fitted": False}
     return {
         "fitted": True,
+        "component": baselines.component,
         "num_words": None if baselines.bag_of_words is None else len(baselines.bag_of_words) - 1,
         "dense": {name: probe.hook_point for name, probe in baselines.dense.items()},
     }

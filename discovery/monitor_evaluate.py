@@ -6,7 +6,8 @@
 
 The score of a reply is what the streaming code makes of its tokens. Groups that the monitor was fitted on are left out.
 Bag of words, output statistics and dense probes come from the file beside the pack (`--baselines`), fitted on the same
-training rows and frozen; without one there are only those that need no fitting.
+training rows and frozen; a combined monitor's are those of its first component that has such a file there. Without
+one there are only those that need no fitting.
 
 With `--json` the last line of stdout is JSON: data set -> `auroc` (`auroc_low`, `auroc_high`), `recall_at_1pct_fpr`,
 `fpr_at_threshold`, `num_positive`, `num_negative`; null where there is no ground for a figure. Of several monitors it
@@ -28,7 +29,7 @@ from discovery.command_parser import command_parser
 from discovery.errors import MonitorLabError
 from discovery.evaluation_run import Evaluation, EvaluationSettings, Reader, evaluate, evaluation_plan
 from discovery.failure_gallery import as_json, gallery
-from discovery.fitted_baselines import FittedBaselines, baselines_path, load_baselines
+from discovery.fitted_baselines import FittedBaselines, find_baselines, load_baselines
 from discovery.input_arguments import add_reading_arguments, add_reasoning_argument, load_model
 from discovery.joint_reading import JointReader
 from discovery.monitor_figures import summary_line
@@ -66,7 +67,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--control", type=Path, nargs="+", default=[], help="benign replies, for recall at 1 %% FPR")
     parser.add_argument("--hard-negative", type=Path, nargs="+", default=[], help="text about the topic, told apart")
-    parser.add_argument("--baselines", type=Path, help="default: NAME.baselines.json beside the pack")
+    parser.add_argument("--baselines", type=Path, help="default: NAME.baselines.json beside the pack, or a component's")
     parser.add_argument("--include-seen", action="store_true", help="also rows that the monitor was fitted on")
     parser.add_argument("--rebind", action="store_true", help="measure on a model that the pack is not bound to")
     parser.add_argument("--no-predictions", action="store_true", help="leave the output statistics out: much faster")
@@ -121,7 +122,7 @@ def asked_for(args: argparse.Namespace, lm: LanguageModel) -> list[Asked]:
         if args.validated:
             # PackError for one whose thresholds bound nothing: now, not when all has been read.
             replace(pack, validated=True)
-        fitted = load_baselines(args.baselines or baselines_path(path), pack)
+        fitted = load_baselines(args.baselines, pack) if args.baselines else find_baselines(path, pack)
         if args.baselines and fitted is None:
             raise MonitorLabError(f"--baselines {args.baselines} must be there, got nothing")
         found.append(Asked(pack, sae, fitted))

@@ -373,6 +373,21 @@ def test_baselines_of_another_monitor_are_refused(model, stance, watcher, tmp_pa
     assert "must be of a component of watcher (watcher), got those of another stance" in line
 
 
+def test_a_combined_monitor_is_measured_beside_the_baselines_of_a_component(model, stance, watcher, tmp_path, capsys):
+    data = files.write(tmp_path / "fresh.jsonl", files.instructed(10, dataset="fresh", seed=7))
+    both = tmp_path / "both.pack.yaml"
+    argv = ["combine", str(watcher), str(stance), "--rule", "min", "--window", "8", "--min-tokens", "4"]
+    assert lab.run("monitor", [*argv, "--output", str(both)]) == 0
+    _, record = record_of(capsys, model, tmp_path, data, "--monitor", both)
+    assert record["baselines"] == {"fitted": False}
+    (tmp_path / "stance.baselines.json").write_bytes(baselines_path(stance).read_bytes())
+    _, record = record_of(capsys, model, tmp_path, data, "--monitor", both)
+    assert record["baselines"]["component"] == "stance"
+    alone = record_of(capsys, model, tmp_path, data, "--monitor", stance)[1]["sets"]["fresh"]["baselines"]
+    found = record["sets"]["fresh"]["baselines"]
+    assert found["bag_of_words"] == alone["bag_of_words"] and found["dense_best_layer"] == alone["dense_best_layer"]
+
+
 def test_a_reply_of_no_scored_token_has_an_empty_drawing():
     shown = ShownReply("miss", "one", "set", 1, "", None, "Well?", [], False)
     assert spark(shown, 0.5) == ("", None)
