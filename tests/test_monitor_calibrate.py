@@ -1,7 +1,9 @@
 """monitor calibrate: thresholds are the conformal ones of the streamed statistic, and hold on fresh replies."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import labelled_files as files
 import monitor_files
@@ -11,7 +13,9 @@ import tiny_files
 from discovery import lab
 from discovery.benign_replies import read_benign
 from discovery.conversations import read_conversations
+from discovery.errors import LabError
 from discovery.group_split import group_digest
+from discovery.monitor_calibrate import output_paths
 from discovery.monitor_scores import reading_plan, score_replies
 from discovery.read_replies import read_replies
 from monitors.conformal import BenignReply, calibrate
@@ -217,3 +221,14 @@ def test_packs_for_one_folder_must_have_names_of_their_own(model, pack, benign, 
     assert "must have different names, got watcher.pack.yaml twice" in line
     line = run(capsys, pack, other, *options, "--output", pack)
     assert f"--output must be a folder, got a file: {pack}" in line
+
+
+def test_the_place_of_every_pack_is_looked_at_before_any_is_calibrated(tmp_path, monkeypatch):
+    packs = [tmp_path / name / "watcher.pack.yaml" for name in ("open", "shut", "wide")]
+    for path in packs:
+        path.parent.mkdir()
+    allowed = os.access  # who runs the tests may be root, whom nothing is shut to
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "shut" and allowed(path, mode))
+    with pytest.raises(LabError, match="shut is read-only"):
+        output_paths(packs, None)
+    assert output_paths([packs[0], packs[2]], None) == [packs[0], packs[2]]
