@@ -167,6 +167,7 @@ class Engine:
         """One round."""
         self._take_inbox()
         self._drop_ended()
+        self._close_gaps()
         self._prefill()
         self._decode()
         self._publish()
@@ -229,6 +230,22 @@ class Engine:
             max_fvu=self._max_fvu,
         )
 
+    def _close_gaps(self) -> None:
+        """Move rows that write into slots that were left below theirs, before others are given those.
+
+        Only neighbours are read in place: one copy of one row here saves every later pass a copy of all.
+        """
+        for row in reversed(self._writing()):
+            slot = self.scheduler.lowered(row.slot)
+            if slot == row.slot:
+                return
+            self.runner.move(row.slot, slot, row.num_written)
+            row.slot = slot
+
+    def _writing(self) -> list[Row]:
+        """Rows whose prompt is read, by slot."""
+        return sorted((row for row in self._rows if row.pending is not None), key=lambda row: row.slot)
+
     # --- prompts: one bounded chunk after another ---
 
     def _prefill(self) -> None:
@@ -260,7 +277,7 @@ class Engine:
     # --- one token of everybody ---
 
     def _decode(self) -> None:
-        rows = sorted((row for row in self._rows if row.pending is not None), key=lambda row: row.slot)
+        rows = self._writing()
         if not rows:
             return
         generators = [row.sampler.state() for row in rows]

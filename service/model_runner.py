@@ -206,6 +206,11 @@ class ModelRunner:
         with torch.inference_mode():
             self.cache.scrub(slot, num_used)
 
+    def move(self, source: int, target: int, num_used: int) -> None:
+        """Take a row to a slot that was released, and release its own."""
+        with torch.inference_mode():
+            self.cache.move(source, target, num_used)
+
     @staticmethod
     def _is_steered(row: RowInput) -> bool:
         return row.steering is not None and row.steering.covers(row.start, row.start + len(row.ids))

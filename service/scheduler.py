@@ -56,6 +56,12 @@ class Scheduler(Generic[W]):
         """Take a slot back."""
         heapq.heappush(self._free_slots, slot)
 
+    def lowered(self, slot: int) -> int:
+        """The lowest free slot in exchange for `slot`, or `slot` itself where no lower one is free."""
+        if self._free_slots and self._free_slots[0] < slot:
+            return heapq.heapreplace(self._free_slots, slot)
+        return slot
+
     def plan_prefill(self, reading: list[R]) -> list[Chunk[R]]:
         """Chunks for this step, from rows with unread prompt in order of admission, within the budget."""
         budget, chunks = self.chunk_tokens, []

@@ -71,6 +71,12 @@ class SlotCache:
         for tensor in (*self.keys, *self.values):
             tensor[slot, :, :num_used] = 0
 
+    def move(self, source: int, target: int, num_used: int) -> None:
+        """Take what `source` holds to `target`, a slot that was scrubbed, and scrub `source`."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :num_used] = tensor[source, :, :num_used]
+        self.scrub(source, num_used)
+
     # What transformers asks of a cache besides.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002

@@ -168,6 +168,28 @@ def test_rows_that_join_and_leave_change_nothing(model, dictionary):
         )
 
 
+def test_rows_stay_side_by_side_when_others_end(model, dictionary):
+    """A pass reads the cache in place only if its rows are neighbours; who is moved for that writes on as before."""
+    lengths = [3, 20, 5, 20, 9, 4, 12, 7]
+    requests = [request(model, t, request_id=t, max_tokens=n) for t, n in zip(TEXTS, lengths, strict=True)]
+    alone = [run_one(model, dictionary, r) for r in requests]
+    busy = tiny.engine(model, dictionary, num_slots=4)
+    forward, seen = busy.runner.forward, []
+
+    def spied(rows, *args, **kwargs):
+        seen.append([row.slot for row in rows])
+        return forward(rows, *args, **kwargs)
+
+    busy.runner.forward = spied
+    replies = run(busy, *requests)
+    assert [reply.ids for reply in replies] == [reply.ids for reply in alone]
+    assert {len(slots) for slots in seen} == {1, 2, 3, 4}
+    for slots in seen:
+        assert slots == list(range(slots[0], slots[0] + len(slots)))
+    for tensor in (*busy.runner.cache.keys, *busy.runner.cache.values):
+        assert not tensor.any(), "slots that were left hold something"
+
+
 def test_a_seed_draws_the_same_alone_and_in_a_batch(model, dictionary):
     sampling = {"temperature": 1.5, "top_p": 0.9, "top_k": 50, "seed": 7}
     req = request(model, max_tokens=25, sampling=sampling)
@@ -639,7 +661,10 @@ def test_records_add_up(model, dictionary):
     # Position 0 of every request is left out of the readings.
     assert sum(len(s.readings_NW) for s in steps) == num_tokens - len(requests)
     assert sum(r.prompt_tokens + r.completion_tokens for r in records) == num_tokens
-    for record, reply, req in zip(records, replies, requests, strict=True):
+    record_of = {record.request_id: record for record in records}
+    assert len(records) == len(record_of) == len(requests)
+    for reply, req in zip(replies, requests, strict=True):
+        record = record_of[req.request_id]
         ids = [*req.prompt_ids, *reply.ids]
         wanted = offline_readings(model, dictionary, ids)[1:, WATCHED[0]].max()
         assert record.feature_max_W == pytest.approx([float(wanted)], rel=1e-4, abs=1e-5)

@@ -47,6 +47,14 @@ class QueueLife(RuleBasedStateMachine):
         self.rows += [Row(name, slot, self.unread[name]) for slot, name in admitted]
         self.num_admitted += len(admitted)
 
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data())
+    def lower(self, data):
+        row = data.draw(st.sampled_from(self.rows))
+        free = set(range(3)) - {other.slot for other in self.rows}
+        row.slot, before = self.scheduler.lowered(row.slot), row.slot
+        assert row.slot == min({before} | free)
+
     @rule()
     def read(self):
         reading = [row for row in self.rows if row.num_unread]

@@ -116,6 +116,21 @@ def test_a_slot_that_was_left_holds_nothing():
         assert not tensor[:, :, 6:].any()
 
 
+def test_a_slot_that_was_moved_is_whole_and_its_place_empty():
+    ours = cache()
+    for slot in (0, 3):
+        ours.begin([slot], [0], 6)
+        for layer in range(NUM_LAYERS):
+            ours.update(*random_kv(torch.Generator().manual_seed(slot), 1, 6), layer)
+    kept = [tensor.clone() for tensor in (*ours.keys, *ours.values)]
+    ours.move(3, 1, 6)
+    for tensor, before in zip((*ours.keys, *ours.values), kept, strict=True):
+        assert before[3].any()
+        assert torch.equal(tensor[1], before[3])
+        assert torch.equal(tensor[0], before[0])
+        assert not tensor[3].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_memory_is_what_it_was_planned_to_be(dtype):
     ours = cache(dtype)
