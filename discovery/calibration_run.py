@@ -51,6 +51,7 @@ def calibrated(
         "hard_negatives": _hard_negatives(made, hard_negatives),
         "curve": _curve(calibration),
         "frozen_sha256": pack.frozen_sha256,
+        "halves_seed": settings.seed,
     }
     reference = reference_of(made, score_replies(made, readings))
     if reference is not None:

@@ -63,16 +63,18 @@ def scored(model, pack, paths):
 
 def test_thresholds_are_the_conformal_ones_and_hold_on_fresh_replies(model, pack, benign, tmp_path, capsys):
     frozen = MonitorPack.load(pack)
-    figures = run(capsys, pack, "--benign", *benign, *HOW, *monitor_files.options(model))
+    figures = run(capsys, pack, "--benign", *benign, "--seed", "2", *HOW, *monitor_files.options(model))
     made = MonitorPack.load(pack)
     assert (made.version, made.validated, made.bindings.temperatures) == (2, False, (0.7,))
     assert made.frozen_sha256 == frozen.frozen_sha256 == figures["frozen_sha256"]
     rows, replies = scored(model, frozen, benign)
     pairs = zip(replies, rows.conversations, strict=True)
-    wanted = calibrate(
-        [BenignReply(reply.scores, row.full_group) for reply, row in pairs], min_tokens=4, bounds=BOUNDS, alphas=LEVELS
-    )
+    told = [BenignReply(reply.scores, row.full_group) for reply, row in pairs]
+    wanted = calibrate(told, min_tokens=4, bounds=BOUNDS, alphas=LEVELS, seed="2")
     assert made.thresholds == wanted.thresholds
+    # Without the seed nobody could make the same thresholds of the same replies again.
+    assert figures["halves_seed"] == "2"
+    assert made.thresholds != calibrate(told, min_tokens=4, bounds=BOUNDS, alphas=LEVELS).thresholds
     assert [of["num_replies"] for of in figures["strata"]] == [of.num_replies for of in wanted.strata]
     assert made.calibration.method == "conformal_by_length" and "one (260), two (200)" in made.calibration.source
     fresh = files.write(tmp_path / "fresh.jsonl", files.benign(300, dataset="fresh", seed=5))
