@@ -8,20 +8,20 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
 from sae_runtime.steering import SteeringLimits
 from service.admission import Admission
 from service.alert_evidence import Raised
-from service.errors import AlertNotKept, EngineFailed, NotReady, QueueFull, ServiceError
+from service.errors import EngineFailed, NotReady, QueueFull, ServiceError
 from service.model_runner import ModelRunner
 from service.passes import Passes
 from service.published import Published
-from service.records import EngineState, Outcome, Phase, RequestRecord, RowFailure
+from service.records import EngineState, Outcome
 from service.request import FinishReason
+from service.roster import Roster, engine_failed
 from service.row import Row
 from service.sampling import Draw
 from service.scheduler import Chunk, Scheduler
@@ -66,13 +66,10 @@ class Engine:
         self._passes = Passes(runner, server_watch, guarded=guarded, max_fvu=max_fvu)
         self._max_fvu = max_fvu
         self._steering_limits = steering_limits
-        self._slow_consumer_seconds = slow_consumer_seconds
         self._publish_to = publish
         self._keep = keep
-        self._rows: list[Row] = []
-        self._out = Published()
+        self._roster = Roster(runner, scheduler, admission, self._make_row, slow_consumer_seconds=slow_consumer_seconds)
         self._is_stopping = False
-        self._is_finishing = False
         self._has_crashed = False
         self._consecutive_failures = 0
         self._last_step_unix = time.time()
@@ -90,12 +87,12 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        return len(self._rows)
+        return len(self._roster.rows)
 
     @property
     def num_active(self) -> int:
         """Requests that run or wait."""
-        return len(self._rows) + self.admission.num_waiting
+        return len(self._roster.rows) + self.admission.num_waiting
 
     def stalled_seconds(self) -> float:
         """How long the step in progress has been taking; 0 between steps."""
@@ -113,7 +110,7 @@ class Engine:
 
     def finish_all(self) -> None:
         """End running requests with SHUTDOWN and refuse waiting ones, at the next step."""
-        self.admission.is_draining = self._is_finishing = True
+        self.admission.is_draining = self._roster.is_finishing = True
         self.admission.ring()
 
     def stop(self, timeout_seconds: float = 10.0) -> bool:
@@ -127,10 +124,10 @@ class Engine:
     def state(self) -> EngineState:
         """Gauges, as of now."""
         return EngineState(
-            requests_running=len(self._rows),
+            requests_running=len(self._roster.rows),
             requests_waiting=self.admission.num_waiting,
             slots=self.scheduler.num_slots,
-            kv_tokens_used=sum(row.num_read for row in self._rows),
+            kv_tokens_used=sum(row.num_read for row in self._roster.rows),
             kv_tokens_capacity=self.scheduler.num_slots * self.runner.cache.num_positions,
             last_step_timestamp_seconds=self._last_step_unix,
             is_up=self.is_healthy,
@@ -160,62 +157,16 @@ class Engine:
     def _wait_for_work(self) -> None:
         with self.admission.bell:
             # Those who wait count too: when all rows end in one step, nobody else need ring for them.
-            if not (self.admission.has_mail() or self.scheduler.waiting or self._rows or self._is_stopping):
+            if not (self.admission.has_mail() or self.scheduler.waiting or self._roster.rows or self._is_stopping):
                 self.admission.bell.wait()
 
     def step(self) -> None:
         """One round."""
-        self._take_inbox()
-        self._drop_ended()
-        self._close_gaps()
+        self._roster.take_inbox()
+        self._roster.drop_ended()
         self._prefill()
         self._decode()
         self._publish()
-
-    # --- who is here ---
-
-    def _take_inbox(self) -> None:
-        for submission in self.admission.take():
-            self.scheduler.enqueue(submission)
-
-    def _drop_ended(self) -> None:
-        """Cancelled and expired requests, those of slow readers, and everybody at shutdown."""
-        for submission in list(self.scheduler.waiting):
-            failure = self._reason_to_end(submission)
-            if failure is not None:
-                self.scheduler.waiting.remove(submission)
-                self._refuse(submission, *failure)
-        for row in list(self._rows):
-            self._drop_if_ended(row)
-
-    def _drop_if_ended(self, row: Row) -> bool:
-        """Whether a row was ended from outside, and so is gone."""
-        failure = self._reason_to_end(row.submission)
-        if failure is None:
-            return False
-        if failure[0] is Outcome.SHUTDOWN and row.pending is not None:
-            row.end_after_pending(FinishReason.SHUTDOWN)
-            return False
-        self._fail_row(row, *failure)
-        return True
-
-    def _reason_to_end(self, submission: Submission) -> tuple[Outcome, ServiceError] | None:
-        reason = submission.reason_to_end(self._slow_consumer_seconds)
-        if reason is None and self._is_finishing:
-            return Outcome.SHUTDOWN, NotReady("The server is shutting down.")
-        return reason
-
-    def _admit(self) -> None:
-        for slot, submission in self.scheduler.admit(lambda waiting: waiting.num_slots):
-            try:
-                row = self._make_row(submission, slot)
-            except Exception as error:
-                self.scheduler.release(slot)
-                self._refuse(submission, Outcome.ENGINE_ERROR, _engine_failed(error))
-                continue
-            # In this order: in between the request is counted twice, never not at all.
-            self._rows.append(row)
-            self.admission.left_queue(submission, to_slot=True)
 
     def _make_row(self, submission: Submission, slot: int) -> Row:
         model = self.runner.language_model
@@ -230,45 +181,28 @@ class Engine:
             max_fvu=self._max_fvu,
         )
 
-    def _close_gaps(self) -> None:
-        """Move rows that write into slots that were left below theirs, before others are given those.
-
-        Only neighbours are read in place: one copy of one row here saves every later pass a copy of all.
-        """
-        for row in reversed(self._writing()):
-            slot = self.scheduler.lowered(row.slot)
-            if slot == row.slot:
-                return
-            self.runner.move(row.slot, slot, row.num_written)
-            row.slot = slot
-
-    def _writing(self) -> list[Row]:
-        """Rows whose prompt is read, by slot."""
-        return sorted((row for row in self._rows if row.pending is not None), key=lambda row: row.slot)
-
     # --- prompts: one bounded chunk after another ---
 
     def _prefill(self) -> None:
-        self._admit()
-        reading = [row for row in self._rows if row.num_unread]
-        for chunk in self.scheduler.plan_prefill(reading):
+        self._roster.admit()
+        for chunk in self.scheduler.plan_prefill(self._roster.reading):
             try:
                 self._prefill_chunk(chunk)
                 self._consecutive_failures = 0
             except torch.OutOfMemoryError:
                 logger.exception("out of memory while reading a prompt of %d tokens", chunk.row.num_prompt)
-                self._fail_row(chunk.row, Outcome.ENGINE_ERROR, QueueFull("Out of memory while reading the prompt."))
+                self._roster.fail(chunk.row, Outcome.ENGINE_ERROR, QueueFull("Out of memory while reading the prompt."))
             except Exception as error:
                 self._consecutive_failures += 1
-                self._fail_row(chunk.row, Outcome.ENGINE_ERROR, _engine_failed(error), error)
+                self._roster.fail(chunk.row, Outcome.ENGINE_ERROR, engine_failed(error), error)
 
     def _prefill_chunk(self, chunk: Chunk[Row]) -> None:
         row = chunk.row
         done = self._passes.read_prompt(row, chunk.num_tokens)
-        self._out.steps.append(done.record)
-        if self._drop_if_ended(row):
+        self._roster.out.steps.append(done.record)
+        if self._roster.drop_if_ended(row):
             return
-        with self._isolating(row):
+        with self._roster.isolating(row):
             _require_finite(done.fetched.stats.finite_N.all(), "the residual or its readings")
             row.take_prompt(done.fetched, done.columns[0], done.prompt_logprobs)
             if done.drawn is not None:
@@ -277,7 +211,7 @@ class Engine:
     # --- one token of everybody ---
 
     def _decode(self) -> None:
-        rows = self._writing()
+        rows = self._roster.writing
         if not rows:
             return
         generators = [row.sampler.state() for row in rows]
@@ -298,17 +232,17 @@ class Engine:
                 self._decode_rows([row])
             except Exception as error:
                 num_failed += 1
-                self._fail_row(row, Outcome.ENGINE_ERROR, _engine_failed(error), error)
+                self._roster.fail(row, Outcome.ENGINE_ERROR, engine_failed(error), error)
         self._consecutive_failures = self._consecutive_failures + 1 if num_failed == len(rows) else 0
 
     def _decode_rows(self, rows: list[Row]) -> None:
         done = self._passes.read_tokens(rows)
-        self._out.steps.append(done.record)
+        self._roster.out.steps.append(done.record)
         for b, row in enumerate(rows):
             # Before anything is taken: a cancel that came during the pass wins over what the pass gave.
-            if self._drop_if_ended(row):
+            if self._roster.drop_if_ended(row):
                 continue
-            with self._isolating(row):
+            with self._roster.isolating(row):
                 _require_finite(done.fetched.stats.finite_N[b], "the residual or its readings")
                 needs_draw = row.needs_draw
                 row.take_token(done.fetched, done.columns[b], b)
@@ -323,96 +257,14 @@ class Engine:
             eos_ids = self.runner.language_model.eos_token_ids
             row.take_draw(int(drawn.tokens_B[b]), float(drawn.logprobs_B[b]), eos_ids)
 
-    @contextmanager
-    def _isolating(self, row: Row) -> Iterator[None]:
-        """What goes wrong inside is this row's own; what ends inside is finished."""
-        try:
-            yield
-        except Exception as error:
-            self._fail_row(row, Outcome.ENGINE_ERROR, _engine_failed(error), error)
-        else:
-            if row.finish is not None and row.pending is None:
-                self._finish_row(row)
-
-    # --- ends ---
-
-    def _finish_row(self, row: Row) -> None:
-        assert row.finish is not None
-        row.outbox = row.last_events()
-        self._retire(row, Outcome(row.finish.value))
-
-    def _fail_row(self, row: Row, outcome: Outcome, failure: Exception, cause: Exception | None = None) -> None:
-        if outcome is Outcome.ENGINE_ERROR:
-            phase = Phase.PREFILL if row.num_unread else Phase.DECODE
-            self._out.failures.append(RowFailure.of(phase, cause))
-        if row.prompt_read_at is None and row.request.replay is None:
-            # The stream has not begun, so they can't be told there. A replay's are told to nobody.
-            self._out.alerts.extend(row.observer.alerts)
-        row.abandon()
-        self._flush(row)
-        self._out.fail(row.submission, failure)
-        row.submission.cancel_twin()
-        self._retire(row, outcome)
-
-    def _retire(self, row: Row, outcome: Outcome) -> None:
-        self._flush(row)
-        self._rows.remove(row)
-        self.runner.release(row.slot, row.num_written)
-        self.scheduler.release(row.slot)
-        self.admission.left_slot()
-        self._count(row.submission, row.record(outcome))
-
-    def _count(self, submission: Submission, record: RequestRecord) -> None:
-        joined = submission.joined(record)
-        if joined is not None:
-            self._out.requests.append(joined)
-
-    def _refuse(self, submission: Submission, outcome: Outcome, failure: Exception) -> None:
-        """End a request that never got a slot."""
-        self.admission.left_queue(submission, to_slot=False)
-        self._out.fail(submission, failure)
-        submission.cancel_twin()
-        waited = time.monotonic() - submission.arrived
-        self._count(submission, RequestRecord.of_waiting(outcome, waited, submission.request.request_id))
+    # --- the end of a step ---
 
     def _end_everything(self, failure: ServiceError, outcome: Outcome) -> None:
-        """The engine stops: end every request with an error, so that no client waits for ever."""
-        self.admission.close()
-        self._take_inbox()
-        for submission in self.scheduler.waiting:
-            self._refuse(submission, outcome, failure)
-        for row in self._rows:
-            row.abandon()
-            self._flush(row)
-            self._out.fail(row.submission, failure)
-            self._count(row.submission, row.record(outcome))
-        self.scheduler.waiting.clear()
-        self._rows.clear()
+        self._roster.end_everything(failure, outcome)
         self._publish()
 
-    def _flush(self, row: Row) -> None:
-        if row.outbox:
-            self._out.put(row.submission, row.outbox)
-            row.outbox = []
-        if row.observer.evidence is not None:
-            self._out.raised.extend(row.observer.evidence.take())
-
-    def _keep_alerts(self) -> None:
-        """On disk before anybody is told. Where that fails nothing of the step is told to the requests concerned."""
-        raised, self._out.raised = self._out.raised, []
-        lost = self._keep(raised) if self._keep is not None and raised else ()
-        if lost:
-            failure = AlertNotKept()
-            for row in [row for row in self._rows if row.request.request_id in lost]:
-                self._fail_row(row, Outcome.ALERT_NOT_KEPT, failure)
-            self._out.withhold(lost, Outcome.ALERT_NOT_KEPT, failure)
-
     def _publish(self) -> None:
-        for row in self._rows:
-            self._flush(row)
-        self._keep_alerts()
-        self._out.deliver()
-        out, self._out = self._out, Published()
+        out = self._roster.publish(self._keep)
         if not out.is_empty:
             if out.steps:
                 self._last_step_unix = time.time()
@@ -423,10 +275,3 @@ class Engine:
 def _require_finite(is_finite: object, what: str) -> None:
     if not is_finite:
         raise ArithmeticError(f"{what} hold NaN or infinity")
-
-
-def _engine_failed(error: Exception) -> EngineFailed:
-    """An error to show to the client, under an id that finds `error` in the log."""
-    failure = EngineFailed(uuid.uuid4().hex[:12])
-    logger.error("request failed, error id %s", failure.error_id, exc_info=error)
-    return failure

@@ -322,7 +322,7 @@ async def test_a_cancel_wins_over_a_pass_that_is_under_way():
         call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(generate_message())
         await eventually(lambda: gate.num_passes)
         call.cancel()
-        await eventually(lambda: server.engine._rows[0].submission.is_cancelled)
+        await eventually(lambda: server.engine._roster.rows[0].submission.is_cancelled)
         gate.open()
         await eventually(lambda: outcomes(server) == {"cancelled": 1})
         assert gate.num_passes == 1
@@ -344,7 +344,7 @@ async def test_a_client_that_does_not_read_loses_its_slot(monkeypatch):
         gate = Gate(server, free_passes=2)
         call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(generate_message(max_tokens=200))
         await eventually(lambda: gate.num_passes == 3)
-        mailbox = server.engine._rows[0].submission.mailbox
+        mailbox = server.engine._roster.rows[0].submission.mailbox
         await eventually(lambda: mailbox.unread_seconds(time.monotonic()) > 0.05)
         gate.open()
         await eventually(lambda: outcomes(server) == {"slow_consumer": 1})

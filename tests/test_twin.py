@@ -188,7 +188,7 @@ def test_if_one_fails_both_do_and_their_slots_are_free(failing):
     submission = submit_pair(engine, pair_request(model, max_tokens=60))
     for _ in range(5):
         engine.step()
-    row = next(row for row in engine._rows if row.submission.is_baseline == bool(failing))
+    row = next(row for row in engine._roster.rows if row.submission.is_baseline == bool(failing))
     for tensor in engine.runner.cache.values:
         tensor[row.slot, :, :3] = float("nan")
     run_to_end(engine)
