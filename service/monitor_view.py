@@ -30,8 +30,15 @@ def whole(monitor: Monitor) -> Iterator[Text]:
 
 
 def cautions(monitors: Iterable[Monitor]) -> Text | None:
-    """What to say before scores that were not calibrated for what is served or asked; None if all were."""
-    lines = [f"{m.name}: {caution}." for m in monitors for caution in (*m.mismatches, *m.cautions)]
+    """What to say before scores that were not calibrated for what is served or asked; None if all were.
+
+    What goes for several monitors is said once.
+    """
+    names_of: dict[str, list[str]] = {}
+    for monitor in monitors:
+        for caution in (*monitor.mismatches, *monitor.cautions):
+            names_of.setdefault(caution, []).append(monitor.name)
+    lines = [f"{', '.join(names)}: {caution}." for caution, names in names_of.items()]
     return Text(sanitize("\n".join(lines)), style="yellow") if lines else None
 
 

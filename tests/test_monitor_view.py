@@ -74,8 +74,9 @@ def test_the_whole_account_has_components_calibration_and_evidence():
 
 def test_cautions_come_before_scores_that_they_are_about():
     assert cautions([MONITOR]) is None
-    told = cautions([MONITOR, replace(MONITOR, name="b", mismatches=("m",), cautions=("c", "d"))])
-    assert told is not None and told.plain == "b: m.\nb: c.\nb: d."
+    b = replace(MONITOR, name="b", mismatches=("m",), cautions=("c", "d"))
+    told = cautions([MONITOR, b, replace(MONITOR, name="x", cautions=("d",))])
+    assert told is not None and told.plain == "b: m.\nb: c.\nb, x: d."
 
 
 def test_what_a_server_says_can_not_move_the_cursor():
