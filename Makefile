@@ -43,6 +43,7 @@ docs: setup
 	$(BIN)/python -m benchmarks.peers.training.table docs/training.md
 	$(BIN)/python -m benchmarks.growth_table docs/training.md
 	$(BIN)/python -m benchmarks.policies_table docs/monitors.md
+	$(BIN)/python -m benchmarks.monitors_table docs/shipped-monitors.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info
