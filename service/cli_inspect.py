@@ -15,8 +15,9 @@ from service import guard_view, monitor_view, rendering
 from service.cli_options import add_connection_flags, add_output_flags, add_read_flags, connect, read_options
 from service.cli_terminal import ReplyView, Terminal
 from service.client_catalog import ServerInfo
-from service.client_events import Alert, ScoreResult
+from service.client_events import Alert
 from service.client_monitors import Monitor
+from service.client_reply import ScoreResult
 from service.client_request import Message, Prompt
 from service.client_wire import decode, decode_score
 from service.errors import ConfigError

@@ -36,11 +36,12 @@ from telltale.v1 import (
 from service.client_calls import Calls, RetryPolicy
 from service.client_catalog import ServerInfo, WatchedFeature
 from service.client_channel import open_channel
-from service.client_events import Alert, Baseline, Event, Reply, ScoreResult, Started, gather
+from service.client_events import Alert, Baseline, Event, Started
 from service.client_features import Feature, FeatureMatch, FeatureOrder
 from service.client_journal import JournalCalls
 from service.client_lookup import MAX_MATCHES, MAX_PAGE, all_pages, list_request, search_request
 from service.client_monitors import Monitor
+from service.client_reply import Reply, ScoreResult, gather
 from service.client_request import GenerateOptions, Prompt, ScoreOptions, generate_request, score_request
 from service.client_wire import decode, decode_event, decode_score
 from service.errors import InvalidRequest, NotFound, NotReady, RpcFailed

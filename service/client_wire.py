@@ -14,7 +14,8 @@ from typing import Any, Literal, TypeGuard, TypeVar, get_args, get_origin, get_t
 from google.protobuf.json_format import MessageToDict
 
 from service.client_catalog import WatchedFeature
-from service.client_events import Alert, Baseline, Event, Finished, ScoreResult, Started, Token
+from service.client_events import Alert, Baseline, Event, Finished, Started, Token
+from service.client_reply import ScoreResult
 
 T = TypeVar("T")
 Read = Callable[[Any], Any]

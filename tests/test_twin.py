@@ -13,7 +13,8 @@ from test_engine import Reply, request, run_one, submit
 from monitors.bank import Policy, PolicyAction
 from sae_runtime.steering import SteeringOp, SteeringSpec, StrengthUnit
 from service import cli, errors, rendering
-from service.client_events import Alert, Baseline, Finished, Started, Token, gather
+from service.client_events import Alert, Baseline, Finished, Started, Token
+from service.client_reply import gather
 from service.client_request import Policy as ClientPolicy
 from service.client_request import Steering
 from service.errors import AlertNotKept, EngineFailed, QueueFull
