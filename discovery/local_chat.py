@@ -21,6 +21,7 @@ from discovery.chat_model import ChatReply, Message
 from discovery.errors import ExplainError, ReplyError
 from sae_runtime.cache_argument import cache_argument
 from sae_runtime.language_model import LanguageModel
+from sae_runtime.last_position import last_position
 
 _CHARACTERS_PER_TOKEN = 3
 _DEFAULT_STRING_TOKENS = 60
@@ -41,7 +42,7 @@ class _Pen:
         if self._unread:
             ids_1T = torch.tensor([self._unread], device=self._lm.device)
             cache = cache_argument(self._cache)
-            output = self._lm.model(input_ids=ids_1T, use_cache=True, logits_to_keep=1, **cache)
+            output = self._lm.model(input_ids=ids_1T, use_cache=True, logits_to_keep=last_position(ids_1T), **cache)
             self._logits_V = output.logits[0, -1].float()
             self._unread = []
         return self._logits_V

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from discovery.errors import SteerError
 from discovery.steering_bench import Bench, edit_rows
 from sae_runtime.cache_argument import cache_argument
+from sae_runtime.last_position import last_position
 from sae_runtime.steering import Steering, SteeringReport, SteeringSpec, relative_moves
 
 Reader = Callable[[Tensor], Tensor]
@@ -122,10 +123,11 @@ def continue_prompt(
     while not all(writer.is_done for writer in writers):
         changes = [_change_at(writer, start) for writer in writers]
         with bench.tap.step(len(feed) * len(feed[0]), edit_rows(changes)) as record:
+            ids_BT = torch.tensor(feed, device=lm.device)
             output = lm.model(
-                input_ids=torch.tensor(feed, device=lm.device),
+                input_ids=ids_BT,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=last_position(ids_BT),
                 **cache_argument(cache),
             )
         assert record.resid_BTD is not None

@@ -21,6 +21,7 @@ from torch import Tensor
 from monitors.components import OFF_SCALE_NORMS
 from sae_runtime.cache_argument import cache_argument
 from sae_runtime.language_model import LanguageModel
+from sae_runtime.last_position import last_position
 from sae_runtime.latent_reader import LatentReader
 from sae_runtime.probes import ProbeSet
 from sae_runtime.steering import Steering, relative_moves
@@ -167,7 +168,7 @@ class ModelRunner:
                 position_ids=positions_BT,
                 attention_mask=mask_B1TL,
                 use_cache=True,
-                logits_to_keep=0 if all_logits else 1,
+                logits_to_keep=0 if all_logits else last_position(ids_BT),
                 **cache_argument(self.cache),
             ).logits.to(torch.float32)
         with torch.inference_mode():
