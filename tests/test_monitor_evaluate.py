@@ -253,6 +253,25 @@ def test_the_same_question_asked_neutrally_is_a_control(model, watcher, tmp_path
     assert table["predictors"]["item_control"]["same_instruction"]["num_high"] == table["counts"]["lie"]
 
 
+def test_a_lie_with_no_truth_under_its_prompt_is_not_counted_among_the_same_instruction(
+    model, watcher, tmp_path, capsys
+):
+    """Nor is a truth with no lie: the figure would seem to rest on more replies than are compared."""
+    rows = files.on_policy(40)
+    under = {name: [row for row in rows if row["meta"]["class"] == name] for name in ("lie", "told_to_lie_but_true")}
+    for row in under["lie"][:5]:
+        row["meta"]["arm"] = "pressed"
+    for row in under["told_to_lie_but_true"][:3]:
+        row["meta"]["arm"] = "secret"
+    data = files.write(tmp_path / "on_policy.jsonl", rows)
+    _line, record = record_of(capsys, model, tmp_path, data, "--monitor", watcher)
+    found = record["four_columns"]["on_policy"]["all_arms"]["predictors"]["monitor"]
+    num_lies, num_truths = (len(of_class) for of_class in under.values())
+    sizes = {column: (found[column]["num_high"], found[column]["num_low"]) for column in COLUMNS}
+    assert sizes["same_instruction"] == (num_lies - 5, num_truths - 3)
+    assert sizes["lie_vs_honest_truth"][0] == num_lies and sizes["told_to_lie_but_true"][0] == num_truths
+
+
 def test_formats_are_not_compared_with_one_another(model, watcher, tmp_path, capsys):
     """Lies in long replies and truths in short ones: that tells of formats, and pairs within one tell nothing."""
     rows = []
