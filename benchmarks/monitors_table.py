@@ -69,7 +69,7 @@ def tables(results: Path, packs: Path) -> Iterator[str]:
     yield from _overview(shipped)
     summaries = {name: _json(results / f"{name}.json") for name in _SUMMARIES}
     if summaries["live"]:
-        yield from _live(summaries["live"])
+        yield from _live(summaries["live"], {pack.name: pack for pack in shipped})
     for pack in shipped:
         yield from _calibration(pack)
         record = records[pack.name]
@@ -110,7 +110,7 @@ def _place(component: Any) -> str:
 # --- false alarms ---------------------------------------------------------------------------------------------------
 
 
-def _live(summary: Mapping[str, Any]) -> Iterator[str]:
+def _live(summary: Mapping[str, Any], packs: Mapping[str, MonitorPack]) -> Iterator[str]:
     yield ""
     yield "### Fresh benign replies, streamed by the server"
     yield ""
@@ -118,7 +118,7 @@ def _live(summary: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|--:|---|---|"
     for monitor, strata in summary["live_rates"].items():
         for stratum, levels in strata.items():
-            shares = " | ".join(_share(levels[level]) for level in LEVELS)
+            shares = _by_level(packs[monitor], levels)
             name = f"`{monitor}`" if stratum == "all" else ""
             yield f"| {name} | {stratum} | {levels[LEVELS[0]]['num']} | {shares} |"
 
@@ -145,8 +145,13 @@ def _calibration(pack: MonitorPack) -> Iterator[str]:
     groups |= {f"{name} (hard negatives)": levels for name, levels in figures.get("hard_negatives", {}).items()}
     for name, levels in groups.items():
         if levels:
-            shares = " | ".join(_share(levels[level]) for level in LEVELS)
-            yield f"| {name} | {levels[LEVELS[0]]['num']} | {shares} |"
+            yield f"| {name} | {levels[LEVELS[0]]['num']} | {_by_level(pack, levels)} |"
+
+
+def _by_level(pack: MonitorPack, shares: Mapping[str, Any]) -> str:
+    """Cells of the share that reached each level; a dash for one that the pack has not: nothing could reach it."""
+    levels = {} if pack.thresholds is None else dict(pack.thresholds.levels.named())
+    return " | ".join(_share(shares[name] if name in levels else None) for name in LEVELS)
 
 
 # --- what it is worth -----------------------------------------------------------------------------------------------

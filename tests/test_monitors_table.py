@@ -1,12 +1,14 @@
 """docs/shipped-monitors.md: its tables are those of the packs that ship and of the records beside them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import monitors_table
 from monitors.pack import MonitorPack
+from monitors.thresholds import LEVELS, LevelThreshold
 
 PAGE = Path(__file__).parents[1] / "docs" / "shipped-monitors.md"
 BLOCK = (
@@ -46,10 +48,37 @@ def test_a_shipped_monitor_is_calibrated_by_length_and_has_histograms_for_drift(
     assert "reference" in pack.calibration.figures
 
 
+def test_a_level_that_a_pack_has_not_is_a_dash(tmp_path):
+    """That nothing reached a critical level says nothing where there is none."""
+    pack = next(pack for pack in shipped_packs() if pack.name == "lying")
+    none = {"count": 0, "num": 9, "share": 0.0, "low": 0.0, "high": 0.336}
+    live = {"live_rates": {"lying": {"all": {level: none for level in LEVELS}}}}
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "live.json").write_text(json.dumps(live))
+    critical = LevelThreshold(0.001, pack.thresholds.levels.warning.offset + 1, pack.thresholds.levels.warning.strata)
+    for level, cell in ((None, "-"), (critical, "0.0% (0 of 9; 0.0% to 33.6%)")):
+        levels = replace(pack.thresholds.levels, critical=level)
+        replace(pack, thresholds=replace(pack.thresholds, levels=levels)).save(tmp_path / "tiny" / "lying.pack.yaml")
+        made = monitors_table.with_tables(BLOCK.format("tiny"), tmp_path, tmp_path)
+        assert f"| `lying` | all | 9 | 0.0% (0 of 9; 0.0% to 33.6%) | {cell} |" in made
+        calibrated = next(line for line in made.splitlines() if line.startswith("| all | 2424 |"))
+        assert calibrated.endswith("| - |") == (level is None)
+
+
 def test_figures_without_ground_are_dashes(tmp_path):
-    """No evaluation yet, and a model that has no pack at all."""
+    """A set on which neither an interval nor a baseline could be had, and a model that has no pack at all."""
     made = monitors_table.with_tables(BLOCK.format("nobody"), tmp_path, tmp_path)
-    assert "| monitor | kind |" in made and "nan" not in made and "None" not in made
+    assert "| monitor | kind |" in made
+    of_set = {"num_positive": 0, "num_negative": 2, "num_groups": 2, "auroc": None, "recall_at_1pct_fpr": None}
+    of_set |= {"recall_basis": "negatives", "levels": None, "baselines": {"reply_length": {"auroc": None}}}
+    of_set["luck"] = {"random_direction": {}, "best_features": {}}
+    record = {"sets": {"empty": of_set}, "four_columns": {}}
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "lying.json").write_text(json.dumps(record))
+    next(pack for pack in shipped_packs() if pack.name == "lying").save(tmp_path / "tiny" / "lying.pack.yaml")
+    made = monitors_table.with_tables(BLOCK.format("tiny"), tmp_path, tmp_path)
+    assert "| empty | 0 / 2 (2) | **-** | - | - (negatives) | - |" in made
+    assert "nan" not in made and "None" not in made
 
 
 def test_texts_of_the_data_and_places_of_a_machine_are_not_kept(tmp_path, monkeypatch):
