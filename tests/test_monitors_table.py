@@ -41,6 +41,15 @@ def test_the_records_are_of_the_packs_as_they_ship(pack):
     assert record["monitor"]["calibrated"] == pack.calibration.source
 
 
+@pytest.mark.parametrize("path", sorted(monitors_table.RESULTS.glob("*/live.json")), ids=lambda path: path.parent.name)
+def test_the_fresh_replies_met_the_very_packs_that_were_evaluated(path):
+    """Evidence in words came into the packs after both; the hash of each in the evaluation's record is of before."""
+    measured = json.loads(path.read_text())["identity"]["monitors"]
+    records = [json.loads(path.with_name(f"{name}.json").read_text()) for name in measured]
+    assert measured == {record["monitor"]["name"]: record["monitor"]["pack_sha256"] for record in records}
+    assert set(measured) == {pack.name for pack in shipped_packs() if pack.bindings.model_name == path.parent.name}
+
+
 @pytest.mark.parametrize("pack", shipped_packs(), ids=lambda pack: f"{pack.bindings.model_name}-{pack.name}")
 def test_a_shipped_monitor_is_calibrated_by_length_and_has_histograms_for_drift(pack):
     assert pack.calibration.method == "conformal_by_length"
