@@ -196,8 +196,9 @@ def _latents_by_luck(record: Mapping[str, Any]) -> Iterator[str]:
     if not rows:
         return
     yield ""
+    chosen = " or ".join(str(num) for num in sorted({found["num_features"] for found in rows.values()}))
     yield (
-        "| set | latents active | best of them, chosen on one half, AUROC on the other | "
+        f"| set | latents active | the best {chosen} on one half: largest AUROC of them on the other | "
         "the same with labels permuted: median, 95 % |"
     )
     yield "|---|--:|---|---|"
