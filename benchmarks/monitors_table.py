@@ -163,10 +163,11 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
     by_luck = [name for name in _BY_LUCK if any(of_set["luck"].get(name) for of_set in sets)]
     yield ""
     yield (
-        f"| set | positive / negative (groups) | AUROC | {' | '.join(_BASELINES[name] for name in names)} | "
+        "| set | positive / negative (groups) | too short to fire | AUROC | "
+        f"{''.join(f'{_BASELINES[name]} | ' for name in names)}"
         f"{''.join(f'{_BY_LUCK[name]} | ' for name in by_luck)}recall at 1 % FPR | negatives above the warning |"
     )
-    yield "|---|---|---|" + "---|" * (len(names) + len(by_luck)) + "---|---|"
+    yield "|---|---|--:|---|" + "---|" * (len(names) + len(by_luck)) + "---|---|"
     for name, of_set in record["sets"].items():
         baselines = [_interval(of_set["baselines"].get(baseline, {}).get("auroc")) for baseline in names]
         luck = [of_set["luck"].get(name, {}).get("95%") for name in by_luck]
@@ -174,6 +175,7 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
         cells = [
             name,
             f"{of_set['num_positive']} / {of_set['num_negative']} ({of_set['num_groups']})",
+            str(of_set["num_too_short"]),
             f"**{_interval(of_set['auroc'])}**",
             *baselines,
             *("-" if value is None else f"{value:.2f}" for value in luck),

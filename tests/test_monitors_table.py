@@ -80,13 +80,13 @@ def test_figures_without_ground_are_dashes(tmp_path):
     assert "| monitor | kind |" in made
     of_set = {"num_positive": 0, "num_negative": 2, "num_groups": 2, "auroc": None, "recall_at_1pct_fpr": None}
     of_set |= {"recall_basis": "negatives", "levels": None, "baselines": {"reply_length": {"auroc": None}}}
-    of_set["luck"] = {"random_direction": {}, "best_features": {}}
+    of_set |= {"num_too_short": 1, "luck": {"random_direction": {}, "best_features": {}}}
     record = {"sets": {"empty": of_set}, "four_columns": {}}
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "lying.json").write_text(json.dumps(record))
     next(pack for pack in shipped_packs() if pack.name == "lying").save(tmp_path / "tiny" / "lying.pack.yaml")
     made = monitors_table.with_tables(BLOCK.format("tiny"), tmp_path, tmp_path)
-    assert "| empty | 0 / 2 (2) | **-** | - | - (negatives) | - |" in made
+    assert "| empty | 0 / 2 (2) | 1 | **-** | - | - (negatives) | - |" in made
     assert "nan" not in made and "None" not in made
 
 
