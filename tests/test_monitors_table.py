@@ -39,6 +39,8 @@ def test_the_records_are_of_the_packs_as_they_ship(pack):
     assert record["monitor"]["frozen_sha256"] == pack.frozen_sha256
     assert record["sets"] == pack.evidence["evaluation"]["sets"]
     assert record["monitor"]["calibrated"] == pack.calibration.source
+    kept = pack.evidence["evaluation"]
+    assert kept and kept == {part: record[part] for part in kept}
 
 
 @pytest.mark.parametrize("path", sorted(monitors_table.RESULTS.glob("*/live.json")), ids=lambda path: path.parent.name)
