@@ -41,6 +41,12 @@ FITTED_LIMITS = (
     "Scores what the model reads and writes as like the positive examples it was fitted on. What else it scores so an "
     "evaluation has to show."
 )
+_EXAMPLES = {
+    "reply": "replies' mean residuals",
+    "token": "every scored token",
+    "last": "replies' last scored tokens",
+}
+"""What a probe is fitted on, in words."""
 
 
 class _Fitted(NamedTuple):
@@ -77,11 +83,31 @@ def fit(lm: LanguageModel, sae: LoadedSAE | None, args: argparse.Namespace) -> t
 
 
 def _encoded(lm: LanguageModel, args: argparse.Namespace) -> Encoded:
-    conversations = relabelled(read_conversations(args.data), args.positive_class, args.negative_class)
-    require_both_labels(conversations, ", ".join(map(str, args.data)))
+    conversations = read_conversations(args.data)
+    if args.target == "label":
+        conversations = relabelled(conversations, args.positive_class, args.negative_class)
+        require_both_labels(conversations, ", ".join(map(str, args.data)))
     encoded = encode_all(lm.tokenizer, conversations, max_tokens=min(args.max_tokens, lm.context_length))
+    if args.target == "statement_end":
+        encoded = _ends_and_others(encoded)
+    elif args.examples == "last":
+        encoded = encoded._replace(replies=[reply.only(reply.scored[-1:]) for reply in encoded.replies])
     require_both_labels(encoded.conversations, "conversations with a scored token")
     return encoded
+
+
+def _ends_and_others(encoded: Encoded) -> Encoded:
+    """Each conversation twice: label 1 with the tokens that end a statement, label 0 with its others, if it has any."""
+    conversations, replies = [], []
+    for conversation, reply in zip(encoded.conversations, encoded.replies, strict=True):
+        for label, scored in (
+            (1, [position for position in reply.scored if position in reply.ends]),
+            (0, [position for position in reply.scored if position not in reply.ends]),
+        ):
+            if scored:
+                conversations.append(replace(conversation, label=label))
+                replies.append(reply.only(scored))
+    return Encoded(conversations, replies, encoded.left_out)
 
 
 def _training_rows(
@@ -136,10 +162,10 @@ def _fit_probe(
         # Every reply counts the same, however long.
         weights_N = np.repeat(1 / readings.counts_I, readings.counts_I)
         probe = fit_probe(readings.token_ND, labels_N, args.method, C=swept.C, weights_I=weights_N)
-    what = "every scored token" if args.examples == "token" else "replies' mean residuals"
+    what = _EXAMPLES[args.examples]
     reads = f"Projection of the residual at {swept.point} on a direction fitted by {args.method} on {what}."
     component, tensors = probe_parts(args.name, probe, swept.point, args.method, reads)
-    return _Fitted(component, tensors, {"kind": "probe", "examples": args.examples})
+    return _Fitted(component, tensors, {"kind": "probe", "examples": args.examples, "target": args.target})
 
 
 def _fit_features(rows: TrainingRows, args: argparse.Namespace) -> _Fitted:

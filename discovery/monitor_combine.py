@@ -1,7 +1,8 @@
-"""Makes one frozen monitor of several: an ensemble under a rule, or a cascade in which the second must agree.
+"""Makes one frozen monitor of several: an ensemble under a rule, or a cascade in which the last must agree.
 
     telltale lab monitor combine disbelief.pack.yaml stance.pack.yaml --rule min --output deception.pack.yaml
     telltale lab monitor combine stance.pack.yaml disbelief.pack.yaml --gate 0 --output deception.pack.yaml
+    telltale lab monitor combine disbelief.pack.yaml stance.pack.yaml end.pack.yaml --rule min --gate 0 --output ...
 
 Each component keeps its center and scale: 0 is half-way between the labels it was fitted on, 1 the positives' mean. So
 `--rule min` says: both must be high. Nothing is fitted here; thresholds come from `calibrate`.
@@ -27,17 +28,18 @@ COMBINED_LIMITS = "Scores what its components agree on, with the limits that eac
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("Make one frozen monitor of several.")
-    parser.add_argument("packs", type=Path, nargs="+", help="frozen monitors; of a cascade, the one listened to first")
+    parser.add_argument("packs", type=Path, nargs="+", help="frozen monitors; of a cascade, the gate last")
     parser.add_argument("--output", type=Path, required=True, metavar=f"NAME{PACK_SUFFIX}", help="the monitor")
-    how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--rule", choices=get_args(EnsembleRule), help="min: all must be high; max: one is enough")
-    how.add_argument("--gate", type=float, metavar="SCORE", help="cascade: what the second's score must exceed")
+    parser.add_argument("--rule", choices=get_args(EnsembleRule), help="min: all must be high; max: one is enough")
+    parser.add_argument("--gate", type=float, metavar="SCORE", help="cascade: what the last one's score must exceed")
     parser.add_argument("--closed-score", type=float, default=CLOSED_SCORE, help="of a cascade whose gate is closed")
     parser.add_argument("--window", type=int, help="default: that of all packs")
     parser.add_argument("--min-tokens", type=int, help="default: that of all packs")
     parser.add_argument("--description", help="what it is meant to show")
     parser.add_argument("--limits", help="what it does not show")
     args = parser.parse_args(argv)
+    if args.rule is None and args.gate is None:
+        parser.error("--rule or --gate must be given, got neither")
     args.name = name_for(args.output)
     check_output("--output", args.output)
     return args
@@ -46,22 +48,28 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     parts = [MonitorPack.load(path) for path in args.packs]
-    how = f"under the rule {args.rule}" if args.rule else f"the first while the second is above {args.gate:g}"
+    how = _in_words([part.name for part in parts], args.rule, args.gate)
     pack = combined_pack(
         args.name,
         parts,
         rule=args.rule,
         gate_threshold=args.gate,
-        closed_score=None if args.rule else args.closed_score,
+        closed_score=None if args.gate is None else args.closed_score,
         window=args.window,
         min_tokens=args.min_tokens,
-        description=args.description or f"{' and '.join(part.name for part in parts)}, {how}.",
+        description=args.description or how,
         limits=args.limits or COMBINED_LIMITS,
     )
     pack.save(made_for(args.output))
     components = [component.name for component in pack.components]
     print(json.dumps({"pack": str(args.output), "frozen_sha256": pack.frozen_sha256, "components": components}))
     return 0
+
+
+def _in_words(names: list[str], rule: str | None, gate: float | None) -> str:
+    listened = names if gate is None else names[:-1]
+    words = " and ".join(listened) + (f", under the rule {rule}" if rule else "")
+    return f"{words}." if gate is None else f"{words}, while {names[-1]} is above {gate:g}."
 
 
 if __name__ == "__main__":

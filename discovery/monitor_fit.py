@@ -2,6 +2,8 @@
 
     telltale lab monitor fit lies.jsonl pairs.jsonl --output deception.pack.yaml
     telltale lab monitor fit ... --kind features --dictionary DICTIONARY
+    telltale lab monitor fit ... --examples last                                       # read where a reply ends
+    telltale lab monitor fit chats.jsonl --target statement_end --examples token       # where one does
 
     1  groups are split in three: training, development, held out (arms named with --hold-out-arm too)
     2  probe: the layer (and C) by cross-validation on training groups, then a fit on all of them
@@ -17,8 +19,10 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal, get_args
 
 from discovery.argument_checks import check_counts, check_reading
 from discovery.command_parser import command_parser
@@ -33,6 +37,9 @@ from discovery.probe_fit import DEFAULT_C, METHODS
 from discovery.window_choice import WINDOWS
 from monitors.pack import PACK_SUFFIX
 
+Examples = Literal["reply", "token", "last"]
+"""What a probe is fitted on."""
+
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("Fit a monitor on labelled conversations, and freeze it.")
@@ -42,6 +49,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--description", help="what it is meant to show")
     parser.add_argument("--limits", help="what it does not show")
     rows = parser.add_argument_group("rows")
+    rows.add_argument(
+        "--target",
+        choices=["label", "statement_end"],
+        default="label",
+        help="what is to be found: replies with label 1, or the tokens that end a statement, whatever the labels",
+    )
     rows.add_argument("--positive-class", type=_words, default=[], help="meta.class of label 1, with commas between")
     rows.add_argument("--negative-class", type=_words, default=[], help="meta.class of label 0, with commas between")
     rows.add_argument("--hold-out-arm", action="append", default=[], help="meta.arm that nothing is fitted on; repeat")
@@ -52,15 +65,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument("--method", choices=METHODS, default=METHODS[0], help="of a probe, and of the sweep over layers")
     how.add_argument(
         "--examples",
-        choices=["reply", "token"],
+        choices=get_args(Examples),
         default="reply",
-        help="fit on mean residuals or on every token",
+        help="fit on mean residuals, on every token, or on the last scored one: then the score is read there, window 1",
     )
     how.add_argument("--layers", default="all", help="block outputs to sweep: all, or numbers or hook points")
     how.add_argument("--C", type=_numbers, default=[DEFAULT_C], help="of logistic regression; several are compared")
     how.add_argument("--folds", type=int, default=NUM_FOLDS, help="of the cross-validation")
-    how.add_argument("--windows", type=_counts, default=list(WINDOWS), help="rolling means to choose from")
-    how.add_argument("--min-tokens", type=_counts, default=[8], help="first scored token that counts; or several")
+    how.add_argument("--windows", type=_counts, help=f"rolling means to choose from; default: {_shown(WINDOWS)}")
+    how.add_argument("--min-tokens", type=_counts, help="first scored token that counts, or several; default: 8")
     how.add_argument("--max-features", type=int, default=MAX_FEATURES, help="most latents")
     how.add_argument("--max-p-value", type=float, default=0.05, help="of a latent, against the best of all by luck")
     how.add_argument("--permutations", type=int, default=200, help="of labels, for the best latents by luck")
@@ -68,6 +81,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_reading_arguments(parser.add_argument_group("model"))
     args = parser.parse_args(argv)
     args.name = name_for(args.output)
+    _check_places(parser, args)
     check_reading(args)
     check_counts(args, "max_features")
     check_counts(args, "permutations", "seed", least=0)
@@ -80,6 +94,28 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.kind == "features" and args.dictionary is None:
         parser.error("--kind features must come with --dictionary, got none")
     return args
+
+
+def _check_places(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What goes with single tokens alone; and defaults of the window and of the first token that counts."""
+    finds_ends = args.target == "statement_end"
+    if finds_ends and args.examples == "last":
+        parser.error("--examples must be reply or token with --target statement_end, got last: it is an end itself")
+    if finds_ends and (args.positive_class or args.negative_class):
+        parser.error("--target statement_end must come without classes: labels are of no matter to it")
+    for name, usual in (("windows", list(WINDOWS)), ("min_tokens", [8])):
+        given: list[int] | None = getattr(args, name)
+        if not finds_ends and args.examples != "last":
+            setattr(args, name, usual if given is None else given)
+        elif given is None or given == [1]:
+            setattr(args, name, [1])
+        else:
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag} must be 1 where single tokens are read, got {_shown(given)}")
+
+
+def _shown(counts: Sequence[int]) -> str:
+    return ",".join(map(str, counts))
 
 
 def _words(text: str) -> list[str]:

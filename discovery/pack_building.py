@@ -141,13 +141,16 @@ def combined_pack(
     description: str,
     limits: str,
 ) -> MonitorPack:
-    """One monitor of the components of several frozen packs: an ensemble under `rule`, else a cascade.
+    """One monitor of several frozen packs: an ensemble under `rule`; with `gate_threshold` a cascade, the gate last.
 
-    MonitorLabError if the packs are bound to different things, have components of one name, or different windows with
-    none given; MonitorError for what the pack itself refuses.
+    MonitorLabError if a pack is a combination itself, or the packs are bound to different things, have components of
+    one name, or different windows with none given; MonitorError for what the pack itself refuses.
     """
     if len(parts) < 2:
         raise MonitorLabError(f"at least two packs must be given to be combined, got {len(parts)}")
+    for part in parts:
+        if len(part.components) > 1:  # its own rule would be lost
+            raise MonitorLabError(f"packs must have one component each, got {len(part.components)} of {part.name}")
     components = [component for part in parts for component in part.components]
     names = [component.name for component in components]
     if twice := sorted({component for component in names if names.count(component) > 1}):
@@ -155,7 +158,7 @@ def combined_pack(
     return MonitorPack(
         name=name,
         version=1,
-        kind="cascade" if rule is None else "ensemble",
+        kind="ensemble" if gate_threshold is None else "cascade",
         description=description,
         limits=limits,
         validated=False,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from discovery.conversations import PLAIN_TEXT, Conversation
 from discovery.errors import LabelledDataError
+from discovery.statement_ends import statement_ends
 from sae_runtime.chat_template import Span, content_spans, num_trimmed, render
 from sae_runtime.errors import ConversationError
 from sae_runtime.reasoning import Delimiters, delimiters_of, reasoning_flags
@@ -23,11 +24,18 @@ class Reply(NamedTuple):
     """Positions, rising, never 0."""
     reasoning: frozenset[int] = frozenset()
     """Those of them that are reasoning."""
+    ends: frozenset[int] = frozenset()
+    """Those of them with which a statement ends."""
 
     def cut(self, num_scored: int) -> "Reply":
         """The beginning, up to the `num_scored`-th scored token."""
-        scored = self.scored[:num_scored]
-        return Reply(self.tokens[: scored[-1] + 1], scored, self.reasoning & frozenset(scored))
+        cut = self.only(self.scored[:num_scored])
+        return cut._replace(tokens=self.tokens[: cut.scored[-1] + 1])
+
+    def only(self, scored: Sequence[int]) -> "Reply":
+        """The same with fewer scored tokens."""
+        kept = frozenset(scored)
+        return Reply(self.tokens, tuple(scored), self.reasoning & kept, self.ends & kept)
 
 
 class Encoded(NamedTuple):
@@ -68,8 +76,8 @@ def encode_all(
 def encode(tokenizer: Any, conversation: Conversation, delimiters: Sequence[Delimiters] = ()) -> Reply:
     """One conversation as tokens. LabelledDataError if the template refuses it, or rewrites what is scored."""
     if conversation.messages[-1]["role"] == PLAIN_TEXT:
-        text, content = conversation.messages[-1]["content"], 0
-        first, end = conversation.first_char, conversation.end_char
+        text = conversation.messages[-1]["content"]
+        content, (first, end) = (0, len(text)), (conversation.first_char, conversation.end_char)
         encoded = tokenizer(text, return_offsets_mapping=True)
     else:
         text, content, (first, end) = _rendered(tokenizer, conversation)
@@ -78,15 +86,16 @@ def encode(tokenizer: Any, conversation: Conversation, delimiters: Sequence[Deli
     scored = tuple(i for i, (start, stop) in enumerate(spans) if i and first <= start < stop <= end)
     ids = tuple(encoded["input_ids"])
     # As in the server: the message's own tokens are those that begin in it.
-    start = next((i for i, (begin, stop) in enumerate(encoded["offset_mapping"]) if content <= begin < stop), len(ids))
+    offsets = encoded["offset_mapping"]
+    start = next((i for i, (begin, stop) in enumerate(offsets) if content[0] <= begin < stop), len(ids))
     flags = reasoning_flags(tokenizer, ids, start, len(ids), delimiters) if delimiters else []
     inside = frozenset(i for i, is_reasoning in enumerate(flags, start) if is_reasoning)
-    return Reply(ids, scored, inside & frozenset(scored))
+    return Reply(ids, scored, inside & frozenset(scored), statement_ends(text, spans, scored, content[1]))
 
 
-def _rendered(tokenizer: Any, conversation: Conversation) -> tuple[str, int, Span]:
-    """The conversation as text, where its last message begins in it, and where its scored characters stand, as far as
-    the template left them."""
+def _rendered(tokenizer: Any, conversation: Conversation) -> tuple[str, Span, Span]:
+    """The conversation as text, where its last message stands in it, and where its scored characters do, as far as the
+    template left them."""
     last = len(conversation.messages) - 1
     content = conversation.messages[-1]["content"]
     try:
@@ -95,7 +104,7 @@ def _rendered(tokenizer: Any, conversation: Conversation) -> tuple[str, int, Spa
     except ConversationError as error:
         raise LabelledDataError(f"{conversation.dataset}, id {conversation.id!r}: {error}") from None
     begin = span[0] - num_trimmed(content, text[slice(*span)])
-    return text, span[0], (max(span[0], begin + conversation.first_char), min(span[1], begin + conversation.end_char))
+    return text, span, (max(span[0], begin + conversation.first_char), min(span[1], begin + conversation.end_char))
 
 
 def token_spans(text: str, offsets: Sequence[tuple[int, int]]) -> list[Span]:

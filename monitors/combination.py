@@ -2,10 +2,11 @@
 
     Single     score = z_0
     Ensemble   score = mean(z) | sum_k w_k z_k | min(z) (all must be high) | max(z) (one is enough)
-    Cascade    score = z_0 while z_1 > gate_threshold, else closed_score
+    Cascade    score = that of all components but the last (z_0, or an ensemble of them) while the last one, the gate,
+               is above gate_threshold; else closed_score
 
-`contributions` says what each component gave; they sum to the score. Where one component decides (min, max, cascade)
-it gave all of it.
+`contributions` says what each component gave; they sum to the score. Where one component decides (min, max, a closed
+gate) it gave all of it.
 """
 
 import math
@@ -76,24 +77,31 @@ class Ensemble:
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """The first component, listened to only while the second agrees."""
+    """Components that are listened to only while the last one, the gate, agrees."""
 
     gate_threshold: float
-    """The second component's standardised score must be strictly above."""
+    """The gate's standardised score must be strictly above."""
     closed_score: float
     """The score while it is not: frozen, and low."""
-    num_components: int = 2
+    listened: Single | Ensemble = Single()
+    """What the components before the gate amount to."""
 
     def __post_init__(self) -> None:
         checks.refuse(
             checks.finite("gate_threshold", self.gate_threshold), checks.finite("closed_score", self.closed_score)
         )
 
+    @property
+    def num_components(self) -> int:
+        return self.listened.num_components + 1
+
     def score(self, scores: Sequence[float]) -> float:
-        return scores[0] if scores[1] > self.gate_threshold else self.closed_score
+        return self.listened.score(scores[:-1]) if scores[-1] > self.gate_threshold else self.closed_score
 
     def contributions(self, scores: Sequence[float]) -> tuple[float, ...]:
-        return (scores[0], 0.0) if scores[1] > self.gate_threshold else (0.0, self.closed_score)
+        if scores[-1] > self.gate_threshold:
+            return (*self.listened.contributions(scores[:-1]), 0.0)
+        return (*(0.0 for _ in scores[:-1]), self.closed_score)
 
 
 Combination = Single | Ensemble | Cascade

@@ -10,7 +10,7 @@ evidence.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -60,9 +60,9 @@ class MonitorPack:
     bindings: Bindings
     components: tuple[PackComponent, ...]
     rule: EnsembleRule | None = None
-    """For an ensemble."""
+    """For an ensemble; for a cascade of more than two components that of all but the last."""
     gate_threshold: float | None = None
-    """For a cascade: what the second component's standardised score must exceed."""
+    """For a cascade: what the last component's standardised score must exceed."""
     closed_score: float | None = None
     """For a cascade: the score while it does not."""
     window: int
@@ -177,10 +177,13 @@ class MonitorPack:
 
     def _combination(self) -> Combination:
         if self.kind == "cascade" and self.gate_threshold is not None and self.closed_score is not None:
-            return Cascade(self.gate_threshold, self.closed_score)
-        if self.kind == "ensemble" and self.rule is not None:
-            return Ensemble(self.rule, tuple(component.weight for component in self.components))
-        return Single()
+            return Cascade(self.gate_threshold, self.closed_score, self._under_rule(self.components[:-1]))
+        return self._under_rule(self.components)
+
+    def _under_rule(self, components: Sequence[PackComponent]) -> Single | Ensemble:
+        if self.rule is None:
+            return Single()
+        return Ensemble(self.rule, tuple(component.weight for component in components))
 
     def _make_spec(self, thresholds: Thresholds, pack_sha256: str = "") -> MonitorSpec:
         return MonitorSpec(
@@ -199,19 +202,24 @@ class MonitorPack:
 
     def _bad_combination(self) -> Iterator[Problem]:
         given = {"rule": self.rule, "gate_threshold": self.gate_threshold, "closed_score": self.closed_score}
-        needed = {"ensemble": ("rule",), "cascade": ("gate_threshold", "closed_score")}.get(self.kind, ())
+        gated, of_kind = ("gate_threshold", "closed_score"), f"kind {self.kind}"
+        needed = {"ensemble": ("rule",), "cascade": gated}.get(self.kind, ())
+        if self.kind == "cascade":
+            of_kind = f"a cascade of {len(self.components)} components"
+            needed = ("rule", *gated) if len(self.components) > 2 else gated
         for name, value in given.items():
             if value is None and name in needed:
-                yield Problem(name, f"a value for kind {self.kind}", "nothing")
+                yield Problem(name, f"a value for {of_kind}", "nothing")
             elif value is not None and name not in needed:
-                yield Problem(name, f"null for kind {self.kind}", shown(value))
+                yield Problem(name, f"null for {of_kind}", shown(value))
         least = 2 if self.kind == "ensemble" else 1
         if len(self.components) < least:
             yield Problem("components", f"at least {least} for kind {self.kind}", str(len(self.components)))
+        gate = len(self.components) - 1 if self.kind == "cascade" else None
         for i, component in enumerate(self.components):
-            if self.rule == "sum" and component.weight == 0:
+            if self.rule == "sum" and i != gate and component.weight == 0:
                 yield Problem(f"components.{i}.weight", "a number other than 0", shown(component.weight))
-            elif self.rule != "sum" and component.weight != 1:
+            elif (self.rule != "sum" or i == gate) and component.weight != 1:
                 yield Problem(
                     f"components.{i}.weight", "1, since only the rule sum has weights", shown(component.weight)
                 )

@@ -1,6 +1,6 @@
 """Monitors, their scores, alerts and summaries -> wire messages."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
@@ -90,16 +90,22 @@ def watched_monitor(served: ServedMonitor, guards: Guards, *, with_evidence: boo
 
 def combination_words(pack: MonitorPack) -> str:
     """How a pack's components become its score."""
-    names = [component.name for component in pack.components]
-    match pack.kind:
-        case "cascade":
-            return f"{names[0]} while {names[1]} is above {pack.gate_threshold:g}, else {pack.closed_score:g}"
-        case "ensemble" if pack.rule == "sum":
-            return " + ".join(f"{component.weight:g} * {component.name}" for component in pack.components)
-        case "ensemble":
-            return f"{pack.rule} of {', '.join(names)}"
-        case _:
+    if pack.kind != "cascade":
+        return _rule_words(pack, pack.components)
+    *listened, gate = pack.components
+    heard = _rule_words(pack, listened)
+    return f"{heard} while {gate.name} is above {pack.gate_threshold:g}, else {pack.closed_score:g}"
+
+
+def _rule_words(pack: MonitorPack, components: Sequence[PackComponent]) -> str:
+    names = [component.name for component in components]
+    match pack.rule:
+        case None:
             return names[0]
+        case "sum":
+            return " + ".join(f"{component.weight:g} * {component.name}" for component in components)
+        case rule:
+            return f"{rule} of {', '.join(names)}"
 
 
 def cautions(served: ServedMonitor, request: Request) -> Iterator[str]:

@@ -28,11 +28,24 @@ COMBINATIONS: list[Combination] = [
         (Ensemble("min", (1.0, 1.0)), (2.0, 2.0), 2.0, (2.0, 0.0)),
         (Cascade(0.5, -4.0), (3.0, 0.6), 3.0, (3.0, 0.0)),
         (Cascade(0.5, -4.0), (3.0, 0.5), -4.0, (0.0, -4.0)),
+        (Cascade(0.5, -4.0, Ensemble("min", (1.0, 1.0))), (3.0, 2.0, 0.6), 2.0, (0.0, 2.0, 0.0)),
+        (Cascade(0.5, -4.0, Ensemble("sum", (2.0, 1.0))), (3.0, 2.0, 0.6), 8.0, (6.0, 2.0, 0.0)),
+        (Cascade(0.5, -4.0, Ensemble("min", (1.0, 1.0))), (3.0, 2.0, 0.5), -4.0, (0.0, 0.0, -4.0)),
     ],
 )
 def test_by_hand(combination, z, score, contributions):
     assert combination.score(z) == score
     assert combination.contributions(z) == contributions
+
+
+@pytest.mark.parametrize("rule", ["mean", "sum", "min", "max"])
+@given(st.tuples(scores, scores, scores))
+def test_a_gate_lets_an_ensemble_through_or_nothing(rule, z):
+    ensemble = Ensemble(rule, (1.0, 1.0))
+    cascade = Cascade(0.5, -9.0, ensemble)
+    assert cascade.num_components == 3
+    assert cascade.score(z) == (ensemble.score(z[:2]) if z[2] > 0.5 else -9.0)
+    assert math.fsum(cascade.contributions(z)) == pytest.approx(cascade.score(z), rel=1e-12, abs=1e-9)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)

@@ -7,13 +7,17 @@ import labelled_files as files
 import numpy as np
 import pytest
 import tiny_files
+import torch
 
 from discovery import lab
 from discovery.conversations import read_conversations
 from discovery.fitted_baselines import bag_of_words_scores, baselines_path, load_baselines
-from discovery.group_split import group_digest
+from discovery.group_split import group_digest, joined_groups, split_groups
+from discovery.probe_fit import fit_probe
+from discovery.scored_tokens import encode
 from monitors.pack import MonitorPack
 from sae_runtime.checkpoint import load_manifest
+from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import load_language_model
 
 
@@ -110,6 +114,76 @@ def test_latents_are_chosen_with_signs_and_weights(served, tmp_path, layers):
     assert set(dense) == {"same_layer", "best_layer"}
     # Where the latents are read, whichever layers were swept.
     assert dense["same_layer"].hook_point == load_manifest(served[1]).hook_point
+
+
+def residuals_at(model, data, point, positions_of):
+    """The model's residuals at `point`, by a plain pass over each conversation, and its labels and groups."""
+    found = []
+    for conversation in read_conversations([data]):
+        reply = encode(model.tokenizer, conversation)
+        with torch.inference_mode():
+            hidden = model.model.model(torch.tensor([reply.tokens]), output_hidden_states=True).hidden_states
+        found.append((conversation, hidden[point.hidden_state_index][0, positions_of(reply)].numpy()))
+    return found
+
+
+def test_the_last_token_may_be_the_example(fitted, served, tmp_path):
+    """The probe is that of the last scored tokens' residuals, and the score is read there, at once."""
+    output = tmp_path / "last.pack.yaml"
+    options = ["--examples", "last", "--layers", "2", "--held-out-share", "0.3", *served[0]]
+    assert run("fit", fitted[0], "--output", output, *options) == 0
+    pack = MonitorPack.load(output)
+    (component,) = pack.components
+    assert (pack.window, pack.min_tokens) == (1, 1)
+    assert component.reads.endswith("on replies' last scored tokens.")
+    model = load_language_model(served[0][1], dtype="float32", device="cpu")
+    rows = residuals_at(model, fitted[0], HookPoint.parse(component.hook_point), lambda reply: list(reply.scored[-1:]))
+    conversations = [conversation for conversation, _ in rows]
+    split = split_groups(conversations, joined_groups(conversations), development_share=0.2, held_out_share=0.3, seed=0)
+    labels = np.array([conversations[index].label for index in split.train])
+    wanted = fit_probe(np.concatenate([rows[index][1] for index in split.train]), labels, "logistic_regression")
+    np.testing.assert_allclose(pack.tensors["last"].values, wanted.direction_D, rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def end(served, tmp_path_factory):
+    """A monitor of where statements end."""
+    folder = tmp_path_factory.mktemp("end")
+    rows = files.instructed(30)
+    for number, row in enumerate(rows):
+        row["messages"][-1]["content"] = f"It was so {number}. And they knew it."
+        row["score_from_char"], row["label"] = 0, 1
+        row.pop("score_to_char", None)
+    output = folder / "end.pack.yaml"
+    data = files.write(folder / "chats.jsonl", rows)
+    options = ["--target", "statement_end", "--examples", "token", "--layers", "1,2", *served[0]]
+    assert run("fit", data, "--output", output, *options) == 0
+    return output
+
+
+def test_where_a_statement_ends_is_found_whatever_the_labels(end):
+    """A full stop is easily told from other letters, even by a random model."""
+    pack = MonitorPack.load(end)
+    assert (pack.window, pack.min_tokens) == (1, 1)
+    counts = pack.evidence["fit"]["data"]["train"][0]
+    assert counts["num_positive"] == counts["num_negative"] > 0
+    assert pack.evidence["fit"]["component"]["target"] == "statement_end"
+    assert pack.evidence["fit"]["component"]["windows"][0]["auroc"] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--examples", "last", "--windows", "4"], "--windows must be 1 where single tokens are read, got 4"),
+        (["--target", "statement_end", "--min-tokens", "2,8"], "--min-tokens must be 1 where single tokens are read"),
+        (["--target", "statement_end", "--examples", "last"], "--examples must be reply or token with --target"),
+        (["--target", "statement_end", "--positive-class", "lie"], "--target statement_end must come without classes"),
+    ],
+)
+def test_what_does_not_go_with_single_tokens_is_refused(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("fit", tmp_path / "absent.jsonl", "--output", tmp_path / "x.pack.yaml", *options)
+    assert message in capsys.readouterr().err
 
 
 def test_every_token_may_be_an_example(fitted, served, tmp_path):
@@ -231,6 +305,24 @@ def test_packs_become_one_with_what_each_has_seen(fitted, second, tmp_path):
     cascade = tmp_path / "cascade.pack.yaml"
     assert run("combine", fitted[1], second, "--gate", "0.5", "--window", "8", "--output", cascade) == 0
     assert (MonitorPack.load(cascade).kind, MonitorPack.load(cascade).gate_threshold) == ("cascade", 0.5)
+
+
+def test_a_gate_goes_last_behind_packs_under_a_rule(fitted, second, end, tmp_path, capsys):
+    output = tmp_path / "deception.pack.yaml"
+    packs, both = [fitted[1], second, end], ["--window", "1", "--min-tokens", "1", "--output", output]
+    assert run("combine", *packs, "--rule", "min", "--gate", "0", *both) == 0
+    pack = MonitorPack.load(output)
+    assert (pack.kind, pack.rule, pack.gate_threshold, pack.closed_score) == ("cascade", "min", 0.0, -10.0)
+    assert [component.name for component in pack.components] == ["stance", "other", "end"]
+    assert pack.description == "stance and other, under the rule min, while end is above 0."
+    # The rule of a combination would be lost if its components were taken out of it.
+    assert run("combine", output, second, "--rule", "max", *both) == 1
+    assert "packs must have one component each, got 3 of deception" in capsys.readouterr().err
+    assert run("combine", *packs, "--gate", "0", *both) == 1
+    assert "rule: wanted a value for a cascade of 3 components" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("combine", *packs, "--output", output)
+    assert "--rule or --gate must be given, got neither" in capsys.readouterr().err
 
 
 def test_packs_that_do_not_go_together_are_named(fitted, second, tmp_path, capsys):

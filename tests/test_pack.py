@@ -190,6 +190,39 @@ def test_kinds_of_combination():
     assert cascade.spec().combination == Cascade(0.5, -4.0)
 
 
+def gated(rule="min", **weights):
+    """Two under a rule, and a gate."""
+    three = [feature_component(i, name=name, weight=weights.get(name, 1.0)) for i, name in enumerate("abc")]
+    return pack(components=three, kind="cascade", rule=rule, gate_threshold=0.5, closed_score=-4.0)
+
+
+def test_a_gate_may_have_an_ensemble_behind_it(tmp_path):
+    made = gated()
+    assert made.spec().combination == Cascade(0.5, -4.0, Ensemble("min", (1.0, 1.0)))
+    assert gated("sum", a=2.0).spec().combination == Cascade(0.5, -4.0, Ensemble("sum", (2.0, 1.0)))
+    made.save(tmp_path / "gated.pack.yaml")
+    assert MonitorPack.load(tmp_path / "gated.pack.yaml").spec().combination == made.spec().combination
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gated(None), "rule: wanted a value for a cascade of 3 components, got nothing"),
+        (
+            lambda: pack(
+                components=[feature_component(3, name="a"), feature_component(4, name="b")],
+                kind="cascade", rule="min", gate_threshold=0.5, closed_score=-4.0,
+            ),
+            "rule: wanted null for a cascade of 2 components, got 'min'",
+        ),
+        (lambda: gated("sum", c=2.0), r"components.2.weight: wanted 1, since only the rule sum has weights, got 2"),
+    ],
+)  # fmt: skip
+def test_what_a_cascade_needs_goes_by_its_components(make, message):
+    with pytest.raises(MonitorError, match=message):
+        make()
+
+
 def test_a_frozen_monitor_is_a_pack_and_not_a_monitor(tmp_path):
     frozen = replace(PACK, thresholds=None, calibration=None)
     path = tmp_path / f"deception{PACK_SUFFIX}"

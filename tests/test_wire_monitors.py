@@ -107,6 +107,20 @@ def test_a_combination_is_told_in_words(changes, words):
     assert wire_monitors.combination_words(tiny_packs.pack()) == "latents"
 
 
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("min", "min of a, b while end is above 0.5, else -4"),
+        ("sum", "2 * a + 1 * b while end is above 0.5, else -4"),
+    ],
+)
+def test_an_ensemble_behind_a_gate_is_told_in_words(rule, words):
+    weights = {"a": 2.0 if rule == "sum" else 1.0, "b": 1.0, "end": 1.0}
+    components = [tiny_packs.probe_component(name, weight=weight) for name, weight in weights.items()]
+    pack = tiny_packs.pack(components=components, kind="cascade", rule=rule, gate_threshold=0.5, closed_score=-4.0)
+    assert wire_monitors.combination_words(pack) == words
+
+
 def test_what_of_a_request_thresholds_do_not_hold_for_is_told():
     bound = replace(PACK, bindings=replace(PACK.bindings, temperatures=(0.0, 0.7)))
     served = ServedMonitor(bound)
