@@ -42,6 +42,11 @@ _BY_LUCK = {
     "random_direction": "random direction, 95 %",
     "random_feature": "random latent that fires as often, 95 %",
 }
+_WHICH = {
+    "all_arms": "",
+    "told_to_lie": ", without lies under incentives",
+    "held_out_arms": ", arms held out in fitting",
+}
 _FOUR = {
     "lie_vs_honest_truth": "lie vs honest truth",
     "same_instruction": "same instruction: lie vs truth",
@@ -186,7 +191,7 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
     yield from _latents_by_luck(record)
     for name, of_set in record["four_columns"].items():
         for which, found in of_set.items():
-            yield from _four_columns(name if which == "all_arms" else f"{name}, arms held out in fitting", found)
+            yield from _four_columns(f"{name}{_WHICH[which]}", found)
 
 
 def _latents_by_luck(record: Mapping[str, Any]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from discovery.evaluation_rows import (
     random_features,
 )
 from discovery.fitted_baselines import FittedBaselines, as_json
-from discovery.four_columns import four_columns, has_classes, in_arms
+from discovery.four_columns import four_columns, has_classes, in_arms, told_to_lie
 from discovery.joint_reading import JointReader
 from discovery.monitor_figures import calibration_curve, control_figures, set_figures
 from discovery.monitor_rows import counts_by_set
@@ -230,12 +230,15 @@ def _luck(reader: Reader, rows: Rows) -> dict[str, Any]:
 
 
 def _four_columns(sets: dict[str, Rows], pack: MonitorPack) -> dict[str, Any]:
-    """By set; where arms were held out by name, once more for these alone."""
+    """By set; once more without lies under incentives, and for arms that were held out by name, where there are any."""
     arms = pack.evidence.get("fit", {}).get("held_out_arms", [])
     found = {}
     for name, rows in sets.items():
         if has_classes(rows):
             found[name] = {"all_arms": four_columns(rows)}
+            told = told_to_lie(rows)
+            if told is not None:
+                found[name]["told_to_lie"] = four_columns(told)
             if arms:
                 found[name]["held_out_arms"] = four_columns(in_arms(rows, arms))
     return found

@@ -50,6 +50,16 @@ def in_arms(rows: Rows, arms: Sequence[str]) -> Rows:
     )
 
 
+def told_to_lie(rows: Rows) -> Rows | None:
+    """Without lies that nobody told the model to tell: who gives in under pressure may have come to believe it. None if
+    there are no such lies, or no others."""
+    own_accord = [row.class_name == "lie" and row.meta.get("instruction") == "incentive" for row in rows.conversations]
+    num_lies = sum(row.class_name == "lie" for row in rows.conversations)
+    if sum(own_accord) in (0, num_lies):
+        return None
+    return rows.take([index for index, left_out in enumerate(own_accord) if not left_out])
+
+
 def four_columns(rows: Rows) -> dict[str, Any]:
     """The table: counts, predictors by column, and what is flagged."""
     classes = np.array([conversation.class_name for conversation in rows.conversations], object)

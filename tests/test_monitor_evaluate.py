@@ -242,6 +242,23 @@ def test_four_columns_are_pairs_of_classes_and_arms(model, lies, tmp_path, capsy
     assert {"bag_of_words", "reply_length", "final_mean"} <= set(tables["all_arms"]["predictors"])
 
 
+def test_lies_that_nobody_asked_for_are_left_out_once_more(model, watcher, tmp_path, capsys):
+    rows = files.on_policy(40)
+    lies = [row for row in rows if row["meta"]["class"] == "lie"]
+    data = tmp_path / "on_policy.jsonl"
+
+    def tables(pressed):
+        for row in lies:
+            row["meta"]["instruction"] = "incentive" if row in pressed else "lying"
+        _line, record = record_of(capsys, model, tmp_path, files.write(data, rows), "--monitor", watcher)
+        return record["four_columns"]["on_policy"]
+
+    assert "told_to_lie" not in tables([]) and "told_to_lie" not in tables(lies)
+    found = tables(lies[:5])
+    every, told = found["all_arms"]["counts"], found["told_to_lie"]["counts"]
+    assert told == every | {"lie": every["lie"] - 5}
+
+
 def test_the_same_question_asked_neutrally_is_a_control(model, watcher, tmp_path, capsys):
     rows = files.on_policy(40)
     for row in rows:
