@@ -22,15 +22,18 @@ def statement_ends(text: str, spans: Sequence[Span], scored: Sequence[int], end:
         scored: positions.
         end: where the message ends in `text`: what follows is the template's.
     """
-    return frozenset(position for position in scored if _ends_a_statement(text[:end], spans[position]))
+    text = text[:end]
+    last = len(text.rstrip())
+    return frozenset(position for position in scored if _ends_a_statement(text, last, spans[position]))
 
 
-def _ends_a_statement(text: str, span: Span) -> bool:
-    """Whether the token's last letter is the text's, or a blank follows it and it is a closing mark, or a new line."""
+def _ends_a_statement(text: str, last: int, span: Span) -> bool:
+    """Whether the token's last letter is the text's, which ends at `last`; or a blank follows it and it is a closing
+    mark, or a new line does."""
     start, stop = span
     said = text[start:stop].rstrip()
     end = start + len(said)
-    if said and not text[end:].strip():
+    if said and end == last:
         return True
     blank = text[end : stop + 1]
     if not said or not blank[:1].isspace():
