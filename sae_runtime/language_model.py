@@ -224,6 +224,10 @@ def _load_folder(
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(f"model {name} can't be loaded from {folder}: {one_line(error)}") from error
+    if quantization == "nf4":
+        _check_blocks(name, model, device)
+        if dtype is not torch.bfloat16:
+            _keep_to_dtype(model)
     return wrap_model(model.eval(), tokenizer, name, sha256, stored_quantization or quantization, dtype, device)
 
 
@@ -281,3 +285,29 @@ def _bitsandbytes_config(quantization: str, dtype: torch.dtype) -> Any:
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=True,
     )
+
+
+def _check_blocks(name: str, model: nn.Module, device: str) -> None:
+    """ModelError for layers that bitsandbytes' kernels for CPUs read past the end of, or take for others, silently."""
+    if not device.startswith("cpu"):
+        return
+    for layer, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and (state.shape[1] % state.blocksize or state.shape[0] % 32):
+            raise ModelError(
+                f"quantization nf4 on a CPU needs layers whose inputs are a multiple of {state.blocksize} and whose "
+                f"outputs are one of 32, got {layer} of model {name} with {state.shape[1]} and {state.shape[0]}"
+            )
+
+
+def _keep_to_dtype(model: nn.Module) -> None:
+    """Turn off bitsandbytes' kernels for CPUs with bf16: they compute in it whatever they are given.
+
+    On a layer 3072 x 8192 in fp32 that is an error of 3e-3 instead of 3e-7. Models in bf16 keep them: they are 2 to 50
+    times faster than dequantising.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False

@@ -270,11 +270,12 @@ def test_sources_are_the_harvests_own_or_the_corpus_or_unknown(folder, tmp_path)
 
 
 def test_how_many_contexts_lie_in_a_shard_changes_no_example(model, sae, tmp_path):
+    """Contexts are read one at a time: which of them share a pass may change the last bits of a sum."""
     contexts, files = tiny_examples.contexts(), {}
     for sizes in ((6, 6), (6, 4)):
         folders = [tmp_path / str(sizes) / str(part) for part in range(2)]
         for folder, size, part in zip(folders, sizes, (contexts[:12], contexts[12:]), strict=True):
-            harvest(model, tiny.HOOK_POINT, part, folder, contexts_per_shard=size, batch_tokens=200)
+            harvest(model, tiny.HOOK_POINT, part, folder, contexts_per_shard=size, batch_tokens=1)
         files[sizes] = tmp_path / f"{sizes}.sqlite"
         run(tiny_examples.example_pass(sae, HarvestedText(folders), None), files[sizes])
         with ExampleStore.open(files[sizes]) as store:

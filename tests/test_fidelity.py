@@ -120,8 +120,8 @@ def test_pairs_are_the_same_tokens_in_both(model):
 
 @pytest.fixture
 def argv(tmp_path):
-    sha256 = tiny_files.write_model(tmp_path / "model")
-    tiny_files.write_dictionary(tmp_path / "sae", sha256)
+    sha256 = tiny_files.write_model(tmp_path / "model", made=tiny.language_model(d_model=tiny.WIDE))
+    tiny_files.write_dictionary(tmp_path / "sae", sha256, d_model=tiny.WIDE)
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"{n} words " * 20}) + "\n" for n in range(300)))
     return [str(tmp_path / "sae"), "--corpus", str(tmp_path / "text.jsonl"), "--model", str(tmp_path / "model")]
 

@@ -203,7 +203,7 @@ def test_what_the_model_can_not_read_is_refused(model, tmp_path, context, messag
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    write_model(folder)
+    write_model(folder, made=tiny.language_model(d_model=tiny.WIDE))
     return folder
 
 

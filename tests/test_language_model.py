@@ -9,6 +9,8 @@ import huggingface_hub
 import pytest
 import tiny
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -298,6 +300,26 @@ def test_quantised_weights_compute_nearly_the_same(wide, load_model, quantizatio
     assert not torch.equal(got, wanted)
     # Two logit vectors of unrelated models are at 0 +- 0.06 (259 entries).
     assert torch.nn.functional.cosine_similarity(got, wanted, dim=-1).min() > 0.8
+
+
+def test_four_bits_in_fp32_compute_with_the_weights_they_stand_for(wide, load_model, monkeypatch):
+    """On every processor: bitsandbytes' kernels for those with bf16 round whatever they are given to it."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    loaded = load_model(wide, quantization="nf4", dtype="float32")
+    got = tiny.logits(loaded.model)
+    for name, module in list(loaded.model.named_modules()):
+        if isinstance(module, Linear4bit):
+            plain = nn.Linear(module.in_features, module.out_features, bias=False)
+            plain.weight = nn.Parameter(dequantize_4bit(module.weight.data, module.weight.quant_state))
+            loaded.model.set_submodule(name, plain)
+    torch.testing.assert_close(got, tiny.logits(loaded.model))
+
+
+def test_four_bits_of_a_width_that_bitsandbytes_gets_wrong_on_a_cpu_are_refused(saved, model_refusal):
+    assert model_refusal(saved, quantization="nf4") == (
+        "quantization nf4 on a CPU needs layers whose inputs are a multiple of 64 and whose outputs are one of 32, "
+        "got model.layers.0.self_attn.q_proj of model tiny-llama with 32 and 32"
+    )
 
 
 def test_a_folder_stored_quantised_is_refused(wide, load_model, model_refusal, tmp_path):

@@ -23,6 +23,8 @@ from service.scheduler import Scheduler
 from service.slot_cache import SlotCache
 
 D_MODEL, NUM_LATENTS, NUM_LAYERS, NUM_POSITIONS = 32, 64, 4, 256
+WIDE = 64
+"""As `d_model`: what bitsandbytes takes on a CPU."""
 HOOK_POINT = HookPoint(1, "output")
 SPECIAL_TOKENS = ["<|bos|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
@@ -56,13 +58,13 @@ ARCHITECTURES: dict[str, tuple[Any, Any]] = {
 }
 
 
-def language_model(*, seed: int = 0, architecture: str = "llama") -> LanguageModel:
+def language_model(*, seed: int = 0, architecture: str = "llama", d_model: int = D_MODEL) -> LanguageModel:
     """A random model in fp32 whose logits are far enough apart for greedy comparisons."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
     config_class, model_class = ARCHITECTURES[architecture]
     config = config_class(
-        hidden_size=D_MODEL,
+        hidden_size=d_model,
         intermediate_size=64,
         num_hidden_layers=NUM_LAYERS,
         num_attention_heads=4,
@@ -94,10 +96,10 @@ def logits(model: nn.Module) -> torch.Tensor:
         return model(torch.tensor([[0, 5, 9, 70, 31, 200]])).logits
 
 
-def sae(activation: str = "topk", *, seed: int = 1, **settings: object) -> SAE:
+def sae(activation: str = "topk", *, seed: int = 1, d_model: int = D_MODEL, **settings: object) -> SAE:
     """A random dictionary; about half of its latents fire."""
     generator = torch.Generator().manual_seed(seed)
-    made = SAE(d_model=D_MODEL, num_latents=NUM_LATENTS, activation=activation, k=8, **settings)  # type: ignore[arg-type]
+    made = SAE(d_model=d_model, num_latents=NUM_LATENTS, activation=activation, k=8, **settings)  # type: ignore[arg-type]
     for name, tensor in made.state_dict().items():
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
         if name == "threshold":

@@ -26,9 +26,10 @@ def write_model(folder: Path, *, context_length: int = LONG_CONTEXT, made: Langu
     return loaded.identity.weights_sha256
 
 
-def write_dictionary(folder: Path, model_sha256: str, **changes: object) -> Manifest:
+def write_dictionary(folder: Path, model_sha256: str, d_model: int = tiny.D_MODEL, **changes: object) -> Manifest:
     """Save the tiny dictionary, as made for these weights."""
-    return save_sae(tiny.sae(), manifest(model_sha256=model_sha256, **changes), folder)
+    made = manifest(model_sha256=model_sha256, d_model=d_model, **changes)
+    return save_sae(tiny.sae(d_model=d_model), made, folder)
 
 
 def write_features(folder: Path, sae_sha256: str) -> None:
