@@ -4,11 +4,16 @@
     telltale lab monitor elicit --target 127.0.0.1:50051 --output runs/benign.jsonl --benign 1000
     telltale lab monitor elicit --target 127.0.0.1:50051 --output runs/fresh.jsonl --benign 1000 --monitors lying
     telltale lab monitor elicit --output runs/onpolicy.jsonl
+    telltale lab monitor elicit --target 127.0.0.1:50051 --output runs/without.jsonl \
+        --replies runs/onpolicy.jsonl.replies --steering '[{"name": "lying", "op": "STEERING_OP_SCALE", "strength": 0}]'
 
 First every question is asked plainly, to see what the model knows; then under all other arms, under instructions to lie
-only what it knows. Replies are kept in OUTPUT.replies as they come: killed and started again, the same command asks
-only what is missing. OUTPUT and OUTPUT.summary.json are made of them whole. Without a target nothing is asked and they
-are made anew of the replies there are, by the rules of this version.
+only what it knows. Replies are kept in OUTPUT.replies, or REPLIES, as they come: killed and started again, the same
+command asks only what is missing. OUTPUT and OUTPUT.summary.json are made of them whole. Without a target nothing is
+asked and they are made anew of the replies there are, by the rules of this version.
+
+With steering, what the model knows is what it says unsteered, and OUTPUT holds what it says steered: whether a feature
+that seems to be about lies has a part in telling them.
 """
 
 import argparse
@@ -47,6 +52,7 @@ from discovery.question_set import (
 )
 from discovery.reply_store import Inquiry, ReplyStore, identify
 from discovery.result_lines import claimed
+from discovery.steering_json import read_steering
 from discovery.tables import table_console
 from sae_runtime.checkpoint import write_atomically
 
@@ -90,13 +96,14 @@ def _hash(text: str) -> str:
 def elicit(
     questions: Sequence[Question], settings: ElicitSettings, store: ReplyStore, ask: Ask
 ) -> tuple[list[Labelled], dict[str, Knowledge]]:
-    """Ask both rounds and label all replies that there are then."""
+    """Ask both rounds and label all replies that there are then; with steering, those to the second."""
     first = list(knowledge_cells(questions, settings))
     ask("what it knows", [cell.inquiry(settings) for cell in first])
     knowledge = _knowledge(questions, first, store, settings)
     second = list(other_cells(questions, knowledge, settings))
     ask("under all arms", [cell.inquiry(settings) for cell in second])
-    return label_all(answers_to([*first, *second], store, settings), knowledge), knowledge
+    asked = second if settings.steering else [*first, *second]
+    return label_all(answers_to(asked, store, settings), knowledge), knowledge
 
 
 def _knowledge(
@@ -118,10 +125,12 @@ def write_on_policy(args: argparse.Namespace, store: ReplyStore, ask: Ask) -> di
         temperature=args.temperature,
         share=args.share,
         seed=args.seed,
+        steering=args.steering,
     )
     labelled, knowledge = elicit(questions, settings, store, ask)
     write_lines(args.output, list(rows_of(labelled, settings, store.identity)))
-    return {"questions_sha256": digest(questions), **summarise(labelled, knowledge)}
+    steering = {"steering": json.loads(args.steering)} if args.steering else {}
+    return {"questions_sha256": digest(questions), **steering, **summarise(labelled, knowledge)}
 
 
 def write_benign(args: argparse.Namespace, store: ReplyStore, ask: Ask) -> dict[str, Any]:
@@ -154,9 +163,15 @@ def target_url(target: str) -> str:
     return target if "://" in target else f"grpc://{target}"
 
 
+def replies_path(args: argparse.Namespace) -> Path:
+    """Where replies are kept."""
+    path: Path = args.replies or args.output.with_name(args.output.name + ".replies")
+    return path
+
+
 def open_store(args: argparse.Namespace) -> ReplyStore:
     """The replies of earlier runs; begun if there are none and there is a target."""
-    path = args.output.with_name(args.output.name + ".replies")
+    path = replies_path(args)
     if args.target is None:
         return ReplyStore.reopen(path)
 
@@ -212,6 +227,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("Have the served model answer, and label what it says.")
     parser.add_argument("--target", help="the server, HOST:PORT, or grpcs://HOST:PORT for TLS; none: label again")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines of labelled conversations")
+    parser.add_argument("--replies", type=Path, help="where replies are kept; default: OUTPUT.replies")
     parser.add_argument("--json", action="store_true", help="the summary as JSON instead of a table")
     asked = parser.add_argument_group("what is asked")
     asked.add_argument("--questions", type=Path, action="append", default=[], help="a file of questions; repeat")
@@ -225,6 +241,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     asked.add_argument("--temperature", type=float, default=0.7, help="of samples and benign replies")
     asked.add_argument("--seed", type=int, default=0, help="of samples and choices")
+    asked.add_argument(
+        "--steering",
+        default="",
+        metavar="JSON",
+        help="of the second round: a list of operations of telltale.v1.Steering",
+    )
     benign = parser.add_argument_group("benign replies instead")
     benign.add_argument("--benign", type=int, metavar="N", help="N replies of mixed lengths to ordinary requests")
     benign.add_argument(
@@ -243,6 +265,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.monitors and args.benign is None:
         parser.error("--monitors must come with --benign: lies that were asked for are no false alarms")
+    if args.steering and args.benign is not None:
+        parser.error("--steering must come without --benign: benign replies are the served model's as it is")
     for name in ("concurrency", "attempts"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
@@ -252,7 +276,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     check_output("--output", args.output)
-    with claimed(args.output):
+    args.steering = read_steering(args.steering) if args.steering else ""
+    with claimed(args.output), claimed(replies_path(args)):
         store = open_store(args)
         write = write_on_policy if args.benign is None else write_benign
         summary = {"output": str(args.output), "identity": store.identity, **write(args, store, asker(args, store))}

@@ -7,6 +7,7 @@ from discovery.call_retries import Patience
 from discovery.errors import LabError
 from discovery.grpc_endpoint import GrpcEndpoint
 from discovery.reply_store import Inquiry, ReplyStore
+from discovery.steering_json import steering_messages
 
 
 async def ask_all(
@@ -29,7 +30,10 @@ async def ask_all(
     patience = patience or Patience()
 
     async def ask(inquiry: Inquiry) -> None:
-        reply = await patience.call(lambda: endpoint.generate(inquiry.messages, inquiry.sampling, label=label))
+        steering = steering_messages(inquiry.steering)
+        reply = await patience.call(
+            lambda: endpoint.generate(inquiry.messages, inquiry.sampling, label=label, steering=steering)
+        )
         store.add(inquiry, reply)
         on_reply()
 

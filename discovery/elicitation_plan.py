@@ -1,4 +1,8 @@
-"""What is asked, in two rounds: what the model knows; then the rest, under instructions to lie only where it knows."""
+"""What is asked, in two rounds: what the model knows; then the rest, under instructions to lie only where it knows.
+
+With steering, all of the second round is steered, and what asks for knowledge is asked once more there: so it shows
+whether the model still says what it knows to whom it does not lie.
+"""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +30,8 @@ class ElicitSettings:
     share: float = 1.0
     """Of what is asked in the second round, chosen by hash: a larger share contains a smaller one."""
     seed: int = 0
+    steering: str = ""
+    """Of the second round, as `discovery.steering_json` writes it; empty is none."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.arms if name not in ARM_BY_NAME]:
@@ -48,6 +54,7 @@ class Cell(NamedTuple):
     form: Format
     sample: int
     """0 is greedy."""
+    is_steered: bool = False
 
     @property
     def id(self) -> str:
@@ -56,7 +63,7 @@ class Cell(NamedTuple):
     @property
     def shows_knowledge(self) -> bool:
         """Whether the reply counts for what the model knows."""
-        return self.arm.asks_knowledge and self.form == formats_of(self.question)[0]
+        return not self.is_steered and self.arm.asks_knowledge and self.form == formats_of(self.question)[0]
 
     def inquiry(self, settings: ElicitSettings) -> Inquiry:
         """How it is asked."""
@@ -64,7 +71,8 @@ class Cell(NamedTuple):
         sampling = Sampling(max_tokens)
         if self.sample:
             sampling = Sampling(max_tokens, settings.temperature, seed=_number(f"{settings.seed}/{self.id}"))
-        return Inquiry(messages_for(self.question, self.arm, self.form), sampling)
+        steering = settings.steering if self.is_steered else ""
+        return Inquiry(messages_for(self.question, self.arm, self.form), sampling, steering)
 
 
 def knowledge_cells(questions: Sequence[Question], settings: ElicitSettings) -> Iterator[Cell]:
@@ -83,9 +91,10 @@ def other_cells(
     for question in questions:
         for form in formats_of(question):
             for arm in arms_of(question, form) if form in settings.formats else ():
-                cell = Cell(question, arm, form, 0)
+                cell = Cell(question, arm, form, 0, is_steered=bool(settings.steering))
                 needs_knowledge = arm.instruction in ("lying", "incentive")
-                if cell.shows_knowledge or arm.name not in settings.arms:
+                is_asked = arm.name in settings.arms or (cell.is_steered and arm.asks_knowledge)
+                if cell.shows_knowledge or not is_asked:
                     continue
                 if needs_knowledge and knowledge[question.id] != "known":
                     continue

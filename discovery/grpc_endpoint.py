@@ -138,9 +138,13 @@ class GrpcEndpoint:
             raise self._fault(error, seconds) from None
         return {monitor.name: monitor.pack_sha256 for monitor in answer.monitors}
 
-    async def generate(self, messages: list[Message], sampling: Sampling, *, label: str) -> Generated:
-        """The reply to `messages`. PassingFault if the server stopped in the middle of it, too."""
-        return (await self._generate(self._request(messages, sampling, label)))[0]
+    async def generate(
+        self, messages: list[Message], sampling: Sampling, *, label: str, steering: Sequence[Any] = ()
+    ) -> Generated:
+        """The reply to `messages`, steered if so. PassingFault if the server stopped in the middle of it, too."""
+        request = self._request(messages, sampling, label)
+        request.steering.extend(steering)
+        return (await self._generate(request))[0]
 
     async def render(self, messages: list[Message], *, label: str) -> Rendered:
         """What the server's chat template makes of `messages`."""

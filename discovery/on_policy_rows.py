@@ -5,6 +5,7 @@ for the rest. `group` is the question, which so never is on both sides of a spli
 without the white space around it; in a passage, the sentences that decided.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -100,6 +101,7 @@ def rows_of(
                 "completion_tokens": reply.completion_tokens,
                 "model": dict(identity["model"]),
                 "template_sha256": identity["template"]["rendered_token_ids_sha256"],
+                **({"steering": json.loads(inquiry.steering)} if inquiry.steering else {}),
             },
         }
 

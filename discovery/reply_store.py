@@ -1,8 +1,8 @@
 """Replies of one served model, kept as they come: one line each, behind a first line that says which model it was.
 
-A reply is found by what was asked: messages and sampling, by their hash. So a run that is killed and started again asks
-only what it has no reply to, and a question that was reworded is asked anew. Another model, quantisation or chat
-template than the file's is refused.
+A reply is found by what was asked: messages, sampling and steering, by their hash. So a run that is killed and started
+again asks only what it has no reply to, and a question that was reworded is asked anew. Another model, quantisation or
+chat template than the file's is refused.
 """
 
 import hashlib
@@ -33,11 +33,14 @@ class Inquiry(NamedTuple):
 
     messages: list[Message]
     sampling: Sampling
+    steering: str = ""
+    """As `discovery.steering_json` writes it; empty is none."""
 
     @property
     def key(self) -> str:
         """Hash of all that decides the reply."""
-        asked = json.dumps([self.messages, asdict(self.sampling)], sort_keys=True, ensure_ascii=False)
+        steered = [self.steering] if self.steering else []
+        asked = json.dumps([self.messages, asdict(self.sampling), *steered], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(asked.encode()).hexdigest()
 
 

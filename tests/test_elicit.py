@@ -10,6 +10,8 @@ import sys
 import pytest
 import serving
 import tiny
+from google.protobuf.json_format import ParseDict
+from telltale.v1 import types_pb2
 
 from discovery import elicit
 from discovery.answer_words import words_of
@@ -111,6 +113,51 @@ async def test_the_same_command_asks_nothing_again_and_labels_follow_the_questio
     assert lines(tmp_path / "out.jsonl")[0]["meta"]["verdict"] == "wrong"
     assert len(lines(tmp_path / "out.jsonl")) == 27
     assert "0 of 3 questions known" in capsys.readouterr().out
+
+
+STEERING = [{"feature": 3, "op": "STEERING_OP_SET", "strength": 9}]
+
+
+async def test_steering_acts_on_the_second_round_alone(tmp_path, capsys):
+    """Every reply is what the server says to that conversation steered so; what it knows is not asked again."""
+    questions = write(tmp_path / "questions.jsonl", [question(number) for number in range(2)])
+    async with serving.serving() as server:
+        assert await run(*flags(server, tmp_path, "--questions", questions)) == 0
+        asked = serving.rpcs_started(server, "Generate")
+        steered = ["--target", serving.target(server), "--output", tmp_path / "steered.jsonl", "--arms", *ARMS]
+        steered += ["--replies", tmp_path / "out.jsonl.replies", "--steering", json.dumps(STEERING)]
+        assert await run(*steered, "--questions", questions, "--json") == 0
+        # Beside the three renderings: of both questions, four arms that ask for knowledge and the one that is no lie.
+        assert serving.rpcs_started(server, "Generate") == asked + 3 + 2 * 5
+        rows = lines(tmp_path / "steered.jsonl")
+        async with GrpcEndpoint(f"grpc://{serving.target(server)}") as endpoint:
+            for row in rows:
+                messages, sampling = row["messages"][:-1], Sampling(row["meta"]["max_tokens"])
+                operations = [ParseDict(STEERING[0], types_pb2.Steering())]
+                reply = await endpoint.generate(messages, sampling, label="test", steering=operations)
+                assert reply.text == row["messages"][-1]["content"]
+    (steering,) = json.loads(capsys.readouterr().out.splitlines()[-1])["steering"]
+    assert steering == STEERING[0]
+    plain = {row["id"]: row for row in lines(tmp_path / "out.jsonl")}
+    assert all(row["meta"]["steering"] == STEERING and not row["meta"]["shows_knowledge"] for row in rows)
+    assert not any("steering" in row["meta"] for row in plain.values())
+    assert all(row["meta"]["knowledge"] == plain[row["id"]]["meta"]["knowledge"] for row in rows)
+    assert any(row["messages"] != plain[row["id"]]["messages"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("steering", "wanted"),
+    [
+        ("lying", "steering must be a JSON list of operations of telltale.v1.Steering, got 'lying': Expecting value"),
+        ("[]", r"operations of telltale.v1.Steering, at least one, got '\[\]'"),
+        ('{"op": 1}', "at least one, got"),
+        ('[{"strenght": 1}]', r"got \{'strenght': 1\} at 0: .*no field named \"strenght\""),
+        ("[3]", "got 3 at 0: "),
+    ],
+)
+def test_steering_that_is_none_is_refused_before_anything_is_asked(tmp_path, steering, wanted):
+    with pytest.raises(LabError, match=wanted):
+        elicit.main(["--target", "127.0.0.1:9", "--output", str(tmp_path / "out.jsonl"), "--steering", steering])
 
 
 async def test_a_killed_run_goes_on_and_doubles_nothing(tmp_path):
