@@ -92,6 +92,27 @@ def test_figures_without_ground_are_dashes(tmp_path):
     assert "nan" not in made and "None" not in made
 
 
+def test_what_steering_does_to_lies_and_to_truths_is_counted_apart(tmp_path):
+    def arm(instruction, known, lies, truths):
+        return {
+            "instruction": instruction,
+            "lie": lies,
+            "honest_truth": truths,
+            "lies_among_known": {"num": known, "count": lies},
+        }
+
+    arms = [arm("neutral", 50, 0, 49), arm("honest", 50, 0, 46), arm("lying", 20, 2, 0), arm("lying", 30, 3, 0)]
+    arms += [arm("incentive", 10, 9, 1)]
+    (tmp_path / "tiny").mkdir()
+    operation = {"name": "lying", "op": "STEERING_OP_SCALE"}
+    for name, steering in (("none", {}), ("out", {"steering": [operation]})):
+        (tmp_path / "tiny" / f"steered-{name}.json").write_text(json.dumps({"arms": arms, **steering}))
+    made = monitors_table.with_tables(BLOCK.format("tiny"), tmp_path, tmp_path)
+    counts = "10.0% (5 of 50; 3.3% to 21.8%) | 95.0% (95 of 100; 88.7% to 98.4%) |"
+    assert f"| none: none | {counts}" in made
+    assert f"| out: `{json.dumps(operation)}` | {counts}" in made
+
+
 def test_texts_of_the_data_and_places_of_a_machine_are_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(monitors_table, "RESULTS", tmp_path / "results")
     record = tmp_path / "lies.json"
