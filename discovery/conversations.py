@@ -34,6 +34,7 @@ from monitors.errors import shown
 PLAIN_TEXT = "text"
 """Role of plain text."""
 ROLES = ("system", "user", "assistant", "tool", PLAIN_TEXT)
+CUT_OFF = ("length", "context_length")
 SCORED_ROLES = ("assistant", PLAIN_TEXT)
 
 
@@ -70,6 +71,11 @@ class Conversation:
     def arm(self) -> str:
         """`meta.arm`: of on-policy data, the name of the prompt it was asked under; else empty."""
         return str(self.meta.get("arm", ""))
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether `meta.finish` says that the reply ended for want of room."""
+        return self.meta.get("finish") in CUT_OFF
 
 
 def read_conversations(paths: Iterable[Path]) -> list[Conversation]:

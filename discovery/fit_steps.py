@@ -41,6 +41,11 @@ FITTED_LIMITS = (
     "Scores what the model reads and writes as like the positive examples it was fitted on. What else it scores so an "
     "evaluation has to show."
 )
+PART_LIMITS = (
+    "Fitted on single tokens, and scores every token: a part for `telltale lab monitor combine --gate`. What its fit "
+    "measured is of those tokens, not of what it streams by itself."
+)
+"""Of what `--examples last` and `--target statement_end` make."""
 _EXAMPLES = {
     "reply": "replies' mean residuals",
     "token": "every scored token",
@@ -163,9 +168,11 @@ def _fit_probe(
         weights_N = np.repeat(1 / readings.counts_I, readings.counts_I)
         probe = fit_probe(readings.token_ND, labels_N, args.method, C=swept.C, weights_I=weights_N)
     what = _EXAMPLES[args.examples]
+    if args.target == "statement_end":
+        what += ", with which a statement ends or does not"
     reads = f"Projection of the residual at {swept.point} on a direction fitted by {args.method} on {what}."
     component, tensors = probe_parts(args.name, probe, swept.point, args.method, reads)
-    return _Fitted(component, tensors, {"kind": "probe", "examples": args.examples, "target": args.target})
+    return _Fitted(component, tensors, {"kind": "probe"})
 
 
 def _fit_features(rows: TrainingRows, args: argparse.Namespace) -> _Fitted:
@@ -210,8 +217,8 @@ def _framed(
         units=Units(0.0, 1.0),
         window=1,
         min_tokens=1,
-        description=args.description or f"What the model says in the manner of the positive examples of {args.name}.",
-        limits=args.limits or FITTED_LIMITS,
+        description=args.description or _description(args),
+        limits=args.limits or (PART_LIMITS if _reads_single_tokens(args) else FITTED_LIMITS),
     )
     replies = [encoded.replies[index] for index in split.development]
     chosen = [encoded.conversations[index] for index in split.development]
@@ -230,6 +237,16 @@ def _framed(
     fitted.record["windows"] = [figure._asdict() | {"auroc": round(figure.auroc, 4)} for figure in figures]
     component = replace(framed.components[0], center=units.center, scale=units.scale)
     return replace(framed, components=(component,))
+
+
+def _reads_single_tokens(args: argparse.Namespace) -> bool:
+    return args.target == "statement_end" or args.examples == "last"
+
+
+def _description(args: argparse.Namespace) -> str:
+    if args.target == "statement_end":
+        return "Whether a statement ends with this token."
+    return f"What the model says in the manner of the positive examples of {args.name}."
 
 
 def _fit_record(
@@ -251,6 +268,8 @@ def _fit_record(
     return {
         "data": {name: counts_by_set([conversations[index] for index in indices]) for name, indices in parts.items()},
         "left_out": encoded.left_out,
+        "target": args.target,
+        "examples": args.examples,
         "positive_classes": args.positive_class,
         "negative_classes": args.negative_class,
         "held_out_arms": args.hold_out_arm,

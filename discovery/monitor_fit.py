@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--target",
         choices=["label", "statement_end"],
         default="label",
-        help="what is to be found: replies with label 1, or the tokens that end a statement, whatever the labels",
+        help="what is to be found: replies with label 1, or the tokens that end a statement, label 1 or 0",
     )
     rows.add_argument("--positive-class", type=_words, default=[], help="meta.class of label 1, with commas between")
     rows.add_argument("--negative-class", type=_words, default=[], help="meta.class of label 0, with commas between")
@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--examples",
         choices=get_args(Examples),
         default="reply",
-        help="fit on mean residuals, on every token, or on the last scored one: then the score is read there, window 1",
+        help="fit on mean residuals, on every token, or on the last scored one: a part for combine --gate",
     )
     how.add_argument("--layers", default="all", help="block outputs to sweep: all, or numbers or hook points")
     how.add_argument("--C", type=_numbers, default=[DEFAULT_C], help="of logistic regression; several are compared")
@@ -102,7 +102,7 @@ def _check_places(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     if finds_ends and args.examples == "last":
         parser.error("--examples must be reply or token with --target statement_end, got last: it is an end itself")
     if finds_ends and (args.positive_class or args.negative_class):
-        parser.error("--target statement_end must come without classes: labels are of no matter to it")
+        parser.error("--target statement_end must come without classes: it takes all rows with a label, whichever")
     for name, usual in (("windows", list(WINDOWS)), ("min_tokens", [8])):
         given: list[int] | None = getattr(args, name)
         if not finds_ends and args.examples != "last":
@@ -141,7 +141,8 @@ def main(argv: list[str] | None = None) -> int:
     lm = load_model(args)
     pack, baselines = fit(lm, load_optional_dictionary(args, lm), args)
     pack.save(made_for(args.output))
-    save_baselines(baselines_path(args.output), baselines)
+    if args.target == "label":  # beside where statements end no baseline means anything
+        save_baselines(baselines_path(args.output), baselines)
     component, record = pack.components[0], pack.evidence["fit"]
     print(
         json.dumps(

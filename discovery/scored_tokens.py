@@ -90,7 +90,8 @@ def encode(tokenizer: Any, conversation: Conversation, delimiters: Sequence[Deli
     start = next((i for i, (begin, stop) in enumerate(offsets) if content[0] <= begin < stop), len(ids))
     flags = reasoning_flags(tokenizer, ids, start, len(ids), delimiters) if delimiters else []
     inside = frozenset(i for i, is_reasoning in enumerate(flags, start) if is_reasoning)
-    return Reply(ids, scored, inside & frozenset(scored), statement_ends(text, spans, scored, content[1]))
+    ends = statement_ends(text, spans, scored, content[1], is_cut_off=conversation.is_cut_off)
+    return Reply(ids, scored, inside & frozenset(scored), ends)
 
 
 def _rendered(tokenizer: Any, conversation: Conversation) -> tuple[str, Span, Span]:

@@ -167,7 +167,11 @@ def test_where_a_statement_ends_is_found_whatever_the_labels(end):
     assert (pack.window, pack.min_tokens) == (1, 1)
     counts = pack.evidence["fit"]["data"]["train"][0]
     assert counts["num_positive"] == counts["num_negative"] > 0
-    assert pack.evidence["fit"]["component"]["target"] == "statement_end"
+    assert pack.evidence["fit"]["target"] == "statement_end"
+    assert pack.description == "Whether a statement ends with this token."
+    assert pack.components[0].reads.endswith("on every scored token, with which a statement ends or does not.")
+    assert "a part for `telltale lab monitor combine --gate`" in pack.limits
+    assert not baselines_path(end).exists()
     assert pack.evidence["fit"]["component"]["windows"][0]["auroc"] > 0.95
 
 

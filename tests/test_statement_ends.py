@@ -15,6 +15,10 @@ TEXTS = {
     "Pi is 3.14 or so": ["Pi is 3.14 or so"],
     "- one\n- two\n\nThree?  Four": ["- one", "- two", "Three?", "Four"],
     "\u771f\u7684\u3002 \u5417\uff1f\n": ["\u771f\u7684\u3002", "\u5417\uff1f"],
+    "\u771f\u7684\u3002\u5417\uff1f\u5bf9": ["\u771f\u7684\u3002", "\u5417\uff1f", "\u5bf9"],
+    "\u300c\u771f\u7684\uff1f\uff01\u300d\u5bf9": ["\u300c\u771f\u7684\uff1f\uff01\u300d", "\u5bf9"],
+    "one  \ntwo": ["one", "two"],
+    "three\r\nfour": ["three", "four"],
     "Wait... what": ["Wait...", "what"],
 }
 
@@ -41,6 +45,15 @@ def test_tokens_that_cut_it_otherwise_end_where_they_take_in_a_last_letter(text,
         if last >= start and any(last == text.index(said) + len(said) - 1 for said in TEXTS[text]):
             wanted.add(number)
     assert statement_ends(text, spans, range(len(spans)), len(text)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"), [("One. Two", 1), ("One. Two.", 2), ("One.\nTwo \n", 2), ("One. Two.\n", 2)]
+)
+def test_a_text_that_was_cut_off_ends_with_a_statement_only_if_that_has_an_end(text, whole):
+    spans = tokens_of(text, range(len(text)))
+    ends = statement_ends(text, spans, range(len(spans)), len(text), is_cut_off=True)
+    assert sorted(ends) == [text.index(said) + len(said) - 1 for said in ("One.", text[5:].rstrip())][:whole]
 
 
 def test_only_scored_tokens_count_and_nothing_behind_the_message():
