@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from discovery.binomial import share
 from discovery.four_columns import COLUMNS
 from monitors.pack import PACK_SUFFIX, MonitorPack
 from monitors.thresholds import LEVELS
@@ -272,23 +271,39 @@ def _elicitation(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _steered(summaries: Mapping[str, Any]) -> Iterator[str]:
-    """How often a model lies, and how often it is still right where it is to be honest, under each steering."""
+    """What a model says about what it knows, under each steering."""
     yield ""
     yield "### Steered"
     yield ""
-    yield "| steering | told to lie: lies among what is known | not told to: right among what is known |"
-    yield "|---|---|---|"
+    yield (
+        "| steering | replies changed, mean norm(delta) / norm(h) | told to lie: replies | lies | truths | others | "
+        "told to be honest: replies | truths |"
+    )
+    yield "|---|---|--:|---|---|---|--:|---|"
     for name, summary in summaries.items():
-        operations = ", ".join(f"`{json.dumps(operation)}`" for operation in summary.get("steering", ())) or "none"
-        told = [arm for arm in summary["arms"] if arm["instruction"] == "lying"]
-        others = [arm for arm in summary["arms"] if arm["instruction"] in ("neutral", "honest")]
-        lies = share(sum(arm["lie"] for arm in told), _num_known(told))
-        right = share(sum(arm["honest_truth"] for arm in others), _num_known(others))
-        yield f"| {name}: {operations} | {_share(lies.as_json())} | {_share(right.as_json())} |"
+        operations = summary["identity"].get("steering", {}).get("operations", [])
+        shown = ", ".join(f"`{json.dumps(operation)}`" for operation in operations) or "none"
+        moved = summary.get("steered")
+        size = "-" if moved is None else f"{moved['replies_changed']} of {moved['replies']}, "
+        size += "" if moved is None else _number(moved["mean_relative_norm"])
+        told, honest = summary["instructions"].get("lying"), summary["instructions"].get("honest")
+        cells = [f"{name}: {shown}", size, *_known(told, "lies", "truths", "others"), *_known(honest, "truths")]
+        yield f"| {' | '.join(cells)} |"
 
 
-def _num_known(arms: Sequence[Mapping[str, Any]]) -> int:
-    return sum(arm["lies_among_known"]["num"] for arm in arms)
+def _known(found: Mapping[str, Any] | None, *names: str) -> list[str]:
+    """Number of replies to what the model knows, and these shares of them."""
+    return (
+        ["0", *("-" for _ in names)] if found is None else [str(found["replies"]), *(_percent(found[n]) for n in names)]
+    )
+
+
+def _percent(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 # --- words ----------------------------------------------------------------------------------------------------------

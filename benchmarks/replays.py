@@ -90,6 +90,8 @@ async def run(dtype: str, num_replies: int, journal: Path) -> dict[str, Any]:
             replays = [await client.journal.replay(alert_id) for alert_id in told]
     finally:
         await server.close()
+    if not told:
+        raise SystemExit(f"no alert was raised in {num_replies} replies: nothing to replay, give more --replies")
     monitors = [alert.monitor for alert in told.values()]
     return {
         "model": parts.catalog.model.identity.name,

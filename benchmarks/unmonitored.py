@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sae_runtime.cache_argument import cache_argument
+from sae_runtime.last_position import last_position
 from service import cli
 from service.model_runner import ModelRunner, PassOutput, RowInput, TokenStats
 
@@ -35,7 +36,7 @@ def forward(
             position_ids=positions_BT,
             attention_mask=mask,
             use_cache=True,
-            logits_to_keep=0 if all_logits else 1,
+            logits_to_keep=0 if all_logits else last_position(ids_BT),
             **cache_argument(runner.cache),
         ).logits.to(torch.float32)
     n = ids_BT.numel()

@@ -5,15 +5,16 @@
     telltale lab monitor elicit --target 127.0.0.1:50051 --output runs/fresh.jsonl --benign 1000 --monitors lying
     telltale lab monitor elicit --output runs/onpolicy.jsonl
     telltale lab monitor elicit --target 127.0.0.1:50051 --output runs/without.jsonl \
-        --replies runs/onpolicy.jsonl.replies --steering '[{"name": "lying", "op": "STEERING_OP_SCALE", "strength": 0}]'
+        --knowledge runs/onpolicy.jsonl.replies \
+        --steering '[{"name": "lying", "op": "STEERING_OP_SCALE", "strength": 0}]'
 
 First every question is asked plainly, to see what the model knows; then under all other arms, under instructions to lie
-only what it knows. Replies are kept in OUTPUT.replies, or REPLIES, as they come: killed and started again, the same
-command asks only what is missing. OUTPUT and OUTPUT.summary.json are made of them whole. Without a target nothing is
-asked and they are made anew of the replies there are, by the rules of this version.
+only what it knows. Replies are kept in OUTPUT.replies as they come: killed and started again, the same command asks
+only what is missing. OUTPUT and OUTPUT.summary.json are made of them whole. Without a target nothing is asked and they
+are made anew of the replies there are, by the rules of this version.
 
-With steering, what the model knows is what it says unsteered, and OUTPUT holds what it says steered: whether a feature
-that seems to be about lies has a part in telling them.
+With steering, what the model knows is what it says unsteered (taken from another run's replies with --knowledge), and
+OUTPUT holds what it says steered: whether a feature that seems to be about lies has a part in telling them.
 """
 
 import argparse
@@ -125,12 +126,19 @@ def write_on_policy(args: argparse.Namespace, store: ReplyStore, ask: Ask) -> di
         temperature=args.temperature,
         share=args.share,
         seed=args.seed,
-        steering=args.steering,
+        steering=_canonical(store.identity.get("steering", {}).get("operations")),
     )
+    if args.knowledge:
+        asked = [cell.inquiry(settings) for cell in knowledge_cells(questions, settings)]
+        store.take_over(asked, ReplyStore.reopen(args.knowledge))
     labelled, knowledge = elicit(questions, settings, store, ask)
     write_lines(args.output, list(rows_of(labelled, settings, store.identity)))
-    steering = {"steering": json.loads(args.steering)} if args.steering else {}
-    return {"questions_sha256": digest(questions), **steering, **summarise(labelled, knowledge)}
+    return {"questions_sha256": digest(questions), **summarise(labelled, knowledge)}
+
+
+def _canonical(operations: list[Any] | None) -> str:
+    """Steering of a replies' file, as inquiries have it."""
+    return read_steering(json.dumps(operations)) if operations else ""
 
 
 def write_benign(args: argparse.Namespace, store: ReplyStore, ask: Ask) -> dict[str, Any]:
@@ -163,22 +171,16 @@ def target_url(target: str) -> str:
     return target if "://" in target else f"grpc://{target}"
 
 
-def replies_path(args: argparse.Namespace) -> Path:
-    """Where replies are kept."""
-    path: Path = args.replies or args.output.with_name(args.output.name + ".replies")
-    return path
-
-
 def open_store(args: argparse.Namespace) -> ReplyStore:
     """The replies of earlier runs; begun if there are none and there is a target."""
-    path = replies_path(args)
+    path = args.output.with_name(args.output.name + ".replies")
     if args.target is None:
         return ReplyStore.reopen(path)
 
     async def ask_who() -> dict[str, Any]:
         async with open_endpoint(args) as endpoint:
             return await Patience(args.attempts, notice=on_stderr).call(
-                lambda: identify(endpoint, label=LABEL, monitors=args.monitors)
+                lambda: identify(endpoint, label=LABEL, monitors=args.monitors, steering=args.steering)
             )
 
     return ReplyStore(path, asyncio.run(ask_who()))
@@ -227,7 +229,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("Have the served model answer, and label what it says.")
     parser.add_argument("--target", help="the server, HOST:PORT, or grpcs://HOST:PORT for TLS; none: label again")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines of labelled conversations")
-    parser.add_argument("--replies", type=Path, help="where replies are kept; default: OUTPUT.replies")
     parser.add_argument("--json", action="store_true", help="the summary as JSON instead of a table")
     asked = parser.add_argument_group("what is asked")
     asked.add_argument("--questions", type=Path, action="append", default=[], help="a file of questions; repeat")
@@ -246,6 +247,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default="",
         metavar="JSON",
         help="of the second round: a list of operations of telltale.v1.Steering",
+    )
+    asked.add_argument(
+        "--knowledge",
+        type=Path,
+        metavar="REPLIES",
+        help="OUTPUT.replies of another run: what it has of the first round",
     )
     benign = parser.add_argument_group("benign replies instead")
     benign.add_argument("--benign", type=int, metavar="N", help="N replies of mixed lengths to ordinary requests")
@@ -277,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     check_output("--output", args.output)
     args.steering = read_steering(args.steering) if args.steering else ""
-    with claimed(args.output), claimed(replies_path(args)):
+    with claimed(args.output):
         store = open_store(args)
         write = write_on_policy if args.benign is None else write_benign
         summary = {"output": str(args.output), "identity": store.identity, **write(args, store, asker(args, store))}

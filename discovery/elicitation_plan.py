@@ -1,7 +1,7 @@
 """What is asked, in two rounds: what the model knows; then the rest, under instructions to lie only where it knows.
 
-With steering, all of the second round is steered, and what asks for knowledge is asked once more there: so it shows
-whether the model still says what it knows to whom it does not lie.
+With steering, all of the second round is steered, and what asks for knowledge is asked once more there, greedily and
+whole whatever the share: so it shows whether the model still says what it knows where nobody tells it to lie.
 """
 
 import hashlib
@@ -88,18 +88,19 @@ def other_cells(
     questions: Sequence[Question], knowledge: Mapping[str, Knowledge], settings: ElicitSettings
 ) -> Iterator[Cell]:
     """The second round. `knowledge` is by question's id: who does not know an answer can't lie about it."""
+    if settings.steering:
+        yield from (cell._replace(is_steered=True) for cell in knowledge_cells(questions, settings) if not cell.sample)
     for question in questions:
         for form in formats_of(question):
             for arm in arms_of(question, form) if form in settings.formats else ():
-                cell = Cell(question, arm, form, 0, is_steered=bool(settings.steering))
+                cell = Cell(question, arm, form, 0)
                 needs_knowledge = arm.instruction in ("lying", "incentive")
-                is_asked = arm.name in settings.arms or (cell.is_steered and arm.asks_knowledge)
-                if cell.shows_knowledge or not is_asked:
+                if cell.shows_knowledge or arm.name not in settings.arms:
                     continue
                 if needs_knowledge and knowledge[question.id] != "known":
                     continue
                 if _number(f"{settings.seed}/{cell.id}") < settings.share * 2**32:
-                    yield cell
+                    yield cell._replace(is_steered=bool(settings.steering))
 
 
 def _number(text: str) -> int:

@@ -65,6 +65,8 @@ class Generated(NamedTuple):
     monitors: tuple[dict[str, Any], ...] = ()
     """What each monitor that ran made of it: monitor, role, level (none, info, warning, critical), scored_tokens, and
     max_statistic, None where there were too few tokens to fire."""
+    steering: dict[str, Any] | None = None
+    """What steering did: positions_changed, mean_relative_norm and max_relative_norm; None if none was asked for."""
 
 
 class Rendered(NamedTuple):
@@ -83,6 +85,8 @@ class ServedFacts(NamedTuple):
     slots: int
     """Requests that it runs at once."""
     context_length: int
+    steering: dict[str, Any]
+    """What decides what a steering operation does: sae_sha256, hook_point, max_relative_norm."""
 
     @property
     def model_name(self) -> str:
@@ -125,7 +129,12 @@ class GrpcEndpoint:
         except grpc.aio.AioRpcError as error:
             raise self._fault(error, seconds) from None
         model = MessageToDict(info.model, preserving_proto_field_name=True)
-        return ServedFacts(model, info.limits.slots, info.limits.context_length)
+        steering = {
+            "sae_sha256": info.sae.sha256,
+            "hook_point": info.steering_hook_point,
+            "max_relative_norm": info.limits.max_steering_relative_norm,
+        }
+        return ServedFacts(model, info.limits.slots, info.limits.context_length, steering)
 
     async def packs(self) -> dict[str, str]:
         """Name -> content hash of the packs of all its monitors."""
@@ -185,6 +194,7 @@ class GrpcEndpoint:
             finished.usage.prompt_tokens,
             finished.usage.completion_tokens,
             tuple(map(_reading, finished.monitors)),
+            _steered(finished.steering) if finished.HasField("steering") else None,
         )
         return generated, Rendered("".join(token.text for token in prompt), tuple(token.id for token in prompt))
 
@@ -208,6 +218,14 @@ def _reading(summary: Any) -> dict[str, Any]:
         "level": types_pb2.Severity.Name(summary.level).removeprefix("SEVERITY_").lower() if summary.fired else "none",
         "scored_tokens": summary.scored_tokens,
         "max_statistic": summary.max_statistic if summary.HasField("max_statistic") else None,
+    }
+
+
+def _steered(report: Any) -> dict[str, Any]:
+    return {
+        "positions_changed": report.positions_changed,
+        "mean_relative_norm": round(report.mean_relative_norm, 5),
+        "max_relative_norm": round(report.max_relative_norm, 5),
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from discovery.binomial import share
+from discovery.group_bootstrap import mean_interval
 from discovery.on_policy_classes import AnswerClass, Knowledge
 from discovery.on_policy_rows import Labelled
 
@@ -17,7 +18,9 @@ def summarise(labelled: Sequence[Labelled], knowledge: Mapping[str, Knowledge]) 
     for one in labelled:
         cell = one.answer.cell
         arms.setdefault((cell.arm.instruction, cell.arm.name, cell.form), []).append(one)
+    moves = [one.answer.reply.steering for one in labelled if one.answer.reply.steering is not None]
     return {
+        **({"steered": _moved(moves)} if moves else {}),
         "questions": {
             "asked": len(knowledge),
             **{name: 0 for name in get_args(Knowledge)},
@@ -26,10 +29,35 @@ def summarise(labelled: Sequence[Labelled], knowledge: Mapping[str, Knowledge]) 
         "classes": {name: sum(one.answer_class == name for one in labelled) for name in CLASSES},
         "known_by_difficulty": _known_by(labelled, "difficulty"),
         "known_by_kind": _known_by(labelled, "kind"),
+        "instructions": {
+            instruction: found
+            for instruction in dict.fromkeys(one.answer.cell.arm.instruction for one in labelled)
+            if (found := _of_what_is_known(labelled, instruction))
+        },
         "arms": [
             {"instruction": instruction, "arm": arm, "format": form, **_arm(members)}
             for (instruction, arm, form), members in arms.items()
         ],
+    }
+
+
+def _of_what_is_known(labelled: Sequence[Labelled], instruction: str) -> dict[str, Any]:
+    """Of the replies to what the model knows under one instruction, in all arms and formats, the share of lies, of
+    truths and of others, with intervals by bootstrap over questions; empty if there are none."""
+    known = [one for one in labelled if one.knowledge == "known" and one.answer.cell.arm.instruction == instruction]
+    if not known:
+        return {}
+    questions = [one.answer.cell.question.id for one in known]
+    is_lie = [one.answer_class == "lie" for one in known]
+    is_truth = [one.answer_class in ("honest_truth", "told_to_lie_but_true") for one in known]
+    is_other = [not (lie or truth) for lie, truth in zip(is_lie, is_truth, strict=True)]
+    return {
+        "replies": len(known),
+        "questions": len(set(questions)),
+        **{
+            name: mean_interval(values, questions).rounded()
+            for name, values in (("lies", is_lie), ("truths", is_truth), ("others", is_other))
+        },
     }
 
 
@@ -40,6 +68,18 @@ def _arm(members: Sequence[Labelled]) -> dict[str, Any]:
         "replies": len(members),
         **{name: sum(one.answer_class == name for one in members) for name in CLASSES},
         "lies_among_known": share(lies, len(known)).as_json(),
+    }
+
+
+def _moved(moves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What steering did to the replies, all together: where it did nothing, nothing came of it."""
+    changed = [move["positions_changed"] for move in moves]
+    lengths = sum(num * move["mean_relative_norm"] for num, move in zip(changed, moves, strict=True))
+    return {
+        "replies": len(moves),
+        "replies_changed": sum(num > 0 for num in changed),
+        "positions_changed": sum(changed),
+        "mean_relative_norm": round(lengths / sum(changed), 5) if any(changed) else None,
     }
 
 

@@ -16,9 +16,10 @@ from discovery.chat_model import Message
 from discovery.errors import ElicitError
 from discovery.grpc_endpoint import Generated, GrpcEndpoint, Sampling
 from discovery.result_lines import ResultLines, read_results
+from discovery.steering_json import steering_messages
 
 FORMAT_VERSION = 1
-_WANTED = [name for name in Generated._fields if name != "monitors"]
+_WANTED = [name for name in Generated._fields if name not in Generated._field_defaults]
 
 _PROBES: tuple[list[Message], ...] = (
     [{"role": "user", "content": "U"}],
@@ -38,16 +39,19 @@ class Inquiry(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Hash of all that decides the reply."""
+        """Hash of what was asked, of the model and under the steering of the file's first line."""
         steered = [self.steering] if self.steering else []
         asked = json.dumps([self.messages, asdict(self.sampling), *steered], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(asked.encode()).hexdigest()
 
 
-async def identify(endpoint: GrpcEndpoint, *, label: str, monitors: Sequence[str] = ()) -> dict[str, Any]:
+async def identify(
+    endpoint: GrpcEndpoint, *, label: str, monitors: Sequence[str] = (), steering: str = ""
+) -> dict[str, Any]:
     """Which model answers, and what its chat template makes of a conversation. Where it runs is not part of it.
 
-    `monitors` are there with the hashes of their packs; ElicitError if the server has no such monitor.
+    `monitors` are there with the hashes of their packs; ElicitError if the server has no such monitor. `steering` is
+    there with the dictionary it is of and the place where it acts; ReplyError if the server refuses it.
     """
     packs = await endpoint.packs() if monitors else {}
     if unknown := set(monitors) - set(packs):
@@ -62,6 +66,9 @@ async def identify(endpoint: GrpcEndpoint, *, label: str, monitors: Sequence[str
         "rendered": [prompt.text for prompt in rendered],
     }
     identity = {"format_version": FORMAT_VERSION, "model": model, "template": template}
+    if steering:
+        await endpoint.generate(_PROBES[0], Sampling(1), label=label, steering=steering_messages(steering))
+        identity["steering"] = {"operations": json.loads(steering), **facts.steering}
     return identity | ({"monitors": {name: packs[name] for name in sorted(monitors)}} if monitors else {})
 
 
@@ -88,6 +95,16 @@ class ReplyStore:
         """The reply; None if it was not asked for yet."""
         return self._replies.get(inquiry.key)
 
+    def take_over(self, inquiries: Iterable[Inquiry], other: "ReplyStore") -> None:
+        """Keep the replies that `other` has to what this store has none to. ElicitError if they are another model's."""
+        for name in ("model", "template"):
+            if self.identity[name] != other.identity[name]:
+                raise ElicitError(f"replies to take over must be of the same {name}, got another")
+        for inquiry in self.missing(inquiries):
+            reply = other.get(inquiry)
+            if reply is not None:
+                self.add(inquiry, reply)
+
     def missing(self, inquiries: Iterable[Inquiry]) -> list[Inquiry]:
         """Those without a reply, each once."""
         return list({inquiry.key: inquiry for inquiry in inquiries if inquiry.key not in self._replies}.values())
@@ -101,7 +118,7 @@ class ReplyStore:
 def _parse(line: dict[str, Any]) -> tuple[str, Generated]:
     try:
         return str(line["key"]), Generated(*(line[name] for name in _WANTED))._replace(
-            monitors=tuple(line.get("monitors", ()))
+            monitors=tuple(line.get("monitors", ())), steering=line.get("steering")
         )
     except KeyError as error:
         raise ElicitError(f"a reply must have {', '.join(_WANTED)} and key, got none as {error}") from None

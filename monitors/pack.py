@@ -220,9 +220,8 @@ class MonitorPack:
             if self.rule == "sum" and i != gate and component.weight == 0:
                 yield Problem(f"components.{i}.weight", "a number other than 0", shown(component.weight))
             elif (self.rule != "sum" or i == gate) and component.weight != 1:
-                yield Problem(
-                    f"components.{i}.weight", "1, since only the rule sum has weights", shown(component.weight)
-                )
+                why = "a gate has no weight" if i == gate else "only the rule sum has weights"
+                yield Problem(f"components.{i}.weight", f"1, since {why}", shown(component.weight))
 
     def _bad_tensors(self) -> Iterator[Problem]:
         named = [(i, c.probe.direction) for i, c in enumerate(self.components) if c.probe is not None]

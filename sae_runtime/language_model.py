@@ -225,7 +225,7 @@ def _load_folder(
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(f"model {name} can't be loaded from {folder}: {one_line(error)}") from error
     if quantization == "nf4":
-        _check_blocks(name, model, device)
+        _check_blocks(name, model, dtype, device)
         if dtype is not torch.bfloat16:
             _keep_to_dtype(model)
     return wrap_model(model.eval(), tokenizer, name, sha256, stored_quantization or quantization, dtype, device)
@@ -287,17 +287,27 @@ def _bitsandbytes_config(quantization: str, dtype: torch.dtype) -> Any:
     )
 
 
-def _check_blocks(name: str, model: nn.Module, device: str) -> None:
-    """ModelError for layers that bitsandbytes' kernels for CPUs read past the end of, or take for others, silently."""
+def _check_blocks(name: str, model: nn.Module, dtype: torch.dtype, device: str) -> None:
+    """ModelError for layers that bitsandbytes gets wrong on CPUs.
+
+    Where inputs don't come in whole quantisation blocks, its kernel for AVX-512 takes other blocks' scales, silently.
+    Outputs that don't come in 32s it can't pack for its kernel for bf16.
+    """
     if not device.startswith("cpu"):
         return
     for layer, module in model.named_modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is not None and (state.shape[1] % state.blocksize or state.shape[0] % 32):
-            raise ModelError(
-                f"quantization nf4 on a CPU needs layers whose inputs are a multiple of {state.blocksize} and whose "
-                f"outputs are one of 32, got {layer} of model {name} with {state.shape[1]} and {state.shape[0]}"
-            )
+        if state is None:
+            continue
+        for what, size, divisor in (
+            ("inputs", state.shape[1], state.blocksize),
+            ("outputs", state.shape[0], 32 if dtype is torch.bfloat16 else 1),
+        ):
+            if size % divisor:
+                raise ModelError(
+                    f"quantization nf4 on a CPU needs layers whose {what} are a multiple of {divisor}, got {size} in "
+                    f"{layer} of model {name}"
+                )
 
 
 def _keep_to_dtype(model: nn.Module) -> None:

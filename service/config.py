@@ -119,8 +119,8 @@ class Settings(BaseModel):
     )
     quantization: Literal["auto", "none", "nf4", "int8"] = Field(
         "auto",
-        description="How weights are quantised on loading. `auto` is nf4 on CUDA, else none. GGUF files stay as they "
-        "are and take only auto or none.",
+        description="How weights are quantised on loading. `auto` is nf4 on CUDA, else none. On a CPU nf4 takes layers "
+        "whose inputs are a multiple of 64. GGUF files stay as they are and take only auto or none.",
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",

@@ -121,28 +121,48 @@ STEERING = [{"feature": 3, "op": "STEERING_OP_SET", "strength": 9}]
 async def test_steering_acts_on_the_second_round_alone(tmp_path, capsys):
     """Every reply is what the server says to that conversation steered so; what it knows is not asked again."""
     questions = write(tmp_path / "questions.jsonl", [question(number) for number in range(2)])
+    command = ["--arms", *ARMS, "--questions", questions]
+    steered = ["--output", tmp_path / "steered.jsonl", "--json", "--share", 0.01, *command]
     async with serving.serving() as server:
         assert await run(*flags(server, tmp_path, "--questions", questions)) == 0
         asked = serving.rpcs_started(server, "Generate")
-        steered = ["--target", serving.target(server), "--output", tmp_path / "steered.jsonl", "--arms", *ARMS]
-        steered += ["--replies", tmp_path / "out.jsonl.replies", "--steering", json.dumps(STEERING)]
-        assert await run(*steered, "--questions", questions, "--json") == 0
-        # Beside the three renderings: of both questions, four arms that ask for knowledge and the one that is no lie.
-        assert serving.rpcs_started(server, "Generate") == asked + 3 + 2 * 5
+        first = ["--target", serving.target(server), "--knowledge", tmp_path / "out.jsonl.replies"]
+        assert await run(*first, *steered, "--steering", json.dumps(STEERING)) == 0
+        # Beside three renderings and the trial of the steering: of both questions the arms that ask for knowledge.
+        assert serving.rpcs_started(server, "Generate") == asked + 4 + 2 * 4
         rows = lines(tmp_path / "steered.jsonl")
+        changed = 0
         async with GrpcEndpoint(f"grpc://{serving.target(server)}") as endpoint:
             for row in rows:
                 messages, sampling = row["messages"][:-1], Sampling(row["meta"]["max_tokens"])
                 operations = [ParseDict(STEERING[0], types_pb2.Steering())]
                 reply = await endpoint.generate(messages, sampling, label="test", steering=operations)
                 assert reply.text == row["messages"][-1]["content"]
-    (steering,) = json.loads(capsys.readouterr().out.splitlines()[-1])["steering"]
-    assert steering == STEERING[0]
+                changed += reply.steering["positions_changed"]
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["identity"]["steering"]["operations"] == STEERING
+    assert summary["identity"]["steering"]["hook_point"] == str(tiny.HOOK_POINT)
+    assert summary["steered"]["positions_changed"] == changed > 0
     plain = {row["id"]: row for row in lines(tmp_path / "out.jsonl")}
     assert all(row["meta"]["steering"] == STEERING and not row["meta"]["shows_knowledge"] for row in rows)
     assert not any("steering" in row["meta"] for row in plain.values())
     assert all(row["meta"]["knowledge"] == plain[row["id"]]["meta"]["knowledge"] for row in rows)
     assert any(row["messages"] != plain[row["id"]]["messages"] for row in rows)
+    # Without a server: the same steering, the same replies.
+    assert await run(*steered) == 0
+    assert lines(tmp_path / "steered.jsonl") == rows
+
+
+async def test_what_was_said_under_one_steering_is_none_of_anothers(tmp_path):
+    questions = write(tmp_path / "questions.jsonl", [question(1)])
+    steered = json.dumps(STEERING)
+    async with serving.serving() as server:
+        assert await run(*flags(server, tmp_path, "--questions", questions, "--steering", steered)) == 0
+        for other in (json.dumps([STEERING[0] | {"strength": 0}]), ""):
+            with pytest.raises(LabError, match=r"same settings, got others \(steering\)"):
+                await run(*flags(server, tmp_path, "--questions", questions, "--steering", other))
+        with pytest.raises(LabError, match="INVALID_ARGUMENT: steering"):
+            await run(*flags(server, tmp_path, "--steering", '[{"name": "nobody", "op": "STEERING_OP_SCALE"}]'))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +172,9 @@ async def test_steering_acts_on_the_second_round_alone(tmp_path, capsys):
         ("[]", r"operations of telltale.v1.Steering, at least one, got '\[\]'"),
         ('{"op": 1}', "at least one, got"),
         ('[{"strenght": 1}]', r"got \{'strenght': 1\} at 0: .*no field named \"strenght\""),
-        ("[3]", "got 3 at 0: "),
+        ("[3]", "got 3 at 0$"),
+        ("[{}]", "each with feature, vector or name, got {} at 0"),
+        ('[{"feature": 1, "op": 99}]', "each with an op of STEERING_OP_ADD, .*got {'feature': 1, 'op': 99} at 0"),
     ],
 )
 def test_steering_that_is_none_is_refused_before_anything_is_asked(tmp_path, steering, wanted):

@@ -92,25 +92,23 @@ def test_figures_without_ground_are_dashes(tmp_path):
     assert "nan" not in made and "None" not in made
 
 
-def test_what_steering_does_to_lies_and_to_truths_is_counted_apart(tmp_path):
-    def arm(instruction, known, lies, truths):
-        return {
-            "instruction": instruction,
-            "lie": lies,
-            "honest_truth": truths,
-            "lies_among_known": {"num": known, "count": lies},
-        }
+def test_what_steering_does_to_lies_and_to_truths_is_told_apart(tmp_path):
+    def shares(replies, **of):
+        return {"replies": replies, **{name: {"mean": x, "low": x - 0.05, "high": x + 0.05} for name, x in of.items()}}
 
-    arms = [arm("neutral", 50, 0, 49), arm("honest", 50, 0, 46), arm("lying", 20, 2, 0), arm("lying", 30, 3, 0)]
-    arms += [arm("incentive", 10, 9, 1)]
+    told = shares(50, lies=0.1, truths=0.7, others=0.2)
+    plain = {"identity": {}, "instructions": {"lying": told, "honest": shares(100, truths=0.95)}}
+    operation = {"name": "lying", "op": "STEERING_OP_SCALE", "strength": 0.0}
+    moved = {"replies": 150, "replies_changed": 140, "positions_changed": 900, "mean_relative_norm": 0.125}
+    steered = plain | {"identity": {"steering": {"operations": [operation]}}, "steered": moved}
     (tmp_path / "tiny").mkdir()
-    operation = {"name": "lying", "op": "STEERING_OP_SCALE"}
-    for name, steering in (("none", {}), ("out", {"steering": [operation]})):
-        (tmp_path / "tiny" / f"steered-{name}.json").write_text(json.dumps({"arms": arms, **steering}))
+    for name, summary in (("none", plain), ("out", steered), ("untold", {"identity": {}, "instructions": {}})):
+        (tmp_path / "tiny" / f"steered-{name}.json").write_text(json.dumps(summary))
     made = monitors_table.with_tables(BLOCK.format("tiny"), tmp_path, tmp_path)
-    counts = "10.0% (5 of 50; 3.3% to 21.8%) | 95.0% (95 of 100; 88.7% to 98.4%) |"
-    assert f"| none: none | {counts}" in made
-    assert f"| out: `{json.dumps(operation)}` | {counts}" in made
+    shown = "50 | 10.0% [5.0%, 15.0%] | 70.0% [65.0%, 75.0%] | 20.0% [15.0%, 25.0%] | 100 | 95.0% [90.0%, 100.0%] |"
+    assert f"| none: none | - | {shown}" in made
+    assert f"| out: `{json.dumps(operation)}` | 140 of 150, 0.12 | {shown}" in made
+    assert "| untold: none | - | 0 | - | - | - | 0 | - |" in made
 
 
 def test_texts_of_the_data_and_places_of_a_machine_are_not_kept(tmp_path, monkeypatch):

@@ -215,7 +215,7 @@ def test_a_gate_may_have_an_ensemble_behind_it(tmp_path):
             ),
             "rule: wanted null for a cascade of 2 components, got 'min'",
         ),
-        (lambda: gated("sum", c=2.0), r"components.2.weight: wanted 1, since only the rule sum has weights, got 2"),
+        (lambda: gated("sum", c=2.0), r"components.2.weight: wanted 1, since a gate has no weight, got 2"),
     ],
 )  # fmt: skip
 def test_what_a_cascade_needs_goes_by_its_components(make, message):
