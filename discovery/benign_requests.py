@@ -78,7 +78,7 @@ def plan_benign(requests: Sequence[Request], settings: BenignSettings, *, repeat
         messages: list[Message] = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": text})
         sampling = Sampling(LENGTHS[length], settings.temperature, seed=rng.getrandbits(32))
-        yield Benign(f"benign-{number:05d}", name, kind, length, Inquiry(messages, sampling), label)
+        yield Benign(f"{name}/{settings.seed}/{number:05d}", name, kind, length, Inquiry(messages, sampling), label)
 
 
 def _rounds(requests: Sequence[Request], seed: int) -> Iterator[Request]:

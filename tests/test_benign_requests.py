@@ -69,3 +69,13 @@ def test_requests_of_a_file_are_asked_alone_in_rounds_with_their_label():
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ElicitError, match=message):
         list(plan_benign(REQUESTS, settings))
+
+
+def test_ids_of_two_files_of_requests_and_of_two_seeds_go_together():
+    """Replies of several runs are calibrated on at once."""
+    ids = [
+        one.id
+        for requests, seed in ((REQUESTS[:2], 0), (REQUESTS[2:4], 0), (REQUESTS[:2], 1))
+        for one in plan_benign(requests, BenignSettings(4, 0.7, seed), repeat=True)
+    ]
+    assert len(set(ids)) == len(ids) == 12
