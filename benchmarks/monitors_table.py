@@ -150,7 +150,8 @@ def _calibration(pack: MonitorPack) -> Iterator[str]:
     yield f"| benign replies, cross-fitted | replies | {' | '.join(LEVELS)} |"
     yield "|---|--:|---|---|"
     groups = {"all": fitted["all"]}
-    groups |= {f"up to {bound} tokens": levels for bound, levels in fitted["by_stratum"].items()}
+    strata = sorted(fitted["by_stratum"].items(), key=lambda stratum: int(stratum[0]))
+    groups |= {f"up to {bound} tokens": levels for bound, levels in strata}
     groups |= fitted["by_set"]
     groups |= {f"{name} (hard negatives)": levels for name, levels in figures.get("hard_negatives", {}).items()}
     for name, levels in groups.items():
