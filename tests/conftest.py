@@ -5,6 +5,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
+
+# What a test starts is begun by a fork that soon becomes something else. gRPC's own threads, begun anew in it, were
+# seen to end it before it had: "epoll_wait error: Bad file descriptor". Read when gRPC is imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 import tiny
 import torch
 
