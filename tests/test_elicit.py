@@ -20,6 +20,7 @@ from discovery.errors import EndpointError, LabError
 from discovery.grpc_endpoint import GrpcEndpoint, Sampling
 from discovery.question_set import Question
 from discovery.result_lines import read_results
+from discovery.steering_json import read_steering
 
 ARMS = ["lying-briefly", "lying-must", "honest-warned"]
 
@@ -319,3 +320,12 @@ def test_monitors_are_for_benign_replies(tmp_path, capsys):
     with pytest.raises(SystemExit):
         elicit.main(["--output", str(tmp_path / "out.jsonl"), "--monitors", "lying"])
     assert "--monitors must come with --benign" in capsys.readouterr().err
+
+
+def test_a_strength_of_zero_is_told_and_project_out_has_none():
+    """Protobuf's JSON leaves zeros out; this one takes a feature out."""
+    told = json.loads(read_steering('[{"feature": 3, "op": "STEERING_OP_SCALE", "strength": 0}]'))
+    assert told == [{"feature": 3, "op": "STEERING_OP_SCALE", "strength": 0.0}]
+    assert json.loads(read_steering('[{"feature": 3, "op": "STEERING_OP_PROJECT_OUT"}]')) == [
+        {"feature": 3, "op": "STEERING_OP_PROJECT_OUT"}
+    ]
