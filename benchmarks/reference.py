@@ -32,9 +32,10 @@ PROMPT_TOKENS = 64
 NUM_WATCHED = 64
 
 
-def save_random_model(folder: Path, num_layers: int) -> None:
-    """A Llama of 3.2 3B's shape with random bf16 weights. The tokenizer is the embedded model's: ids stay in range."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def save_random_model(folder: Path, num_layers: int, device: str) -> None:
+    """A Llama of 3.2 3B's shape with random bf16 weights, drawn on `device`, and a tokenizer of bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     config = LlamaConfig(
         hidden_size=3072,
@@ -50,10 +51,15 @@ def save_random_model(folder: Path, num_layers: int) -> None:
     )
     torch.set_default_dtype(torch.bfloat16)
     try:
-        LlamaForCausalLM(config).save_pretrained(folder)
+        with torch.device(device):
+            LlamaForCausalLM(config).save_pretrained(folder)
     finally:
         torch.set_default_dtype(torch.float32)
-    load_language_model().tokenizer.save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["<eos>", *alphabet])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
 
 
 def save_random_dictionary(folder: Path, model: LanguageModel, layer: int, num_latents: int) -> None:
@@ -102,7 +108,7 @@ def run(parts: Parts, num_streams: int, num_tokens: int) -> dict[str, float]:
         request = Request(request_id=str(i), prompt_ids=ids, sampling=sampling, watched=tuple(range(NUM_WATCHED)))
         submissions.append(engine.admission.submit(request))
     engine.step()
-    while any(row.num_unread for row in engine._rows):
+    while any(row.num_unread for row in engine._roster.rows):
         engine.step()
     read = sum(tapped)
     started = time.perf_counter()
@@ -133,7 +139,7 @@ def offline_error(parts: Parts, prompt_ids: tuple[int, ...], events: list[TokenE
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model_folder, sae_folder = folder / "random-llama-3.2-3b", folder / "dictionary"
-    save_random_model(model_folder, args.layers)
+    save_random_model(model_folder, args.layers, args.device)
     model = load_language_model(str(model_folder), quantization=args.quantization, device=args.device)
     save_random_dictionary(sae_folder, model, min(15, args.layers - 1), args.latents)
     del model

@@ -21,7 +21,7 @@ def test_readings_of_a_gpu_are_those_of_a_cpu(tmp_path, monkeypatch):
     tiny_files.write_dictionary(tmp_path / "sae", tiny_files.write_model(tmp_path / "model"))
     found = {}
     for device in ("cpu", "cuda"):
-        lm = load_language_model(str(tmp_path / "model"), dtype="float32", device=device)
+        lm = load_language_model(str(tmp_path / "model"), quantization="none", dtype="float32", device=device)
         plan = ReadingPlan(
             mean_points=all_points(lm),
             token_point=HookPoint(2),

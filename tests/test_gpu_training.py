@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from lightning.pytorch.callbacks import Callback
 from training import buffers_of, go_on, settings_for, state_of, write_harvest
 
 from discovery.corpus import Context
@@ -17,6 +18,16 @@ from sae_runtime.language_model import wrap_model
 pytestmark = pytest.mark.gpu
 
 CONTEXTS = [Context(list(range(3 + n, 20 + 3 * n)), n, 0, "made") for n in range(8)]
+
+
+class Devices(Callback):
+    """Notes where the dictionary was during each step."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def on_train_batch_end(self, _trainer, pl_module, *_):
+        self.seen.add(pl_module.sae.W_enc.device.type)
 
 
 def test_residuals_of_a_gpu_are_those_of_a_cpu(tmp_path):
@@ -45,7 +56,9 @@ def test_a_recipe_learns_what_it_learns_on_a_cpu_and_goes_on(tmp_path, activatio
     *_, figures = resumed.steps()
     assert figures.fvu == pytest.approx(wanted.fvu, rel=0.1)
     under_lightning = Trainer(settings, buffers, device="cuda")
-    fit(under_lightning, tmp_path / "run", checkpoint_every=15)
-    assert under_lightning.sae.W_enc.is_cuda and under_lightning.num_steps_done == 40
+    devices = Devices()
+    fit(under_lightning, tmp_path / "run", checkpoint_every=15, callbacks=[devices])
+    # Afterwards Lightning takes the dictionary back to the host, where `finish` wants it.
+    assert devices.seen == {"cuda"} and under_lightning.num_steps_done == 40
     finish(under_lightning, tmp_path / "run", name="gpu", target_l0=4)
     assert load_sae(tmp_path / "run").activation == activation
