@@ -59,6 +59,7 @@ from sae_runtime.checkpoint import write_atomically
 
 LABEL = "telltale lab monitor elicit"
 KEY_VARIABLE = "TELLTALE_ELICIT_API_KEY"
+_OF_QUESTIONS = ("questions", "kinds", "limit", "arms", "formats", "share", "samples", "steering", "knowledge")
 
 Ask = Callable[[str, Sequence[Inquiry]], None]
 """Name of the round, and what to ask in it."""
@@ -270,10 +271,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     calls.add_argument("--attempts", type=int, default=6, help="for each call")
     calls.add_argument("--api-key-variable", default=KEY_VARIABLE, help="environment variable with the key")
     args = parser.parse_args(argv)
-    if args.monitors and args.benign is None:
-        parser.error("--monitors must come with --benign: lies that were asked for are no false alarms")
-    if args.steering and args.benign is not None:
-        parser.error("--steering must come without --benign: benign replies are the served model's as it is")
+    if args.benign is None:
+        for name in ("monitors", "requests"):
+            if getattr(args, name):
+                parser.error(f"--{name} must come with --benign: it is of benign replies alone")
+    else:
+        for name in _OF_QUESTIONS:
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(f"--{name} must come without --benign: it is of questions, and benign replies have none")
     for name in ("concurrency", "attempts"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")

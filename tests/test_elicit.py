@@ -316,10 +316,20 @@ async def test_how_often_the_servers_monitors_fire_on_benign_replies_is_told(tmp
         assert rate["count"] == (rate["num"] if fires else 0)
 
 
-def test_monitors_are_for_benign_replies(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--monitors", "lying"], "--monitors must come with --benign"),
+        (["--requests", "mine.jsonl"], "--requests must come with --benign"),
+        (["--benign", "9", "--knowledge", "run.replies"], "--knowledge must come without --benign"),
+        (["--benign", "9", "--limit", "40"], "--limit must come without --benign"),
+        (["--benign", "9", "--steering", "[]"], "--steering must come without --benign"),
+    ],
+)
+def test_what_is_of_questions_and_what_of_benign_replies_are_not_mixed(tmp_path, capsys, words, error):
     with pytest.raises(SystemExit):
-        elicit.main(["--output", str(tmp_path / "out.jsonl"), "--monitors", "lying"])
-    assert "--monitors must come with --benign" in capsys.readouterr().err
+        elicit.main(["--output", str(tmp_path / "out.jsonl"), *words])
+    assert error in capsys.readouterr().err
 
 
 def test_a_strength_of_zero_is_told_and_project_out_has_none():
