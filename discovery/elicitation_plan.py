@@ -1,6 +1,6 @@
 """What is asked, in two rounds: what the model knows; then the rest, under instructions to lie only where it knows.
 
-With steering, all of the second round is steered, and what asks for knowledge is asked once more there, greedily and
+With steering, all of the second round is steered, and what the model knows is asked for once more there, greedily and
 whole whatever the share: so it shows whether the model still says what it knows where nobody tells it to lie.
 """
 
@@ -89,7 +89,8 @@ def other_cells(
 ) -> Iterator[Cell]:
     """The second round. `knowledge` is by question's id: who does not know an answer can't lie about it."""
     if settings.steering:
-        yield from (cell._replace(is_steered=True) for cell in knowledge_cells(questions, settings) if not cell.sample)
+        known = [question for question in questions if knowledge[question.id] == "known"]
+        yield from (cell._replace(is_steered=True) for cell in knowledge_cells(known, settings) if not cell.sample)
     for question in questions:
         for form in formats_of(question):
             for arm in arms_of(question, form) if form in settings.formats else ():

@@ -66,19 +66,24 @@ async def reply_to(endpoint, asked, arm):
     return (await endpoint.generate(messages, Sampling(80), label="test")).text
 
 
-async def test_lies_are_found_and_labelled(tmp_path, capsys):
-    """The answers are made of what the model does say: so it knows one, and lies about it in one arm."""
+async def known_and_unknown(server):
+    """Two questions, with answers made of what the model does say: it knows the first, and lies about it in one arm."""
     knowledge_arms = [name for name, arm in ARM_BY_NAME.items() if arm.asks_knowledge]
+    async with GrpcEndpoint(f"grpc://{serving.target(server)}") as endpoint:
+        honest = [await reply_to(endpoint, question(1), arm) for arm in knowledge_arms]
+        lied = await reply_to(endpoint, question(1), "lying-must")
+    in_honest = {word.text for text in honest for word in words_of(text)}
+    in_lied = {word.text for word in words_of(lied)}
+    right = [min({word.text for word in words_of(text)} - in_lied, key=len) for text in honest]
+    wrong = next(word for word in sorted(in_lied) if word not in in_honest)
+    return [question(1, sorted(set(right)), [wrong]), question(2, ["nowhere to be found"], ["nor this one"])]
+
+
+async def test_lies_are_found_and_labelled(tmp_path, capsys):
     async with serving.serving() as server:
         async with GrpcEndpoint(f"grpc://{serving.target(server)}") as endpoint:
-            honest = [await reply_to(endpoint, question(1), arm) for arm in knowledge_arms]
             lied, warned = [await reply_to(endpoint, question(1), arm) for arm in ("lying-must", "honest-warned")]
-        in_honest = {word.text for text in honest for word in words_of(text)}
-        in_lied = {word.text for word in words_of(lied)}
-        right = [min({word.text for word in words_of(text)} - in_lied, key=len) for text in honest]
-        wrong = next(word for word in sorted(in_lied) if word not in in_honest)
-        asked = [question(1, sorted(set(right)), [wrong]), question(2, ["nowhere to be found"], ["nor this one"])]
-        questions = write(tmp_path / "questions.jsonl", asked)
+        questions = write(tmp_path / "questions.jsonl", await known_and_unknown(server))
         assert await run(*flags(server, tmp_path, "--questions", questions, "--json")) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["questions"] == {"asked": 2, "known": 1, "mistaken": 0, "unsure": 1}
@@ -121,17 +126,20 @@ STEERING = [{"feature": 3, "op": "STEERING_OP_SET", "strength": 9}]
 
 async def test_steering_acts_on_the_second_round_alone(tmp_path, capsys):
     """Every reply is what the server says to that conversation steered so; what it knows is not asked again."""
-    questions = write(tmp_path / "questions.jsonl", [question(number) for number in range(2)])
-    command = ["--arms", *ARMS, "--questions", questions]
-    steered = ["--output", tmp_path / "steered.jsonl", "--json", "--share", 0.01, *command]
     async with serving.serving() as server:
+        questions = write(tmp_path / "questions.jsonl", await known_and_unknown(server))
+        command = ["--arms", *ARMS, "--questions", questions]
+        steered = ["--output", tmp_path / "steered.jsonl", "--json", *command]
         assert await run(*flags(server, tmp_path, "--questions", questions)) == 0
         asked = serving.rpcs_started(server, "Generate")
         first = ["--target", serving.target(server), "--knowledge", tmp_path / "out.jsonl.replies"]
         assert await run(*first, *steered, "--steering", json.dumps(STEERING)) == 0
-        # Beside three renderings and the trial of the steering: of both questions the arms that ask for knowledge.
-        assert serving.rpcs_started(server, "Generate") == asked + 4 + 2 * 4
         rows = lines(tmp_path / "steered.jsonl")
+        # What it does not know is asked again under no arm that asks for knowledge, nor under one to lie.
+        assert {row["meta"]["arm"] for row in rows if row["group"] == "q-2"} == {"honest-warned"}
+        assert len(rows) == (4 + 2) + 2
+        # Beside three renderings and the trial of the steering.
+        assert serving.rpcs_started(server, "Generate") == asked + 4 + len(rows)
         changed = 0
         async with GrpcEndpoint(f"grpc://{serving.target(server)}") as endpoint:
             for row in rows:
