@@ -130,6 +130,7 @@ def evaluation_plan(
     places = [*probes, *([] if sae is None else [sae.manifest.hook_point]), *dense]
     return ReadingPlan(
         mean_points=tuple(HookPoint.parse(place) for place in dict.fromkeys(places)),
+        averaged="last" if fitted is not None and fitted.examples == "last" else "scored",
         probes=own.probes,
         sae=sae,
         predictions=predictions,

@@ -5,7 +5,7 @@
 
 import argparse
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def fit(lm: LanguageModel, sae: LoadedSAE | None, args: argparse.Namespace) -> t
     pack = replace(
         pack, evidence={"fit": _fit_record(conversations, encoded, groups, split, fitted, swept, pack, args)}
     )
-    return pack, _baselines(pack, rows, swept, sae)
+    return pack, _baselines(pack, rows, swept, sae, "last" if args.examples == "last" else "reply")
 
 
 def _encoded(lm: LanguageModel, args: argparse.Namespace) -> Encoded:
@@ -95,8 +95,6 @@ def _encoded(lm: LanguageModel, args: argparse.Namespace) -> Encoded:
     encoded = encode_all(lm.tokenizer, conversations, max_tokens=min(args.max_tokens, lm.context_length))
     if args.target == "statement_end":
         encoded = _ends_and_others(encoded)
-    elif args.examples == "last":
-        encoded = encoded._replace(replies=[reply.only(reply.scored[-1:]) for reply in encoded.replies])
     require_both_labels(encoded.conversations, "conversations with a scored token")
     return encoded
 
@@ -127,7 +125,13 @@ def _training_rows(
     points = _points(lm, args.layers)
     needs_latents = args.kind == "features"
     plan_points = points if sae is None or not needs_latents else tuple(dict.fromkeys([*points, sae.manifest.hook]))
-    plan = ReadingPlan(mean_points=plan_points, sae=sae if needs_latents else None, predictions=True)
+    plan = ReadingPlan(
+        mean_points=plan_points,
+        # Of whole replies all the same: baselines go by their lengths and probabilities.
+        averaged="last" if args.examples == "last" else "scored",
+        sae=sae if needs_latents else None,
+        predictions=True,
+    )
     train = [encoded.replies[index] for index in split.train]
     readings = read_replies(lm, train, plan, cache=args.cache, batch_tokens=args.batch_tokens, label="training")
     chosen = [encoded.conversations[index] for index in split.train]
@@ -221,6 +225,8 @@ def _framed(
         limits=args.limits or (PART_LIMITS if _reads_single_tokens(args) else FITTED_LIMITS),
     )
     replies = [encoded.replies[index] for index in split.development]
+    if args.examples == "last":
+        replies = [reply.only(reply.scored[-1:]) for reply in replies]
     chosen = [encoded.conversations[index] for index in split.development]
     plan = reading_plan(plain, sae)
     readings = read_replies(lm, replies, plan, cache=args.cache, batch_tokens=args.batch_tokens, label="development")
@@ -283,7 +289,13 @@ def _fit_record(
     }
 
 
-def _baselines(pack: MonitorPack, rows: TrainingRows, swept: SweptProbe, sae: LoadedSAE | None) -> FittedBaselines:
+def _baselines(
+    pack: MonitorPack,
+    rows: TrainingRows,
+    swept: SweptProbe,
+    sae: LoadedSAE | None,
+    examples: Literal["reply", "last"],
+) -> FittedBaselines:
     own = pack.components[0]
     dense = {"best_layer": dense_probe(swept.probe, str(swept.point))}
     if own.features and sae is not None:  # a probe's own layer is the best one already
@@ -295,4 +307,5 @@ def _baselines(pack: MonitorPack, rows: TrainingRows, swept: SweptProbe, sae: Lo
         bag_of_words=fit_bag_of_words(rows.texts, rows.labels_I),
         output_statistics=fit_output_statistics(output_statistics(rows.readings), rows.labels_I),
         dense=dense,
+        examples=examples,
     )

@@ -2,8 +2,9 @@
 
     bag_of_words       logistic regression on which words and pairs of words the scored text has
     output_statistics  logistic regression on the model's own log-probabilities, entropies and the number of tokens
-    dense              probes on the mean residual: at the monitor's own layer (`same_layer`) and at the one that
-                       cross-validation on training groups liked best (`best_layer`)
+    dense              probes on the mean residual, or on that of the last scored token if the monitor was fitted on it:
+                       at the monitor's own layer (`same_layer`) and at the one that cross-validation on training groups
+                       liked best (`best_layer`)
 
 Everything is plain numbers in JSON, so that a file needs no library's pickles to be read again.
 """
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ _LEAST_TEXTS = 2
 
 
 class DenseProbe(NamedTuple):
-    """A probe on the mean residual of a reply."""
+    """A probe on the mean residual of a reply, or on its last scored token's."""
 
     hook_point: str
     tensor: PackTensor
@@ -64,6 +65,8 @@ class FittedBaselines(BaseModel):
     output_statistics: dict[str, tuple[float, float]] | None
     """Statistic -> (weight, what is taken from it first); "" is (bias, 0)."""
     dense: dict[str, DenseProbe]
+    examples: Literal["reply", "last"] = "reply"
+    """What `dense` is fitted on, and measured on: means, or last scored tokens."""
 
 
 def baselines_path(pack: Path) -> Path:

@@ -64,13 +64,20 @@ def _key(reply: Reply) -> _Key:
 
 
 def joint_plan(plans: Sequence[ReadingPlan]) -> ReadingPlan:
-    """All that the plans ask for. MonitorLabError if they read different dictionaries, or residuals of every token."""
+    """All that the plans ask for. MonitorLabError if they read different dictionaries, or residuals of every token, or
+    means of different tokens."""
     if any(plan.token_point is not None for plan in plans):
         raise MonitorLabError("several monitors can't be read at once where every token's residual is wanted")
     judges = {plan.judged_by.sae_sha256 for plan in plans if plan.judged_by is not None}
     if len(judges) > 1:
         raise MonitorLabError(f"monitors that are measured together must go by one dictionary, got {sorted(judges)}")
+    averaged = {plan.averaged for plan in plans if plan.mean_points}
+    if len(averaged) > 1:
+        raise MonitorLabError(
+            "monitors whose baselines are of replies' last tokens must be measured apart from others, got both kinds"
+        )
     return ReadingPlan(
+        averaged=next(iter(averaged), "scored"),
         mean_points=tuple(dict.fromkeys(point for plan in plans for point in plan.mean_points)),
         probes=tuple({_probe_key(probe): probe for plan in plans for probe in plan.probes}.values()),
         sae=next((plan.sae for plan in plans if plan.sae is not None), None),

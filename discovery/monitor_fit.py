@@ -93,6 +93,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     check_output("--output", args.output)
     if args.kind == "features" and args.dictionary is None:
         parser.error("--kind features must come with --dictionary, got none")
+    if args.kind == "features" and args.examples != "reply":
+        parser.error(f"--examples must be reply with --kind features, got {args.examples}: latents are taken as means")
     return args
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ class ReadingPlan:
 
     mean_points: tuple[HookPoint, ...] = ()
     """Where the mean residual over the scored tokens is wanted."""
+    averaged: Literal["scored", "last"] = "scored"
+    """Which of them it is the mean of: all, or the last alone."""
     token_point: HookPoint | None = None
     """Where every scored token's residual is wanted."""
     probes: tuple[ReadProbe, ...] = ()
@@ -93,6 +95,8 @@ class ReadingPlan:
             "predictions": self.predictions,
             "resid_norm_mean": None if self.sae is None else self.sae.manifest.resid_norm_mean,
         }
+        if self.averaged == "last":
+            asked["averaged"] = self.averaged
         if self.sae is None and self.judge is not None:
             asked["judge"] = [self.judge.hook_point, self.judge.resid_norm_mean]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
@@ -234,7 +238,8 @@ def _reduce(lm: LanguageModel, reply: Reply, row: int, done: _Pass, plan: Readin
                 f"residuals at {point} must be finite, got NaN or infinity in a reply of {reply!r:.90}"
             )
     num, empty_S0 = len(reply.scored), torch.zeros(len(reply.scored), 0)
-    means = [resid[point].mean(0) for point in plan.mean_points]
+    averaged = slice(-1, None) if plan.averaged == "last" else slice(None)
+    means = [resid[point][averaged].mean(0) for point in plan.mean_points]
     values = [resid[p.hook_point] @ p.direction_D.to(lm.device, torch.float32) + p.bias for p in plan.probes]
     norms = [resid[p.hook_point].norm(dim=-1) for p in plan.probes]
     log_prob_S, entropy_S = _predictions(lm, reply, done.final_BTD[row]) if plan.predictions else (torch.zeros(0),) * 2

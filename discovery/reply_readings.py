@@ -26,7 +26,7 @@ class ReplyReadings:
     counts_I: NDArray[np.int64]
     """Scored tokens of each reply, at least 1."""
     mean_ILD: Floats
-    """Mean residual over the scored tokens at each hook point of `ReadingPlan.mean_points`."""
+    """Mean residual over the scored tokens, or the last one's, at each hook point of `ReadingPlan.mean_points`."""
     token_ND: Floats
     """Residual of every scored token at `ReadingPlan.token_point`; [0, 0] without one."""
     probes_NP: Floats

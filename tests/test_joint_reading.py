@@ -1,6 +1,6 @@
 """joint_reading: what several plans want is read once, and each gets exactly what it would have read alone."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -104,3 +104,6 @@ def test_what_can_not_be_read_together_is_named(world, tmp_path):
         JointReader(lm, [ReadingPlan(token_point=HookPoint(1))])
     with pytest.raises(MonitorLabError, match="there must be conversations with a scored token, got none"):
         JointReader(lm, plans(sae)).read([], plans(sae)[0])
+    means = ReadingPlan(mean_points=(HookPoint(1),))
+    with pytest.raises(MonitorLabError, match="of replies' last tokens must be measured apart from others"):
+        JointReader(lm, [means, replace(means, averaged="last")])

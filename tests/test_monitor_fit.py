@@ -11,9 +11,11 @@ import torch
 
 from discovery import lab
 from discovery.conversations import read_conversations
+from discovery.evaluation_run import evaluation_plan
 from discovery.fitted_baselines import bag_of_words_scores, baselines_path, load_baselines
 from discovery.group_split import group_digest, joined_groups, split_groups
 from discovery.probe_fit import fit_probe
+from discovery.read_replies import read_replies
 from discovery.scored_tokens import encode
 from monitors.pack import MonitorPack
 from sae_runtime.checkpoint import load_manifest
@@ -143,6 +145,29 @@ def test_the_last_token_may_be_the_example(fitted, served, tmp_path):
     labels = np.array([conversations[index].label for index in split.train])
     wanted = fit_probe(np.concatenate([rows[index][1] for index in split.train]), labels, "logistic_regression")
     np.testing.assert_allclose(pack.tensors["last"].values, wanted.direction_D, rtol=1e-3, atol=1e-6)
+    baselines = load_baselines(baselines_path(output), pack)
+    # Probabilities and lengths are those of whole replies; the dense probe is of last tokens, as the monitor is.
+    lengths = [len(encode(model.tokenizer, conversations[index]).scored) for index in split.train]
+    assert baselines.output_statistics["num_tokens"][1] == pytest.approx(np.mean(lengths)) and max(lengths) > 1
+    (dense,) = baselines.dense.values()
+    assert baselines.examples == "last" and dense.tensor.values == pack.tensors["last"].values
+
+
+def test_last_tokens_are_measured_beside_probes_of_last_tokens(fitted, served, tmp_path):
+    """Dense baselines are measured where they were fitted: not on means, which a probe of last tokens never saw."""
+    output = tmp_path / "last.pack.yaml"
+    options = ["--examples", "last", "--layers", "2", "--held-out-share", "0.3", *served[0]]
+    assert run("fit", fitted[0], "--output", output, *options) == 0
+    pack, model = MonitorPack.load(output), load_language_model(served[0][1], dtype="float32", device="cpu")
+    plan = evaluation_plan(pack, None, load_baselines(baselines_path(output), pack), predictions=True)
+    conversations = read_conversations([fitted[0]])[:6]
+    replies = [encode(model.tokenizer, conversation) for conversation in conversations]
+    readings = read_replies(model, replies, plan)
+    last = residuals_at(model, fitted[0], plan.mean_points[0], lambda reply: list(reply.scored[-1:]))[:6]
+    np.testing.assert_allclose(
+        readings.mean_ILD[:, 0], np.concatenate([resid for _, resid in last]), rtol=1e-3, atol=1e-5
+    )
+    assert readings.counts_I.tolist() == [len(reply.scored) for reply in replies]
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +298,7 @@ def test_what_cannot_be_fitted_is_named_in_one_line(served, tmp_path, capsys, na
         (["--C", "inf"], "argument --C: must be finite and above 0, got inf"),
         (["--l2", "-1"], "--l2 must be 0 or more, got -1"),
         (["--max-p-value", "0"], "--max-p-value must lie in (0, 1], got 0"),
+        (["--kind", "features", "--dictionary", "x", "--examples", "last"], "--examples must be reply with --kind"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_anything_is_read(tmp_path, capsys, options, words):
