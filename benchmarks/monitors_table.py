@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from discovery.four_columns import COLUMNS
+from discovery.group_bootstrap import Estimate
+from discovery.small_samples import widened_auroc, widened_share
 from monitors.pack import PACK_SUFFIX, MonitorPack
 from monitors.thresholds import LEVELS
 
@@ -180,17 +182,18 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
     )
     yield "|---|---|--:|---|" + "---|" * (len(names) + len(by_luck)) + "---|---|"
     for name, of_set in record["sets"].items():
-        baselines = [_interval(of_set["baselines"].get(baseline, {}).get("auroc")) for baseline in names]
+        sizes = of_set["num_positive"], of_set["num_negative"]
+        baselines = [_auroc(of_set["baselines"].get(baseline, {}).get("auroc"), *sizes) for baseline in names]
         luck = [of_set["luck"].get(name, {}).get("95%") for name in by_luck]
         warning = None if of_set["levels"] is None else of_set["levels"]["warning"]["negatives"]
         cells = [
             name,
             f"{of_set['num_positive']} / {of_set['num_negative']} ({of_set['num_groups']})",
             str(of_set["num_too_short"]),
-            f"**{_interval(of_set['auroc'])}**",
+            f"**{_auroc(of_set['auroc'], *sizes)}**",
             *baselines,
             *("-" if value is None else f"{value:.2f}" for value in luck),
-            f"{_interval(of_set['recall_at_1pct_fpr'])} ({of_set['recall_basis']})",
+            f"{_recall(of_set['recall_at_1pct_fpr'], of_set['num_positive'])} ({of_set['recall_basis']})",
             _share(warning),
         ]
         yield f"| {' | '.join(cells)} |"
@@ -228,10 +231,11 @@ def _four_columns(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"| predictor | {' | '.join(_FOUR.values())} |"
     yield "|---|" + "---|" * len(COLUMNS)
+    usual = found["predictors"]["monitor"]
     for predictor, columns in found["predictors"].items():
-        cells = [_interval(columns[column]) for column in COLUMNS]
+        cells = [_column(columns[column], usual[column]) for column in COLUMNS]
         yield f"| {_BASELINES.get(predictor, predictor.replace('_', ' '))} | {' | '.join(cells)} |"
-    sizes = [found["predictors"]["monitor"][column] for column in COLUMNS]
+    sizes = [usual[column] for column in COLUMNS]
     yield (
         "| replies, high / low | "
         + " | ".join("-" if size is None else f"{size['num_high']} / {size['num_low']}" for size in sizes)
@@ -310,8 +314,30 @@ def _number(value: float | None) -> str:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-def _interval(found: Mapping[str, float] | None) -> str:
-    return "-" if found is None else f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+def _auroc(found: Mapping[str, float] | None, num_positive: int, num_negative: int) -> str:
+    """With its interval, at least as wide as counts demand: records of before may have it narrower."""
+    return "-" if found is None else _interval(widened_auroc(_estimate(found), num_positive, num_negative))
+
+
+def _recall(found: Mapping[str, float] | None, num: int) -> str:
+    return "-" if found is None else _interval(widened_share(_estimate(found), num))
+
+
+def _column(found: Mapping[str, float] | None, usual: Mapping[str, float] | None) -> str:
+    """Of a predictor, with the replies that it could be measured on where these are not the monitor's."""
+    if found is None:
+        return "-"
+    sizes = int(found["num_high"]), int(found["num_low"])
+    others = usual is None or sizes != (usual["num_high"], usual["num_low"])
+    return _auroc(found, *sizes) + (f" ({sizes[0]} / {sizes[1]})" if others else "")
+
+
+def _estimate(found: Mapping[str, float]) -> Estimate:
+    return Estimate(found["mean"], found["low"], found["high"])
+
+
+def _interval(found: Estimate) -> str:
+    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def _share(found: Mapping[str, Any] | None) -> str:

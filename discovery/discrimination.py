@@ -2,8 +2,8 @@
 
     AUROC         chance that a positive scores above a negative, ties counting half (Mann and Whitney 1947)
     within        the same over pairs of one stratum alone (one prompt), every pair counting the same
-    interval      2.5th to 97.5th percentile over resampled groups (percentile bootstrap); a resample that leaves one
-                  label out says nothing and is left out
+    interval      2.5th to 97.5th percentile over resampled groups (percentile bootstrap), and at least what so few
+                  replies allow (`small_samples`); a resample that leaves one label out says nothing and is left out
 
 A score may be -inf: what can't fire ranks below everything.
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from discovery.group_bootstrap import NUM_RESAMPLES, Estimate
+from discovery.small_samples import widened_auroc, widened_share
 
 Scores = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -43,7 +44,19 @@ def auroc_interval(
             return _weighted_auroc(scores_I, labels_I, weights_RI)
         return _within(scores_I, labels_I, strata, weights_RI)
 
-    return _interval(figure, groups, seed)
+    compared_I = paired(labels_I, strata)
+    num_positive = int(labels_I[compared_I].sum())
+    return widened_auroc(_interval(figure, groups, seed), num_positive, int(compared_I.sum()) - num_positive)
+
+
+def paired(labels_I: Labels, strata: Sequence[str] | None) -> NDArray[np.bool_]:
+    """Which replies are compared with any: of strata, in those that have both labels."""
+    if strata is None:
+        return np.ones(len(labels_I), np.bool_)
+    labels_of: dict[str, set[int]] = {}
+    for stratum, label in zip(strata, labels_I.tolist(), strict=True):
+        labels_of.setdefault(stratum, set()).add(label)
+    return np.array([len(labels_of[stratum]) == 2 for stratum in strata], np.bool_)
 
 
 def share_interval(flags_I: NDArray[np.bool_], groups: Sequence[str], seed: int = 0) -> Estimate:
@@ -53,7 +66,7 @@ def share_interval(flags_I: NDArray[np.bool_], groups: Sequence[str], seed: int 
         with np.errstate(invalid="ignore"):
             return weights_RI @ flags_I.astype(np.float64) / weights_RI.sum(1)
 
-    return _interval(figure, groups, seed)
+    return widened_share(_interval(figure, groups, seed), len(flags_I))
 
 
 def threshold_at(negatives: Scores, fpr: float) -> float:

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from discovery.benign_replies import reached
 from discovery.binomial import share
-from discovery.discrimination import auroc_interval, share_interval
+from discovery.discrimination import auroc_interval, paired, share_interval
 from discovery.evaluation_rows import Rows, item_control
 from discovery.monitor_figures import estimate, predictor
 
@@ -84,20 +83,10 @@ def _columns(rows: Rows, classes: Any, scores_I: Any) -> dict[str, Any]:
         groups = [rows.conversations[index].full_group for index in chosen]
         prompts = [_prompt(rows, index) for index in chosen.tolist()] if column == "same_instruction" else None
         figure = estimate(auroc_interval(scores_I[chosen], labels_I, groups, strata=prompts))
-        paired_I = _paired(labels_I, prompts)
+        paired_I = paired(labels_I, prompts)
         counts = {"num_high": int(labels_I[paired_I].sum()), "num_low": int((1 - labels_I[paired_I]).sum())}
         found[column] = None if figure is None else figure | counts
     return found
-
-
-def _paired(labels_I: NDArray[np.int64], prompts: Sequence[str] | None) -> NDArray[np.bool_]:
-    """Which replies are compared with any: of those that are told apart by prompt, where one has both classes."""
-    if prompts is None:
-        return np.ones(len(labels_I), np.bool_)
-    classes_of: dict[str, set[int]] = {}
-    for prompt, label in zip(prompts, labels_I.tolist(), strict=True):
-        classes_of.setdefault(prompt, set()).add(label)
-    return np.array([len(classes_of[prompt]) == 2 for prompt in prompts], np.bool_)
 
 
 def _prompt(rows: Rows, index: int) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from discovery.discrimination import auroc, auroc_interval, auroc_within, share_interval, threshold_at
+from discovery.small_samples import auroc_by_counts
 
 ROWS = st.lists(
     st.tuples(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0]), st.integers(0, 1), st.sampled_from("ab")), min_size=1
@@ -73,6 +74,45 @@ def test_the_interval_within_strata_is_about_the_figure_within_strata():
     found = auroc_interval(scores, labels, [str(n) for n in range(200)], strata=strata.tolist())
     assert found.mean == auroc_within(scores, labels, strata.tolist())
     assert found.low > auroc(scores, labels)
+
+
+def test_all_that_are_right_are_not_all_that_there_are():
+    """Resamples of what is told apart without a fault are so too: the interval is of the counts then."""
+    scores, labels, groups = np.arange(60.0), np.repeat([0, 1], [54, 6]), [str(n) for n in range(60)]
+    found = auroc_interval(scores, labels, groups)
+    assert found.mean == found.high == 1 and 0.6 < found.low < 0.95
+    missed = share_interval(np.zeros(23, bool), groups[:23])
+    assert missed.mean == missed.low == 0 and missed.high == pytest.approx(0.148, abs=0.001)  # Clopper and Pearson
+
+
+def test_a_few_replies_have_an_interval_that_holds_as_often_as_it_says():
+    rng, inside = np.random.default_rng(5), 0
+    for number in range(120):
+        labels = np.repeat([0, 1], [24, 6])
+        scores = rng.normal(size=30) + labels * 1.8124  # AUROC 0.9
+        found = auroc_interval(scores, labels, [str(n) for n in range(30)], seed=number)
+        inside += found.low <= 0.9 <= found.high
+    assert inside >= 108  # 85 % of resampled intervals alone
+
+
+def test_what_many_groups_say_is_left_alone():
+    """Pairs of one question are told apart better than counts allow, which don't know that they are pairs."""
+    questions = np.random.default_rng(6).normal(size=200) * 5
+    scores, labels = np.concatenate([questions, questions + 2]), np.repeat([0, 1], 200)
+    found = auroc_interval(scores, labels, [str(n) for n in [*range(200), *range(200)]])
+    low, high = auroc_by_counts(found.mean, 200, 200)
+    assert low < found.low and found.high < high
+
+
+def test_counts_alone_are_judged_by_newcombes_equation():
+    """The equation, solved on a grid; and what is said of one label is said of the other."""
+    low, high = auroc_by_counts(0.8, 20, 20)
+    grid = np.linspace(1e-6, 1 - 1e-6, 200_001)
+    variance = grid * (1 - grid) * (1 + 19 * ((1 - grid) / (2 - grid) + grid / (1 + grid))) / 400
+    held = grid[np.abs(grid - 0.8) <= 1.959964 * np.sqrt(variance)]
+    assert (low, high) == pytest.approx((held.min(), held.max()), abs=1e-4)
+    assert auroc_by_counts(0.2, 20, 20) == pytest.approx((1 - high, 1 - low))
+    assert auroc_by_counts(0.0, 3, 3)[0] == 0 and auroc_by_counts(1.0, 3, 3)[1] == 1
 
 
 def test_one_label_has_no_figure():
