@@ -153,6 +153,9 @@ def write_benign(args: argparse.Namespace, store: ReplyStore, ask: Ask) -> dict[
     write_lines(args.output, rows)
     return {
         "requests_sha256": digest(requests),
+        "asked": args.benign,
+        "temperature": args.temperature,
+        "seed": args.seed,
         "replies": len(rows),
         "groups": len({row["group"] for row in rows}),
         "by_length": {

@@ -12,12 +12,13 @@ from rich.table import Table
 from discovery.binomial import share
 from monitors.thresholds import LEVELS
 
-BOUNDS = (64, 256, 1024)
-"""Last scored token of each stratum, as `telltale lab monitor calibrate` has them."""
+BOUNDS = (8, 64, 256, 1024)
+"""Lengths by which replies are told apart: those of `telltale lab monitor calibrate`, and what is a short answer. No
+monitor's strata need be these: those are its pack's."""
 
 
 def live_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Monitor -> stratum (`all`, `up to 64`, ...) -> level -> share of benign replies that reached it.
+    """Monitor -> length (`all`, `up to 8`, `up to 64`, ...) -> level -> share of benign replies that reached it.
 
     `rows` are labelled conversations with `meta.monitors`, a reading per monitor and role; those with another label
     than 0 are left out, and of a monitor that scores several roles a reply has the highest level of all.
@@ -35,10 +36,10 @@ def live_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             of_reply[reading["monitor"]] = (scored + reading["scored_tokens"], max(height, reached))
         for name, found in of_reply.items():
             readings.setdefault(name, []).append(found)
-    return {name: _by_stratum(found) for name, found in sorted(readings.items())}
+    return {name: _by_length(found) for name, found in sorted(readings.items())}
 
 
-def _by_stratum(found: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def _by_length(found: Sequence[tuple[int, int]]) -> dict[str, Any]:
     low, rates = 0, {"all": _by_level([height for _scored, height in found])}
     for high in BOUNDS:
         rates[f"up to {high}"] = _by_level([height for scored, height in found if low < scored <= high])

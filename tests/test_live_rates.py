@@ -31,6 +31,7 @@ ROWS = [
 def test_replies_are_counted_by_monitor_length_and_level():
     rates = live_rates(ROWS)
     assert rates["calm"]["all"] == {"warning": share(1, 3).as_json(), "critical": share(0, 3).as_json()}
+    assert rates["calm"]["up to 8"]["warning"]["num"] == 0
     assert rates["calm"]["up to 64"]["warning"] == share(1, 2).as_json()
     assert rates["calm"]["up to 256"]["warning"] == share(0, 1).as_json()
     assert rates["calm"]["up to 1024"]["warning"]["num"] == 0
@@ -45,4 +46,4 @@ def test_a_reply_of_two_roles_counts_once_with_its_highest_level():
 
 
 def test_the_table_has_a_line_for_every_stratum():
-    assert as_table(live_rates(ROWS)).row_count == 2 * 4
+    assert as_table(live_rates(ROWS)).row_count == 2 * 5
