@@ -61,6 +61,12 @@ def main(argv: list[str] | None = None) -> int:
         limits=args.limits or COMBINED_LIMITS,
     )
     pack.save(made_for(args.output))
+    if lost := pack.evidence["fit"]["arms_not_held_out"]:
+        print(
+            f"caution: {', '.join(lost)}: held out of one part and fitted on by another, so not held out of "
+            f"{args.name}; an evaluation has no figures of such arms by themselves",
+            file=sys.stderr,
+        )
     components = [component.name for component in pack.components]
     print(json.dumps({"pack": str(args.output), "frozen_sha256": pack.frozen_sha256, "components": components}))
     return 0

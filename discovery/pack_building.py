@@ -203,6 +203,7 @@ def _combined_fit(parts: Sequence[MonitorPack]) -> dict[str, Any]:
     """Where the components come from, and the groups that any of them has seen."""
     fits = [part.evidence.get("fit", {}) for part in parts]
     seen_arms = {arm for fit in fits for arm in fit.get("seen_arms", [])}
+    held_out = {arm for fit in fits for arm in fit.get("held_out_arms", [])}
     return {
         "combined": [
             {"name": part.name, "version": part.version, "frozen_sha256": part.frozen_sha256} for part in parts
@@ -210,6 +211,7 @@ def _combined_fit(parts: Sequence[MonitorPack]) -> dict[str, Any]:
         "seen_groups": sorted({group for fit in fits for group in fit.get("seen_groups", [])}),
         "seen_texts": sorted({text for fit in fits for text in fit.get("seen_texts", [])}),
         # What one part was fitted on is not held out of the whole, whatever another part left out.
-        "held_out_arms": sorted({arm for fit in fits for arm in fit.get("held_out_arms", [])} - seen_arms),
+        "held_out_arms": sorted(held_out - seen_arms),
+        "arms_not_held_out": sorted(held_out & seen_arms),
         "seen_arms": sorted(seen_arms),
     }

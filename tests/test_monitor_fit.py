@@ -225,7 +225,7 @@ def test_every_token_may_be_an_example(fitted, served, tmp_path):
     assert pack.tensors["tokens"].values != MonitorPack.load(fitted[1]).tensors["stance"].values
 
 
-def test_classes_make_labels_and_arms_are_held_out_by_name(served, tmp_path):
+def test_classes_make_labels_and_arms_are_held_out_by_name(served, tmp_path, capsys):
     data = files.write(tmp_path / "on_policy.jsonl", files.on_policy(60))
     output = tmp_path / "disbelief.pack.yaml"
     classes = ["--positive-class", "lie", "--negative-class", "told_to_lie_but_true", "--hold-out-arm", "please"]
@@ -243,6 +243,8 @@ def test_classes_make_labels_and_arms_are_held_out_by_name(served, tmp_path):
     assert run("combine", output, other, "--rule", "min", "--window", "8", "--output", whole) == 0
     fit = MonitorPack.load(whole).evidence["fit"]
     assert (fit["held_out_arms"], fit["seen_arms"]) == ([], ["must", "please"])
+    assert fit["arms_not_held_out"] == ["must", "please"]
+    assert "caution: must, please: held out of one part and fitted on by another" in capsys.readouterr().err
 
 
 REFUSED = {
