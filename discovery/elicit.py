@@ -33,7 +33,7 @@ from discovery.call_retries import Patience, on_stderr
 from discovery.command_parser import command_parser
 from discovery.elicit_run import ask_all
 from discovery.elicitation_arms import ARMS, FORMATS
-from discovery.elicitation_plan import Cell, ElicitSettings, knowledge_cells, other_cells
+from discovery.elicitation_plan import Cell, ElicitSettings, knowledge_cells, other_cells, sampled_cells
 from discovery.errors import ElicitError
 from discovery.grpc_endpoint import GrpcEndpoint
 from discovery.line_files import write_lines
@@ -99,9 +99,14 @@ def elicit(
     questions: Sequence[Question], settings: ElicitSettings, store: ReplyStore, ask: Ask
 ) -> tuple[list[Labelled], dict[str, Knowledge]]:
     """Ask both rounds and label all replies that there are then; with steering, those to the second."""
-    first = list(knowledge_cells(questions, settings))
+    first = list(knowledge_cells(questions))
     ask("what it knows", [cell.inquiry(settings) for cell in first])
     knowledge = _knowledge(questions, first, store, settings)
+    if settings.num_samples:
+        samples = list(sampled_cells(questions, knowledge, settings))
+        ask("whether it always does", [cell.inquiry(settings) for cell in samples])
+        first += samples
+        knowledge = _knowledge(questions, first, store, settings)
     second = list(other_cells(questions, knowledge, settings))
     ask("under all arms", [cell.inquiry(settings) for cell in second])
     asked = second if settings.steering else [*first, *second]
@@ -130,8 +135,9 @@ def write_on_policy(args: argparse.Namespace, store: ReplyStore, ask: Ask) -> di
         steering=_canonical(store.identity.get("steering", {}).get("operations")),
     )
     if args.knowledge:
-        asked = [cell.inquiry(settings) for cell in knowledge_cells(questions, settings)]
-        store.take_over(asked, ReplyStore.reopen(args.knowledge))
+        everything: dict[str, Knowledge] = {question.id: "known" for question in questions}
+        cells = [*knowledge_cells(questions), *sampled_cells(questions, everything, settings)]
+        store.take_over([cell.inquiry(settings) for cell in cells], ReplyStore.reopen(args.knowledge))
     labelled, knowledge = elicit(questions, settings, store, ask)
     write_lines(args.output, list(rows_of(labelled, settings, store.identity)))
     return {"questions_sha256": digest(questions), **summarise(labelled, knowledge)}

@@ -75,13 +75,21 @@ class Cell(NamedTuple):
         return Inquiry(messages_for(self.question, self.arm, self.form), sampling, steering)
 
 
-def knowledge_cells(questions: Sequence[Question], settings: ElicitSettings) -> Iterator[Cell]:
-    """The first round: every question under every arm that asks for knowledge."""
+def knowledge_cells(questions: Sequence[Question]) -> Iterator[Cell]:
+    """The first round: every question under every arm that asks for knowledge, greedily."""
     for question in questions:
         form = formats_of(question)[0]
-        for arm in arms_of(question, form):
-            if arm.asks_knowledge:
-                yield from (Cell(question, arm, form, sample) for sample in range(1 + settings.num_samples))
+        yield from (Cell(question, arm, form, 0) for arm in arms_of(question, form) if arm.asks_knowledge)
+
+
+def sampled_cells(
+    questions: Sequence[Question], knowledge: Mapping[str, Knowledge], settings: ElicitSettings
+) -> Iterator[Cell]:
+    """More of the first round: samples, of what the greedy replies show as known. Others can't become known by them."""
+    for question in questions:
+        if knowledge[question.id] == "known":
+            for cell in knowledge_cells([question]):
+                yield from (cell._replace(sample=sample) for sample in range(1, 1 + settings.num_samples))
 
 
 def other_cells(
@@ -90,7 +98,7 @@ def other_cells(
     """The second round. `knowledge` is by question's id: who does not know an answer can't lie about it."""
     if settings.steering:
         known = [question for question in questions if knowledge[question.id] == "known"]
-        yield from (cell._replace(is_steered=True) for cell in knowledge_cells(known, settings) if not cell.sample)
+        yield from (cell._replace(is_steered=True) for cell in knowledge_cells(known))
     for question in questions:
         for form in formats_of(question):
             for arm in arms_of(question, form) if form in settings.formats else ():

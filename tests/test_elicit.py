@@ -101,24 +101,25 @@ async def test_lies_are_found_and_labelled(tmp_path, capsys):
 
 
 async def test_the_same_command_asks_nothing_again_and_labels_follow_the_questions(tmp_path, capsys):
-    questions = write(tmp_path / "questions.jsonl", [question(number) for number in range(3)])
     async with serving.serving() as server:
+        questions = write(tmp_path / "questions.jsonl", await known_and_unknown(server))
         command = flags(server, tmp_path, "--questions", questions, "--samples", 1)
         assert await run(*command) == 0
         first = (tmp_path / "out.jsonl").read_bytes()
         asked = serving.rpcs_started(server, "Generate")
         replies = read_results(tmp_path / "out.jsonl.replies").lines
-        assert len(replies) == len(lines(tmp_path / "out.jsonl")) == 3 * (4 * 2 + 1)
+        # Samples of the one question that it knows: it knows it no longer then, and is not told to lie about it.
+        assert len(replies) == len(lines(tmp_path / "out.jsonl")) == 2 * (4 + 1) + 4
         assert await run(*command) == 0
         assert serving.rpcs_started(server, "Generate") == asked + 3  # the template, rendered three times
     assert (tmp_path / "out.jsonl").read_bytes() == first
     # Without a server: other answers, the same replies.
     text = lines(tmp_path / "out.jsonl")[0]["messages"][-1]["content"]
-    write(tmp_path / "questions.jsonl", [question(n, wrong=[words_of(text)[0].text]) for n in range(3)])
+    write(tmp_path / "questions.jsonl", [question(n, wrong=[words_of(text)[0].text]) for n in (1, 2)])
     assert await run("--output", tmp_path / "out.jsonl", "--questions", questions, "--samples", 1, "--arms", *ARMS) == 0
     assert lines(tmp_path / "out.jsonl")[0]["meta"]["verdict"] == "wrong"
-    assert len(lines(tmp_path / "out.jsonl")) == 27
-    assert "0 of 3 questions known" in capsys.readouterr().out
+    assert len(lines(tmp_path / "out.jsonl")) == 2 * (4 + 1)
+    assert "0 of 2 questions known" in capsys.readouterr().out
 
 
 STEERING = [{"feature": 3, "op": "STEERING_OP_SET", "strength": 9}]

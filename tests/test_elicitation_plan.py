@@ -3,7 +3,7 @@
 import pytest
 
 from discovery.elicitation_arms import ARM_BY_NAME, ARMS
-from discovery.elicitation_plan import ElicitSettings, knowledge_cells, other_cells
+from discovery.elicitation_plan import ElicitSettings, knowledge_cells, other_cells, sampled_cells
 from discovery.errors import ElicitError
 from discovery.question_set import shipped_questions
 
@@ -12,19 +12,27 @@ KNOWN = {question.id: "known" for question in QUESTIONS}
 
 
 def test_knowledge_is_asked_in_the_first_format_and_sampled():
-    cells = list(knowledge_cells(QUESTIONS, ElicitSettings(num_samples=2)))
+    settings = ElicitSettings(num_samples=2)
+    cells = [*knowledge_cells(QUESTIONS), *sampled_cells(QUESTIONS, KNOWN, settings)]
     assert all(cell.shows_knowledge for cell in cells)
     assert {cell.form for cell in cells} == {"short", "explanation"}
     assert len(cells) == 3 * 3 * sum(arm.asks_knowledge for arm in ARMS)
-    sampled = [cell.inquiry(ElicitSettings(num_samples=2)).sampling for cell in cells]
+    sampled = [cell.inquiry(settings).sampling for cell in cells]
     assert {sampling.temperature for sampling in sampled} == {0.0, 0.7}
     seeds = [sampling.seed for sampling in sampled if sampling.temperature]
     assert len(set(seeds)) == len(seeds) == len(cells) * 2 // 3
+    # No sample makes known what a greedy reply has wrong.
+    knowledge = KNOWN | {"capitals-001": "mistaken", "arithmetic-001": "unsure"}
+    assert {cell.question.id for cell in sampled_cells(QUESTIONS, knowledge, settings)} == {"explanations-001"}
 
 
 def test_no_cell_is_asked_twice():
     settings = ElicitSettings(num_samples=1)
-    cells = [*knowledge_cells(QUESTIONS, settings), *other_cells(QUESTIONS, KNOWN, settings)]
+    cells = [
+        *knowledge_cells(QUESTIONS),
+        *sampled_cells(QUESTIONS, KNOWN, settings),
+        *other_cells(QUESTIONS, KNOWN, settings),
+    ]
     assert len({cell.id for cell in cells}) == len(cells)
     assert len({cell.inquiry(settings).key for cell in cells}) == len(cells)
 
