@@ -52,6 +52,8 @@ class Passes:
         self._runner = runner
         self._num_watched, self._max_fvu = len(server_watch), math.inf if max_fvu is None else max_fvu
         self._server_watch = (*server_watch, *guarded)
+        self._planned: list[Wants] | None = None
+        self._last_plan = plan_reading([], self._server_watch)
         self._probe_places = {name: place for place, name in enumerate(runner.probe_names)}
 
     def read_prompt(self, row: Row, num_tokens: int) -> PassResult:
@@ -99,7 +101,10 @@ class Passes:
 
     def _plan(self, rows: list[Row]) -> ReadPlan:
         wants = [Wants(row.request.watched, row.bank.latents, row.bank.probes) for row in rows]
-        return plan_reading(wants, self._server_watch, self._probe_places)
+        if wants != self._planned:
+            # Mostly the rows of the pass before: planning takes longer than to see that.
+            self._planned, self._last_plan = wants, plan_reading(wants, self._server_watch, self._probe_places)
+        return self._last_plan
 
     @staticmethod
     def _draw(rows: list[Row], output: PassOutput) -> Draw:
@@ -117,9 +122,10 @@ class Passes:
         counts_N = is_finite_N & (fetched.stats.off_scale_N == 0)
         read_NX = fetched.stats.readings_NU[:, plan.server_watch]
         readings_NW = read_NX[:, : self._num_watched]
-        for b, row in enumerate(rows):
-            mine = counts_N if phase is Phase.PREFILL else np.arange(len(rows)) == b
-            row.note_features(readings_NW[mine & counts_N])
+        if self._num_watched:
+            for b, row in enumerate(rows):
+                mine = counts_N if phase is Phase.PREFILL else np.arange(len(rows)) == b
+                row.note_features(readings_NW[mine & counts_N])
         return StepRecord(
             phase=phase,
             num_rows=len(rows),
