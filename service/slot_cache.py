@@ -24,10 +24,11 @@ class SlotCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_slots, num_heads, num_positions, head_dim)
-        # Zeros, not empty: a masked position has weight 0, but 0 * NaN is NaN.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        shape = (2, num_layers, num_slots, num_heads, num_positions, head_dim)
+        # Zeros, not empty: a masked position has weight 0, but 0 * NaN is NaN. All in one, so that a slot is scrubbed
+        # or moved by one operation: one for each layer would take a GPU about as long as a step.
+        self._whole = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = list(self._whole[0]), list(self._whole[1])
         self.num_positions = num_positions
         self._begin_slots: Tensor | slice = slice(0, 0)
         self._write_slots_B1 = torch.empty(0)
@@ -68,13 +69,11 @@ class SlotCache:
 
     def scrub(self, slot: int, num_used: int) -> None:
         """Zero a slot that was left: a NaN in it would reach the next tenant through masked positions."""
-        for tensor in (*self.keys, *self.values):
-            tensor[slot, :, :num_used] = 0
+        self._whole[:, :, slot, :, :num_used] = 0
 
     def move(self, source: int, target: int, num_used: int) -> None:
         """Take what `source` holds to `target`, a slot that was scrubbed, and scrub `source`."""
-        for tensor in (*self.keys, *self.values):
-            tensor[target, :, :num_used] = tensor[source, :, :num_used]
+        self._whole[:, :, target, :, :num_used] = self._whole[:, :, source, :, :num_used]
         self.scrub(source, num_used)
 
     # What transformers asks of a cache besides.
