@@ -14,7 +14,8 @@ import torch
 from sae_runtime.cache_argument import cache_argument
 from sae_runtime.last_position import last_position
 from service import cli
-from service.model_runner import ModelRunner, PassOutput, RowInput, TokenStats
+from service.model_runner import ModelRunner
+from service.pass_output import PassOutput, RowInput, TokenStats
 
 
 def forward(

@@ -4,6 +4,7 @@ Everything that can be wrong with them is found here, before a port is opened, a
 errors of `sae_runtime`, `monitors` and `service`.
 """
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +15,21 @@ from monitors.pack_parts import Served
 from sae_runtime.chat_template import template_sha256
 from sae_runtime.checkpoint import load_manifest
 from sae_runtime.errors import ModelError
+from sae_runtime.fused_blocks import FusedBlocks
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel, load_language_model
+from sae_runtime.latent_reader import LatentReader
 from sae_runtime.probes import Probe, ProbeSet
+from sae_runtime.static_reading import StaticReading
 from sae_runtime.steering import SteeringLimits
 from sae_runtime.tap import Tap
 from sae_runtime.weights import available_memory_bytes
 from service.catalog import Catalog, ModelFacts, what_is_served
 from service.config import Settings
-from service.model_runner import ModelRunner
+from service.cuda_graphs import Recorder
+from service.decode_step import Machinery
+from service.fixed_decode import FixedDecode
+from service.model_runner import ModelRunner, largest_norm
 from service.monitor_packs import ServedMonitor, added_monitors, merged, shipped_monitors
 from service.served_dictionary import dictionary_folder, load_dictionary
 from service.slot_cache import SlotCache
@@ -71,20 +78,19 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
         logger.warning("there is no dictionary and no monitor: nothing is read of what the model writes")
     tap = Tap(model.model, dictionary.tapped, facts.d_model)
     slots, context_length, cache_bytes = _size(settings, model)
+    probes, cache = make_probes(model, tap, monitors), _make_cache(model, slots, context_length)
+    resid_norm_mean = None if manifest is None else manifest.resid_norm_mean
+    fixed = _fixed_decode(settings, model, dictionary.sae, tap, cache, probes, largest_norm(resid_norm_mean))
+    fixed_bytes = 0 if fixed is None else fixed.machinery.num_bytes
     return Parts(
         runner=ModelRunner(
-            model,
-            dictionary.sae,
-            tap,
-            _make_cache(model, slots, context_length),
-            resid_norm_mean=None if manifest is None else manifest.resid_norm_mean,
-            probes=make_probes(model, tap, monitors),
+            model, dictionary.sae, tap, cache, resid_norm_mean=resid_norm_mean, probes=probes, fixed=fixed
         ),
         catalog=dictionary.catalog(facts, monitors),
         steering_limits=dictionary.steering_limits(settings.max_steering_relative_norm),
         slots=slots,
         context_length=context_length,
-        planned_memory_bytes=model.weights_bytes + dictionary.num_bytes + cache_bytes,
+        planned_memory_bytes=model.weights_bytes + dictionary.num_bytes + fixed_bytes + cache_bytes,
     )
 
 
@@ -142,6 +148,30 @@ def _size(settings: Settings, model: LanguageModel) -> tuple[int, int, int]:
     return slots, context_length, slots * context_length * per_position
 
 
+def _fixed_decode(
+    settings: Settings,
+    model: LanguageModel,
+    reader: LatentReader,
+    tap: Tap,
+    cache: SlotCache,
+    probes: ProbeSet | None,
+    longest: float,
+) -> FixedDecode | None:
+    """What plays decode passes as CUDA graphs; None where that is not possible, or not wanted."""
+    if model.device.type != "cuda" or not settings.cuda_graphs:
+        return None
+    if importlib.util.find_spec("triton") is None:
+        logger.warning("decode passes are run eagerly: CUDA graphs need triton")
+        return None
+    try:
+        fused = FusedBlocks(model.model)
+    except ValueError as error:
+        logger.warning("decode passes are run eagerly, since this model can't be played as CUDA graphs: %s", error)
+        return None
+    machinery = Machinery(model.model, tap, cache, StaticReading(reader), probes, longest, fused)
+    return FixedDecode(machinery, model.device, record=Recorder(model.device).record)
+
+
 def _bytes_per_position(model: LanguageModel) -> int:
     config = model.model.config
     return SlotCache.bytes_per_position(
@@ -163,4 +193,5 @@ def _make_cache(model: LanguageModel, slots: int, context_length: int) -> SlotCa
         head_dim=_head_dim(model),
         dtype=model.model.dtype,
         device=model.device,
+        with_scratch=model.device.type == "cuda",
     )

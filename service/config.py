@@ -136,6 +136,11 @@ class Settings(BaseModel):
         description="Folder for converted weights and their hashes. Unset: `$XDG_CACHE_HOME/telltale` or "
         "`~/.cache/telltale`.",
     )
+    cuda_graphs: bool = Field(
+        True,
+        description="On a GPU, run decode passes as CUDA graphs over fused kernels; models that are no Llama or Qwen2, "
+        "or quantised as int8, run them as ever. The line that says that the server is ready names the way.",
+    )
     threads: Count = Field(0, description="CPU threads for the model; 0 is one per core.")
 
     # The dictionary and what is watched

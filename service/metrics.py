@@ -130,7 +130,8 @@ class _EngineMetrics:
         self.tokens[record.phase].inc(record.num_tokens)
         self.nonfinite.inc(record.num_nonfinite_tokens)
         self.seconds[record.phase].observe(record.step_seconds)
-        self.encode.observe(record.encode_seconds)
+        if record.encode_seconds is not None:
+            self.encode.observe(record.encode_seconds)
         if record.phase is Phase.DECODE:
             self.batch_size.observe(record.num_rows)
         for seconds in record.inter_token_seconds:

@@ -10,12 +10,9 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from monitors.components import OFF_SCALE_NORMS
@@ -24,70 +21,12 @@ from sae_runtime.language_model import LanguageModel
 from sae_runtime.last_position import last_position
 from sae_runtime.latent_reader import LatentReader
 from sae_runtime.probes import ProbeSet
-from sae_runtime.steering import Steering, relative_moves
+from sae_runtime.steering import relative_moves
 from sae_runtime.tap import Tap, TapRecord
+from service.fixed_decode import DecodedRows, FixedDecode
+from service.pass_output import Fetched, PassOutput, RowInput, SteeredRow, TokenStats, fetch
+from service.sampling import Draw
 from service.slot_cache import SlotCache
-
-
-@dataclass(slots=True)
-class RowInput:
-    """One row of a pass."""
-
-    slot: int
-    start: int
-    """Position of the first of `ids`."""
-    ids: Sequence[int]
-    steering: Steering | None = None
-
-
-class TokenStats(NamedTuple):
-    """Readings of N tokens: on the device as `PassOutput` holds them, on the host as `Fetched` does."""
-
-    readings_NU: Any
-    top_values_Nk: Any
-    top_indices_Nk: Any
-    l0_N: Any
-    fvu_N: Any
-    finite_N: Any
-    """1 where the residual (as read on by the model) and all that was read from it, probes too, were finite."""
-    off_scale_N: Any
-    """1 at position 0 and wherever else the residual is far longer than the dictionary's usual one: readings there mean
-    nothing."""
-    probes_NP: Any
-    """Values of all probes, in the order of `ModelRunner.probe_names`; no columns if they were not asked for."""
-    norms_NP: Any
-    """Norm of the residual that each probe was taken from; no columns where there are none of values."""
-
-
-class SteeredRow(NamedTuple):
-    """What steering did to one row's T tokens; on the device or on the host, as TokenStats."""
-
-    readings_TU: Any
-    """As the following blocks read them."""
-    relative_T: Any
-    """||delta|| / ||h||; 0 where nothing changed."""
-    covered_T: Any
-    """1 at positions that were to be steered."""
-
-
-class PassOutput(NamedTuple):
-    """What one forward pass gave, still on the device. Tokens are numbered row by row."""
-
-    logits_BTV: Tensor
-    """fp32; T is 1 if only the last token's were asked for."""
-    stats: TokenStats
-    steered: dict[int, SteeredRow]
-    """Rows that were steered in this pass."""
-    num_tapped: int
-    encode_seconds: float
-
-
-class Fetched(NamedTuple):
-    """The same on the host, in fp32 arrays, with what the sampler drew."""
-
-    stats: TokenStats
-    steered: dict[int, SteeredRow]
-    extra: list[NDArray[np.float32]]
 
 
 class ModelRunner:
@@ -102,25 +41,33 @@ class ModelRunner:
         *,
         resid_norm_mean: float | None = None,
         probes: ProbeSet | None = None,
+        fixed: FixedDecode | None = None,
     ) -> None:
         """
         Args:
             sae: the dictionary; `NoDictionary` where there is none, and probes alone are read.
             resid_norm_mean: the dictionary's usual ||residual||; without it only position 0 counts as off scale.
             probes: those that monitors may ask for; made with `tap` as the shared one.
+            fixed: runs decode passes in shapes that are known beforehand; None runs them as any others.
         """
         self.language_model = language_model
         self.sae = sae
         self.tap = tap
         self.cache = cache
         self.probes = probes
+        self.fixed = fixed
         self._device = language_model.device
-        self._largest_norm = math.inf if resid_norm_mean is None else OFF_SCALE_NORMS * resid_norm_mean
+        self._largest_norm = largest_norm(resid_norm_mean)
 
     @property
     def probe_names(self) -> tuple[str, ...]:
         """What the columns of `TokenStats.probes_NP` are."""
         return () if self.probes is None else self.probes.names
+
+    @property
+    def decoding(self) -> str:
+        """How decode passes are run, in words."""
+        return "eager" if self.fixed is None else self.fixed.way
 
     def forward(
         self,
@@ -178,28 +125,77 @@ class ModelRunner:
             encode_seconds = time.perf_counter() - started
         return PassOutput(logits_BTV, stats, steered, record.num_tokens, encode_seconds)
 
+    def decode(
+        self, rows: Sequence[RowInput], latents: Sequence[int], *, num_top: int = 0, with_probes: bool = False
+    ) -> PassOutput:
+        """One pass over one token of each row: `forward`, or its like in a fixed shape where there is one."""
+        fixed = self.fixed
+        if fixed is None or not fixed.takes(len(rows), len(latents), num_top):
+            return self.forward(rows, latents, num_top=num_top, with_probes=with_probes)
+        steered_rows = [b for b, row in enumerate(rows) if self._is_steered(row)]
+
+        def edit(resid_BD: Tensor, passed_on_BD: Tensor) -> None:
+            for b in steered_rows:
+                steering = rows[b].steering
+                assert steering is not None
+                passed_on_BD[b] = steering.apply(resid_BD[b : b + 1], rows[b].start)[0]
+
+        done = fixed.decode(
+            [row.ids[0] for row in rows],
+            [row.slot for row in rows],
+            [row.start for row in rows],
+            latents,
+            num_top,
+            edit if steered_rows else None,
+        )
+        return self._output_of(done, rows, steered_rows, latents, with_probes)
+
+    def _output_of(
+        self,
+        done: DecodedRows,
+        rows: Sequence[RowInput],
+        steered_rows: list[int],
+        latents: Sequence[int],
+        with_probes: bool,
+    ) -> PassOutput:
+        result, shown = done.result, slice(None if with_probes else 0)
+        finite_N = result.finite_N.astype(bool) & np.isfinite(result.probes_NP[:, shown]).all(-1)
+        stats = TokenStats(
+            result.readings_NU[:, : len(latents)],
+            result.top_values_Nk,
+            result.top_indices_Nk,
+            result.l0_N,
+            result.fvu_N,
+            finite_N.astype(np.float32),
+            result.off_scale_N,
+            result.probes_NP[:, shown],
+            result.norms_NP[:, shown],
+        )
+        greedy = Draw(result.tokens_B, result.logprobs_B, result.finite_logits_B)
+        steered = {}
+        if steered_rows:
+            with torch.inference_mode():
+                latents_U = torch.tensor(latents, dtype=torch.long, device=self._device)
+                for b in steered_rows:
+                    before_TD, after_TD = done.resid_BD[b : b + 1], done.passed_on_BD[b : b + 1]
+                    steered[b] = self._steered_row(rows[b], before_TD, after_TD, latents_U)
+        return PassOutput(done.logits_BV[:, None], stats, steered, result.num_tapped, None, greedy)
+
     @staticmethod
     def fetch(output: PassOutput, extra: Sequence[Tensor]) -> Fetched:
         """Copy a pass's readings, and `extra` tensors, to the host in one piece, as fp32.
 
         Token ids, latents and counts are far below 2^24, so fp32 holds them exactly.
         """
-        with torch.inference_mode():
-            steered_parts = [part for row in output.steered.values() for part in row]
-            tensors = [*output.stats, *steered_parts, *extra]
-            packed = torch.cat([t.to(torch.float32).flatten() for t in tensors]).cpu().numpy()
-        ends = np.cumsum([t.numel() for t in tensors])
-        arrays = [part.reshape(t.shape) for part, t in zip(np.split(packed, ends[:-1]), tensors, strict=True)]
-        rest = iter(arrays)
-        stats = TokenStats(*(next(rest) for _ in output.stats))
-        steered = {b: SteeredRow(*(next(rest) for _ in row)) for b, row in output.steered.items()}
-        return Fetched(stats, steered, list(rest))
+        return fetch(output, extra)
 
     def warm_up(self) -> None:
         """Run a prompt and a token through slot 0, so that the first request does not pay for first times."""
         latents = [0] if self.sae.num_latents else []
         self.forward([RowInput(0, 0, [0] * 8)], latents, num_top=len(latents), with_probes=True)
         self.forward([RowInput(0, 8, [0])], latents, num_top=len(latents), with_probes=True)
+        if self.fixed is not None:
+            self.fixed.prepare(self.cache.num_slots)
         self.release(0, 9)
 
     def release(self, slot: int, num_used: int) -> None:
@@ -252,13 +248,20 @@ class ModelRunner:
         )
         steered = {}
         for b in steered_rows:
-            steering = rows[b].steering
             assert edited_BTD is not None
-            assert steering is not None
-            positions = range(rows[b].start, rows[b].start + len(rows[b].ids))
-            steered[b] = SteeredRow(
-                self.sae.read(edited_BTD[b], latents_U),
-                relative_moves(resid_BTD[b], edited_BTD[b]),
-                torch.tensor([steering.covers(p, p + 1) for p in positions], device=self._device),
-            )
+            steered[b] = self._steered_row(rows[b], resid_BTD[b], edited_BTD[b], latents_U)
         return stats, steered
+
+    def _steered_row(self, row: RowInput, resid_TD: Tensor, edited_TD: Tensor, latents_U: Tensor) -> SteeredRow:
+        assert row.steering is not None
+        positions = range(row.start, row.start + len(row.ids))
+        return SteeredRow(
+            self.sae.read(edited_TD, latents_U),
+            relative_moves(resid_TD, edited_TD),
+            torch.tensor([row.steering.covers(p, p + 1) for p in positions], device=self._device),
+        )
+
+
+def largest_norm(resid_norm_mean: float | None) -> float:
+    """Residuals that are longer are off scale; infinite where nothing is known of what is usual."""
+    return math.inf if resid_norm_mean is None else OFF_SCALE_NORMS * resid_norm_mean

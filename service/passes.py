@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from service.model_runner import Fetched, ModelRunner, PassOutput, RowInput
+from service.model_runner import ModelRunner
+from service.pass_output import Fetched, PassOutput, RowInput
 from service.read_plan import Columns, ReadPlan, Wants, plan_reading
 from service.records import Phase, StepRecord
 from service.row import Row
@@ -94,10 +95,14 @@ class Passes:
             row.num_written = row.num_read + 1
             inputs.append(RowInput(row.slot, row.num_read, [row.pending.id], row.steering))
         num_top = max(row.request.top_features for row in rows)
-        output = self._runner.forward(inputs, plan.latents, num_top=num_top, with_probes=plan.with_probes)
-        fetched = self._runner.fetch(output, self._draw(rows, output))
+        output = self._runner.decode(inputs, plan.latents, num_top=num_top, with_probes=plan.with_probes)
+        if output.greedy is not None and all(row.sampler.is_greedy for row in rows):
+            fetched, drawn = self._runner.fetch(output, ()), output.greedy
+        else:
+            fetched = self._runner.fetch(output, self._draw(rows, output))
+            drawn = Draw(*fetched.extra)
         record = self._record(Phase.DECODE, rows, plan, output, fetched, started)
-        return PassResult(fetched, plan.columns, record, Draw(*fetched.extra), None)
+        return PassResult(fetched, plan.columns, record, drawn, None)
 
     def _plan(self, rows: list[Row]) -> ReadPlan:
         wants = [Wants(row.request.watched, row.bank.latents, row.bank.probes) for row in rows]

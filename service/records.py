@@ -57,8 +57,8 @@ class StepRecord:
     """Tokens the tap saw. Must equal `num_tokens`."""
     step_seconds: float
     """Wall time of the pass, its SAE work and sampling included."""
-    encode_seconds: float
-    """Wall time of the SAE part alone."""
+    encode_seconds: float | None
+    """Wall time of the SAE part alone; None where it runs beside other parts, and can't be told apart."""
     num_nonfinite_tokens: int
     """Tokens whose residual or readings held NaN or infinity."""
     readings_NW: NDArray[np.float32]

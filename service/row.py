@@ -17,7 +17,7 @@ from sae_runtime.latent_reader import LatentReader
 from sae_runtime.steering import Steering, SteeringLimits
 from service.detokenizer import Detokenizer
 from service.held_tokens import HeldTokens
-from service.model_runner import Fetched
+from service.pass_output import Fetched
 from service.read_plan import Columns
 from service.records import Outcome, RequestRecord
 from service.request import (

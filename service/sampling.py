@@ -44,6 +44,11 @@ class Sampler:
         # Seeds are unsigned 64-bit on the wire; torch takes them modulo 2^64 as well.
         return cls(params, processors, torch.Generator(device).manual_seed(params.seed))
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is what it draws."""
+        return self.generator is None and not self.processors
+
     def state(self) -> Tensor | None:
         """Where the generator stands."""
         return None if self.generator is None else self.generator.get_state()
@@ -88,7 +93,7 @@ def draw_rows(samplers: Sequence[Sampler], ids: Sequence[list[int]], logits_BV: 
     safe_BV = logits_BV if finite_B.all() else torch.nan_to_num(logits_BV)
     tokens_B = safe_BV.argmax(-1)
     for b, sampler in enumerate(samplers):
-        if sampler.generator is not None or sampler.processors:
+        if not sampler.is_greedy:
             token = sampler.draw(safe_BV[b], ids[b])
             if token is None:
                 finite_B[b] = False

@@ -23,13 +23,17 @@ class SlotCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        with_scratch: bool = False,
     ) -> None:
-        shape = (2, num_layers, num_slots, num_heads, num_positions, head_dim)
+        """`with_scratch` adds a position behind the others, for what rows write that only pad a pass."""
+        shape = (2, num_layers, num_slots, num_heads, num_positions + with_scratch, head_dim)
         # Zeros, not empty: a masked position has weight 0, but 0 * NaN is NaN. All in one, so that a slot is scrubbed
         # or moved by one operation: one for each layer would take a GPU about as long as a step.
         self._whole = torch.zeros(shape, dtype=dtype, device=device)
         self.keys, self.values = list(self._whole[0]), list(self._whole[1])
         self.num_positions = num_positions
+        self.num_slots = num_slots
+        self.scratch_position = num_positions if with_scratch else None
         self._begin_slots: Tensor | slice = slice(0, 0)
         self._write_slots_B1 = torch.empty(0)
         self._positions_BT = torch.empty(0)
@@ -56,6 +60,20 @@ class SlotCache:
         self._num_live = max(starts) + num_tokens
         columns_L = torch.arange(self._num_live, device=device)
         return self._positions_BT, columns_L <= self._positions_BT[:, None, :, None]
+
+    def begin_fixed(self, slots_B: Tensor, positions_B: Tensor) -> Tensor:
+        """Prepare a pass of one token per row whose slots and positions are known on the device alone.
+
+        Shapes depend on the number of rows only: rows attend over whole slots. Several rows may stand at the scratch
+        position of one slot; what they compute is nobody's.
+
+        Returns:
+            The attention mask [B, 1, 1, L], bool.
+        """
+        self._positions_BT, self._write_slots_B1 = positions_B[:, None], slots_B[:, None]
+        self._begin_slots, self._num_live = slots_B, self.num_positions
+        columns_L = torch.arange(self.num_positions, device=positions_B.device)
+        return columns_L <= positions_B[:, None, None, None]
 
     def update(
         self, key_BHTd: Tensor, value_BHTd: Tensor, layer_idx: int, *_: object, **__: object

@@ -18,7 +18,7 @@ from monitors.track import Alert
 from sae_runtime.reasoning import ReasoningReader
 from sae_runtime.steering import Steering
 from service.alert_evidence import AlertEvidence
-from service.model_runner import Fetched
+from service.pass_output import Fetched
 from service.read_plan import Columns, Places
 from service.reconstruction_guard import OffDistributionTokens
 from service.reply_scores import ReplyScores

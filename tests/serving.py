@@ -24,8 +24,8 @@ from service.client import TelltaleClient
 from service.client_calls import RetryPolicy
 from service.config import NO_JOURNAL, Settings
 from service.journal_keeper import JournalKeeper
-from service.model_runner import PassOutput
 from service.monitor_packs import ServedMonitor
+from service.pass_output import PassOutput
 from service.server import Server
 
 DEFAULT_WATCHED = (3, 17)

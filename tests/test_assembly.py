@@ -22,7 +22,7 @@ from service import assembly
 from service.assembly import assemble, model_facts
 from service.catalog import provenance_mismatches
 from service.config import Settings
-from service.model_runner import RowInput
+from service.pass_output import RowInput
 
 MODEL = tiny.language_model()
 BYTES_PER_POSITION = 2 * tiny.NUM_LAYERS * 2 * 8 * 4

@@ -9,7 +9,7 @@ from discovery.steered_generation import Row, continue_prompt
 from discovery.steering_bench import Bench
 from sae_runtime.last_position import last_position
 from sae_runtime.tap import Tap
-from service.model_runner import RowInput
+from service.pass_output import RowInput
 
 PROMPT = [5, 6, 7, 8, 9]
 

@@ -7,7 +7,7 @@ import torch
 from sae_runtime.errors import SteeringError
 from sae_runtime.latent_reader import NoDictionary
 from sae_runtime.steering import Steering, SteeringLimits, SteeringOp, SteeringSpec, StrengthUnit
-from service.model_runner import RowInput
+from service.pass_output import RowInput
 
 IDS = [0, 5, 9, 70, 31, 12]
 PROBES = [tiny.probe("here", "layers.1.output", seed=1), tiny.probe("there", "layers.3.output", seed=2)]

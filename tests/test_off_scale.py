@@ -12,7 +12,7 @@ from monitors.bank import MonitorBank
 from monitors.components import Inputs
 from monitors.errors import MonitorError
 from monitors.pack import MonitorPack
-from service.model_runner import RowInput
+from service.pass_output import RowInput
 
 ALONE = pack("alone", [probe_component("p", largest_norm=10.0)])
 OLDER = pack("older", [probe_component("p")])

@@ -11,7 +11,8 @@ from sae_runtime.hook_point import HookPoint
 from sae_runtime.probes import ProbeSet
 from sae_runtime.steering import Steering, SteeringOp, SteeringSpec
 from sae_runtime.tap import Tap
-from service.model_runner import ModelRunner, RowInput
+from service.model_runner import ModelRunner
+from service.pass_output import RowInput
 
 IDS = [0, 5, 9, 70, 31, 12, 77, 140]
 OTHER_IDS = [0, 44, 3, 8, 120, 9, 9, 201]

@@ -1,5 +1,6 @@
 """Small real parts for tests: a random Llama, a byte tokenizer, a random dictionary, an engine around them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +11,20 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from monitors.monitor_spec import MonitorSpec
+from sae_runtime.fused_blocks import FusedBlocks
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel, wrap_model
+from sae_runtime.latent_reader import LatentReader
 from sae_runtime.probes import Probe, ProbeSet
 from sae_runtime.sae import SAE
+from sae_runtime.static_reading import StaticReading
 from sae_runtime.steering import SteeringLimits
 from sae_runtime.tap import Tap
 from service.admission import Admission
+from service.cuda_graphs import Recorder
+from service.decode_step import Machinery
 from service.engine import Engine
+from service.fixed_decode import FixedDecode
 from service.model_runner import ModelRunner
 from service.scheduler import Scheduler
 from service.slot_cache import SlotCache
@@ -118,21 +125,35 @@ def probe(name: str, hook_point: str, *, seed: int = 0, bias: float = 0.0) -> Pr
 
 
 def model_runner(
-    model: LanguageModel, dictionary: SAE, *, num_slots: int = 4, probes: Sequence[Probe] = ()
+    model: LanguageModel,
+    dictionary: LatentReader,
+    *,
+    num_slots: int = 4,
+    probes: Sequence[Probe] = (),
+    with_fixed: bool = False,
+    recorded: bool = False,
 ) -> ModelRunner:
+    """With `with_fixed` decode passes have fixed shapes; `recorded` as CUDA graphs over fused blocks."""
     config = model.model.config
     cache = SlotCache(
         num_layers=NUM_LAYERS,
         num_slots=num_slots,
         num_heads=config.num_key_value_heads,
         num_positions=NUM_POSITIONS,
-        head_dim=config.head_dim,
+        head_dim=config.hidden_size // config.num_attention_heads,
         dtype=torch.float32,
-        device=torch.device("cpu"),
+        device=model.device,
+        with_scratch=with_fixed,
     )
     tap = Tap(model.model, HOOK_POINT, D_MODEL)
     probe_set = ProbeSet(model.model, probes, shared=tap, device=model.device) if probes else None
-    return ModelRunner(model, dictionary, tap, cache, probes=probe_set)
+    fixed = None
+    if with_fixed:
+        fused = FusedBlocks(model.model) if recorded else None
+        machinery = Machinery(model.model, tap, cache, StaticReading(dictionary), probe_set, math.inf, fused)
+        record = Recorder(model.device).record if recorded else None
+        fixed = FixedDecode(machinery, model.device, record=record)
+    return ModelRunner(model, dictionary, tap, cache, probes=probe_set, fixed=fixed)
 
 
 def engine(
@@ -144,11 +165,13 @@ def engine(
     max_requests: int = 64,
     max_prompt_tokens: int = 10_000,
     probes: Sequence[Probe] = (),
+    with_fixed: bool = False,
+    recorded: bool = False,
     **settings: object,
 ) -> Engine:
     """An engine that is not started: tests call `step` themselves, or `start`."""
     return Engine(
-        model_runner(model, dictionary, num_slots=num_slots, probes=probes),
+        model_runner(model, dictionary, num_slots=num_slots, probes=probes, with_fixed=with_fixed, recorded=recorded),
         Scheduler(num_slots, chunk_tokens),
         Admission(num_slots=num_slots, max_requests=max_requests, max_prompt_tokens=max_prompt_tokens),
         steering_limits=limits(dictionary),
