@@ -251,7 +251,7 @@ class AlertRecord(Timed):
     threshold: float
     """The one crossed."""
     beyond_calibration: bool = False
-    """Whether more tokens had been scored than in any reply that thresholds were set on."""
+    """Whether more tokens had been scored than the thresholds stand for: no rate is known there."""
     action: str = "annotate"
     """What the request's policy made of it."""
     components: tuple[Component, ...] = ()

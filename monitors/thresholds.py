@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 from monitors import checks
@@ -88,6 +89,11 @@ class Marks(NamedTuple):
     warning: float | None
     critical: float | None
 
+    @property
+    def can_fire(self) -> bool:
+        """Whether any level stands here."""
+        return self.warning is not None or self.critical is not None
+
 
 class Stretch(NamedTuple):
     """One stratum as it is used."""
@@ -124,10 +130,12 @@ class Thresholds:
         index = bisect_left(self._bounds, token)
         return self.stretches[min(index, len(self.stretches) - 1)]
 
-    @property
+    @cached_property
     def max_tokens(self) -> int:
-        """Scored tokens up to which anything was calibrated."""
-        return self.strata[-1].max_tokens
+        """Scored tokens up to which a level stands throughout: the last of the last stratum before the first that has
+        none. 0 if the first one has none. Beyond it no rate is known, and where no level stands nothing fires."""
+        standing = takewhile(lambda stretch: stretch.marks.can_fire, self.stretches)
+        return max((stretch.max_tokens for stretch in standing), default=0)
 
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:

@@ -57,7 +57,7 @@ class Alert:
     validated: bool = False
     pack_sha256: str = ""
     beyond_calibration: bool = False
-    """Whether the reply had grown longer than any that thresholds were calibrated on: no rate is known there."""
+    """Whether the reply had grown longer than the thresholds stand for: no rate is known there."""
 
 
 class MonitorUpdate(NamedTuple):
@@ -98,7 +98,7 @@ class MonitorSummary:
     first_fired_position: int | None
     """Position of the first alert; None if it never fired."""
     beyond_calibration: bool = False
-    """Whether more tokens were scored than in any stratum of the calibration."""
+    """Whether more tokens were scored than the thresholds stand for (`Thresholds.max_tokens`)."""
 
 
 class _ComponentRun:

@@ -1,5 +1,6 @@
 """Monitors, their scores, alerts and summaries -> wire messages."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from telltale.v1 import generation_pb2, types_pb2
 
-from monitors.monitor_spec import Kind
+from monitors.monitor_spec import Kind, MonitorSpec
 from monitors.pack import MonitorPack
 from monitors.pack_parts import PackComponent
 from monitors.thresholds import Level, Stretch
@@ -110,17 +111,30 @@ def _rule_words(pack: MonitorPack, components: Sequence[PackComponent]) -> str:
 
 def cautions(served: ServedMonitor, request: Request) -> Iterator[str]:
     """What of a request a monitor's thresholds were not set on."""
-    temperatures, longest = served.pack.bindings.temperatures, served.spec.thresholds.max_tokens
+    temperatures, thresholds = served.pack.bindings.temperatures, served.spec.thresholds
     if not request.score_only:
         at = request.sampling.temperature
         # A 32-bit float on the wire is not the double of the pack.
         if temperatures and not any(abs(at - known) < 1e-6 for known in temperatures):
             known = ", ".join(f"{temperature:g}" for temperature in temperatures)
             yield f"thresholds were set on replies sampled at temperature {known}, this one is sampled at {at:g}"
-        if request.sampling.max_tokens > longest:
+    longest = thresholds.max_tokens
+    if _most_scored(served.spec, request) > longest:
+        if thresholds.stretch_at(longest + 1).marks.can_fire:
             yield f"thresholds were set on replies of up to {longest} tokens, this one may have more"
+        else:
+            yield f"no level stands after {longest} scored tokens, this one may have more: it can't fire there"
     if request.steering:
         yield "thresholds were set on replies that were not steered"
+
+
+def _most_scored(spec: MonitorSpec, request: Request) -> int:
+    """Most tokens that one run of a monitor's may count: a reply's, or in a prompt that is read those of one role."""
+    if not request.score_only:
+        return request.sampling.max_tokens
+    # Position 0 is never scored.
+    roles = Counter(request.prompt_role(position) for position in range(1, len(request.prompt_ids)))
+    return max(sum(roles[one] for one in spec.token_roles(role)) for role in spec.roles)
 
 
 def _component(component: PackComponent) -> Any:

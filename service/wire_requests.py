@@ -277,15 +277,15 @@ class _Reading:
         return tuple(specs.values())
 
     def _check_lengths(self, max_tokens: int) -> None:
-        """A monitor that is asked for by name must know what is usual at every length the reply may have. One that
-        runs by default says in Started how far its thresholds go."""
+        """A monitor that is asked for by name must know what is usual at every length the reply may have, and be able
+        to fire there. One that runs by default says in Started how far its thresholds stand."""
         for i, name in enumerate(self._message.watch.monitors):
             longest = self._reader.catalog.monitors_by_name[name].spec.thresholds.max_tokens
             self._wrong.require(
                 max_tokens <= longest,
                 f"watch.monitors[{i}]",
                 f"have thresholds for replies of up to {max_tokens} tokens (sampling.max_tokens)",
-                f"{name!r}, whose thresholds go up to {longest}",
+                f"{name!r}, whose thresholds stand up to {longest}",
             )
         self._wrong.raise_if_any()
 

@@ -35,6 +35,26 @@ def test_a_stretch_has_the_strata_offset_and_the_levels_that_stand_there():
     assert THRESHOLDS.max_tokens == 1024
 
 
+@pytest.mark.parametrize(
+    ("warning", "critical", "max_tokens"),
+    [
+        (BOUNDS, (), 1024),
+        ((64,), BOUNDS, 1024),  # one level is enough
+        ((64, 1024), (256,), 1024),
+        ((64, 256), (64,), 256),  # nothing fires in the last stratum
+        ((64, 1024), (64,), 64),  # nor in the hole before it
+        ((256, 1024), (), 0),
+    ],
+)
+def test_thresholds_stand_as_far_as_each_stratum_has_a_level(warning, critical, max_tokens):
+    def level(of: LevelThreshold, stands: tuple[int, ...]) -> LevelThreshold | None:
+        absent = tuple(bound for bound in BOUNDS if bound not in stands)
+        return replace(of, strata=stands, absent=absent) if stands else None
+
+    found = replace(THRESHOLDS, levels=Levels(level(WARNING, warning), level(CRITICAL, critical)))
+    assert found.max_tokens == max_tokens
+
+
 def test_a_level_that_stands_nowhere_is_none():
     only = Thresholds(STRATA, Levels(None, replace(CRITICAL, strata=BOUNDS, absent=())), clear_offset=3.0)
     assert only.stretch_at(1).marks == Marks(clear=3.0, warning=None, critical=3.0)

@@ -213,6 +213,14 @@ def test_beyond_the_last_stratum_its_thresholds_go_on_and_alerts_say_so():
     assert not score(spec, [probe(0.0)] * 8)[0].summary().beyond_calibration
 
 
+def test_where_no_level_stands_nothing_fires_and_the_summary_says_so():
+    known = thresholds(2.0, offsets=(0.0, 1.0))
+    silent = replace(known, levels=Levels(LevelThreshold(0.01, 2.0, (4,), (8,)), None))
+    track, updates = score(replace(SPEC, window=1, thresholds=silent), [probe(0.0)] * 4 + [probe(9.0)])
+    assert updates[-1].alert is None
+    assert track.summary().beyond_calibration and not track.summary().num_fired
+
+
 # Alerts and summary
 
 

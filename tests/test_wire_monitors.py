@@ -141,6 +141,29 @@ def test_what_of_a_request_thresholds_do_not_hold_for_is_told():
     assert list(wire_monitors.monitor(served, request(steering=(SteeringSpec(3, SteeringOp.ADD),))).cautions)
 
 
+def test_how_far_thresholds_stand_is_told_where_a_request_goes_beyond():
+    silent = replace(THRESHOLDS, levels=Levels(LevelThreshold(0.01, 1.0, (4,), (8,)), None))
+    short, whole = (ServedMonitor(replace(PACK, thresholds=each)) for each in (silent, THRESHOLDS))
+
+    def told(served: ServedMonitor, **changes: object) -> list[str]:
+        return list(wire_monitors.cautions(served, request(**changes)))
+
+    no_level = "no level stands after 4 scored tokens, this one may have more: it can't fire there"
+    assert told(short, sampling=SamplingParams(max_tokens=4)) == []
+    assert told(short, sampling=SamplingParams(max_tokens=5)) == [no_level]
+    assert told(whole, sampling=SamplingParams(max_tokens=5)) == []
+
+    def read(num_tokens: int, num_user: int = 0) -> dict[str, object]:
+        """A text to be read, of which position 0 is not scored, behind a user's words."""
+        roles = (*["user"] * num_user, *[None] * num_tokens)
+        scored = frozenset(range(num_user, num_user + num_tokens))
+        return {"prompt_ids": (1,) * len(roles), "prompt_roles": roles, "scored_positions": scored, "score_only": True}
+
+    assert told(short, **read(5)) == told(short, **read(4, num_user=9)) == []
+    assert told(short, **read(6)) == [no_level]
+    assert told(whole, **read(10)) == ["thresholds were set on replies of up to 8 tokens, this one may have more"]
+
+
 def test_a_score_has_its_components_and_level():
     quiet = wire_monitors.score(Score("m", 1.5, (1.5, 2.0), None))
     assert (quiet.monitor, quiet.value, list(quiet.components), quiet.firing) == ("m", 1.5, [1.5, 2.0], False)

@@ -16,6 +16,7 @@ from telltale.v1 import generation_pb2, types_pb2
 
 from monitors.condition import alerts_in
 from monitors.policy import Policy, PolicyAction
+from monitors.thresholds import Levels, LevelThreshold
 from sae_runtime.steering import SteeringOp, SteeringSpec
 from service.errors import InvalidRequest
 from service.monitor_packs import ServedMonitor
@@ -369,21 +370,41 @@ def wide(text: str):
     return WIDE.read_generate(parse(text), time_remaining=None)
 
 
-def reader_with(pack) -> RequestReader:
-    return RequestReader(replace(CATALOG, monitors=(ServedMonitor(pack),)), MODEL.tokenizer, STEERING, LIMITS)
+def reader_with(pack, **limits) -> RequestReader:
+    catalog = replace(CATALOG, monitors=(ServedMonitor(pack),))
+    return RequestReader(catalog, MODEL.tokenizer, STEERING, replace(LIMITS, **limits))
 
 
 def test_a_monitor_asked_for_by_name_must_know_the_length_of_the_reply():
-    """Its thresholds go up to 1,024 tokens, and `WIDE` has room for more."""
+    """Its thresholds stand up to 1,024 tokens, and `WIDE` has room for more."""
     with pytest.raises(InvalidRequest) as refused:
         wide(f"text: 'x' sampling {{ max_tokens: 1025 }} watch {{ monitors: '{ALWAYS}' monitors: '{NEVER}' }}")
     assert [v.field for v in refused.value.violations] == ["watch.monitors[0]", "watch.monitors[1]"]
     assert refused.value.violations[1].description == (
         "must have thresholds for replies of up to 1025 tokens (sampling.max_tokens). "
-        "Got 'never', whose thresholds go up to 1024."
+        "Got 'never', whose thresholds stand up to 1024."
     )
     assert wide(f"text: 'x' sampling {{ max_tokens: 1024 }} watch {{ monitors: '{NEVER}' }}").monitors
     assert len(wide("text: 'x' sampling { max_tokens: 1025 }").monitors) == 2  # they run by default, and say so
+
+
+@pytest.mark.parametrize(("strata", "stands"), [((64, 256), 256), ((64, 1024), 64)])
+def test_a_monitor_asked_for_by_name_must_be_able_to_fire_at_every_length_of_the_reply(strata, stands):
+    """Its strata go up to 1,024 tokens, but no level stands in one of them: it would be silent there."""
+    [absent] = {64, 256, 1024} - set(strata)
+    warning = LevelThreshold(0.01, 0.5, strata, (absent,))
+    thresholds = replace(tiny_packs.thresholds(0.5), levels=Levels(warning, None))
+    reader = reader_with(tiny_packs.pack("partly", thresholds=thresholds), context_length=4096)
+
+    def asked(max_tokens: int, watch: str = "watch { monitors: 'partly' }"):
+        text = f"text: 'x' sampling {{ max_tokens: {max_tokens} }} {watch}"
+        return reader.read_generate(parse(text), time_remaining=None)
+
+    assert asked(stands).monitors
+    with pytest.raises(InvalidRequest) as refused:
+        asked(stands + 1)
+    assert refused.value.violations[0].description.endswith(f"whose thresholds stand up to {stands}.")
+    assert asked(stands + 1, watch="").monitors
 
 
 CHAT = (
