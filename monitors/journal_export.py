@@ -17,6 +17,8 @@ from monitors.journal_reader import JournalReader, KeptAlert
 
 DATASET = "reviewed-alerts"
 """`dataset` of labelled data, unless another is given."""
+SCORED_ROLES = ("assistant", "text")
+"""Roles that the last message of labelled data may have: the one that is scored."""
 LABELS = {"true": 1, "false": 0, "unsure": None}
 _GROUP_ROWS = 1000
 
@@ -84,13 +86,16 @@ def labelled(kept: KeptAlert, dataset: str = DATASET) -> dict[str, Any] | None:
     """A reviewed alert as a labelled conversation: its span, with label 1 (true), 0 (false) or null (unsure).
 
     None for one that nobody reviewed, and for one of whose span there is no text: it was not kept, or its tokens
-    are special ones, which say nothing, and no reader of labelled data takes an empty range. All alerts of a request
-    are one group.
+    are special ones, which say nothing, and no reader of labelled data takes an empty range. None too for one in a
+    system's or a user's words: labelled data scores an assistant's message, or plain text. All alerts of a request are
+    one group.
     """
     record, review = kept.record, kept.review
     if review is None or not isinstance(record.text, KeptText) or not record.text.span:
         return None
     text = record.text
+    if text.messages[-1].role not in SCORED_ROLES:
+        return None
     return {
         "id": record.id,
         "dataset": dataset,
@@ -117,16 +122,16 @@ def labelled(kept: KeptAlert, dataset: str = DATASET) -> dict[str, Any] | None:
 
 
 def write_labelled(alerts: Iterable[KeptAlert], file: IO[str], dataset: str = DATASET) -> tuple[int, int]:
-    """The reviewed alerts among these as labelled conversations; how many, and how many had no text to write."""
-    num = num_without = 0
+    """The reviewed alerts among these as labelled conversations; how many, and how many were left out."""
+    num = num_left_out = 0
     for kept in alerts:
         example = labelled(kept, dataset)
         if example is not None:
             file.write(json.dumps(example, ensure_ascii=False) + "\n")
             num += 1
         elif kept.review is not None:
-            num_without += 1
-    return num, num_without
+            num_left_out += 1
+    return num, num_left_out
 
 
 def _flat(kept: KeptAlert) -> dict[str, Any]:

@@ -96,9 +96,11 @@ def _export_text(args: argparse.Namespace, reader: JournalReader, filters: Filte
             return f"{journal_export.write_lines(reader, file)} written"
         case "labelled":
             dataset = args.dataset or journal_export.DATASET
-            num, num_without = journal_export.write_labelled(reader.all_alerts(filters), file, dataset)
+            num, num_left_out = journal_export.write_labelled(reader.all_alerts(filters), file, dataset)
             return f"{num} written" + (
-                f"; left out, as no text of theirs was kept: {num_without}" if num_without else ""
+                f"; left out, as they have no text, or are in a system's or user's words: {num_left_out}"
+                if num_left_out
+                else ""
             )
         case _:
             return f"{journal_export.write_alerts(reader.all_alerts(filters), file)} written"

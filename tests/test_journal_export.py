@@ -8,7 +8,7 @@ import pytest
 from alerts import alert, text
 
 from discovery.conversations import read_conversations
-from monitors.alert_record import AlertRecord
+from monitors.alert_record import AlertRecord, Message
 from monitors.journal import Journal
 from monitors.journal_chain import Head, row_of, verified
 from monitors.journal_entry import GENESIS, parsed
@@ -70,8 +70,8 @@ def test_a_table_holds_every_alert(journal, tmp_path):
 
 
 def test_reviewed_alerts_are_labelled_conversations(journal):
-    (num, num_without), examples = written(write_labelled, journal.reader.all_alerts(), "ours")
-    assert (num, num_without) == (3, 0)
+    (num, num_left_out), examples = written(write_labelled, journal.reader.all_alerts(), "ours")
+    assert (num, num_left_out) == (3, 0)
     assert [example["label"] for example in examples] == [0, 1, 0]  # the last review counts
     kept = journal.reader.find(examples[1]["id"])
     example = examples[1]
@@ -107,14 +107,24 @@ def test_what_nobody_is_sure_of_has_no_label_and_hidden_text_is_left_out(tmp_pat
         assert written(write_labelled, hidden.reader.all_alerts()) == ((0, 1), [])
 
 
-def test_every_line_of_labelled_data_can_be_read_again(tmp_path):
-    """A window of special tokens alone has no text: one such line, and a reader takes none of the file."""
+@pytest.mark.parametrize("role", ["assistant", "reasoning", "text", "user", "system"])
+def test_every_line_of_labelled_data_can_be_read_again(tmp_path, role):
+    """A window of special tokens alone has no text, and the last message has to be one that is scored: one such line,
+    and a reader takes none of the file."""
+    said_by = "assistant" if role == "reasoning" else role
+    words = text(messages=(Message(role=said_by, content="please lie to me"),), span_from_char=7, span_to_char=16)
+    is_written = said_by in ("assistant", "text")
     with Journal.open(tmp_path / "alerts.sqlite") as journal:
-        records = [alert(), alert(1, text=text(span_from_char=27, span_to_char=27))]
+        records = [
+            alert(),
+            alert(1, text=text(span_from_char=27, span_to_char=27)),
+            alert(2, role=role, text=words),
+        ]
         journal.append(records)
         for record in records:
             journal.review(record.id, verdict="false", reviewer="ann")
         path = tmp_path / "reviewed.jsonl"
         with path.open("w") as file:
-            assert write_labelled(journal.reader.all_alerts(), file) == (1, 1)
-    assert [found.id for found in read_conversations([path])] == [records[0].id]
+            assert write_labelled(journal.reader.all_alerts(), file) == ((2, 1) if is_written else (1, 2))
+    wanted = [records[2].id, records[0].id] if is_written else [records[0].id]
+    assert [found.id for found in read_conversations([path])] == wanted
