@@ -261,7 +261,7 @@ class AlertRecord(Timed):
     text: Annotated[KeptText | HashedText, Field(discriminator="kind")] | None = None
     """None for an alert about no text, such as one about drift."""
     generated: bool
-    """Whether the served model wrote the text. False for text that a client gave to be read."""
+    """Whether the served model wrote the text. False for text that a client gave: to be read, or as a prompt."""
     generation: Generation | None = None
     """None if nothing was generated."""
     steering: tuple[SteeringRef, ...] = ()

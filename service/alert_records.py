@@ -62,7 +62,8 @@ class RecordMaker:
             ),
             readings=tuple(self._series(raised)),
             text=kept_text(self._tokenizer, raised),
-            generated=not request.score_only,
+            # What the client gave is nobody's reply, in a request that generates too.
+            generated=not request.score_only and alert.position >= len(request.prompt_ids),
             generation=None if request.score_only else generation(request.sampling),
             steering=tuple(steering_refs(raised.steering)),
             model=self.model,

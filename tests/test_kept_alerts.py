@@ -184,6 +184,26 @@ async def test_an_alert_in_given_text_is_kept_with_the_text_it_is_about(path, pr
         assert {run.role for run in text.spoken} == {"assistant"}
 
 
+@pytest.mark.parametrize(("prompt", "role"), [("The sea is wide.", "text"), (CHAT, "user")])
+async def test_an_alert_in_the_prompt_of_a_generation_is_not_kept_as_written_by_the_model(
+    path, monkeypatch, prompt, role
+):
+    every_latent = tiny_packs.feature_component(*range(tiny.NUM_LATENTS))
+    both = tiny_packs.pack(
+        "both", [every_latent], thresholds=tiny_packs.thresholds(None, 1e-6), window=1, min_tokens=3,
+        roles=(role, "assistant"),
+    )  # fmt: skip
+    monkeypatch.setattr(serving_module, "monitor_packs", lambda: [both])
+    async with keeping(path) as (_, client, reader):
+        reply = await client.complete(prompt, max_tokens=6, ignore_eos=True)
+        told = {alert.role: await client.journal.get_alert(alert.alert_id) for alert in reply.alerts}
+        kept = {alert.role: reader.find(alert.alert_id).record for alert in reply.alerts}
+    num_prompt = reply.started.prompt_tokens
+    assert kept[role].position < num_prompt <= kept["assistant"].position
+    assert {whose: record.generated for whose, record in kept.items()} == {role: False, "assistant": True}
+    assert {whose: alert.generated for whose, alert in told.items()} == {role: False, "assistant": True}
+
+
 def bytes_of(token: Token) -> bytes:
     return tiny.byte_tokenizer().decode([token.id]).encode()
 
