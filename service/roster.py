@@ -139,14 +139,18 @@ class Roster:
         if outcome is Outcome.ENGINE_ERROR:
             phase = Phase.PREFILL if row.num_unread else Phase.DECODE
             self.out.failures.append(RowFailure.of(phase, cause))
+        self._give_up(row, failure)
+        row.submission.cancel_twin()
+        self._retire(row, outcome)
+
+    def _give_up(self, row: Row, failure: Exception) -> None:
+        """Tell what is still to be told of a row that fails: its alerts, then the failure."""
         if row.prompt_read_at is None and row.request.replay is None:
             # The stream has not begun, so they can't be told there. A replay's are told to nobody.
             self.out.alerts.extend(row.observer.alerts)
         row.abandon()
         self._flush(row)
         self.out.fail(row.submission, failure)
-        row.submission.cancel_twin()
-        self._retire(row, outcome)
 
     def _retire(self, row: Row, outcome: Outcome) -> None:
         self._flush(row)
@@ -171,9 +175,7 @@ class Roster:
         for submission in self._scheduler.waiting:
             self._refuse(submission, outcome, failure)
         for row in self.rows:
-            row.abandon()
-            self._flush(row)
-            self.out.fail(row.submission, failure)
+            self._give_up(row, failure)
             self._count(row.submission, row.record(outcome))
         self._scheduler.waiting.clear()
         self.rows.clear()

@@ -804,9 +804,28 @@ def test_a_probe_that_is_not_finite_fails_its_request_and_is_counted(dictionary)
     assert [record.outcome for out in published for record in out.requests] == [Outcome.ENGINE_ERROR]
 
 
+def cancel(engine: Engine, submission: Submission) -> None:
+    engine.admission.cancel(submission)
+    while engine.num_active:
+        engine.step()
+
+
+def stop(engine: Engine, _: Submission) -> None:
+    engine.stop()
+    engine.start()  # finds nothing left to do but to end everything
+    assert engine.stop()
+
+
+def crash(engine: Engine, _: Submission) -> None:
+    engine.step = None  # what is called is no function
+    engine.start()
+    assert engine.stop()
+
+
+@pytest.mark.parametrize("end", [cancel, stop, crash])
 @pytest.mark.parametrize("replay", [None, Replay(num_prompt=90)])
 def test_alerts_of_a_prompt_that_was_not_read_to_its_end_are_told_to_watchers_unless_it_is_a_replay(
-    model, dictionary, replay
+    model, dictionary, replay, end
 ):
     """Its stream has not begun: nobody else can be told. A replay's alerts are told to nobody."""
     loud = tiny.monitor_spec(threshold=-1.0, roles=("user",), min_tokens=1)
@@ -816,7 +835,6 @@ def test_alerts_of_a_prompt_that_was_not_read_to_its_end_are_told_to_watchers_un
     (submission,) = submit(engine, req)
     engine.step()
     assert engine.num_running == 1 and told == []
-    engine.admission.cancel(submission)
-    while engine.num_active:
-        engine.step()
+    end(engine, submission)
+    assert engine.num_running == 0
     assert [event.alert.monitor for event in told] == ([] if replay else [loud.name])
