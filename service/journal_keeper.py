@@ -65,6 +65,7 @@ class JournalKeeper:
         self._num_write_failures = 0
         self._append_seconds: list[float] = []
         self._precisions = precisions(journal.reader.reviews())
+        self._precisions_lock = threading.Lock()
         self._ending = threading.Event()
         self._status = self._look()
         self._thread = threading.Thread(target=self._run, name="journal-keeper", daemon=True)
@@ -145,7 +146,9 @@ class JournalKeeper:
 
     def note_reviewed(self) -> None:
         """There is another verdict."""
-        self._precisions = precisions(self.journal.reader.reviews())
+        # Reviews come on several threads: what was read first must not take the place of what was read last.
+        with self._precisions_lock:
+            self._precisions = precisions(self.journal.reader.reviews())
 
     @property
     def precisions(self) -> list[Precision]:

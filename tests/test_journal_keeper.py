@@ -45,6 +45,32 @@ def test_a_fault_of_any_kind_is_logged_once_and_the_status_goes_on(journal, monk
     ]
 
 
+def test_no_verdict_is_lost_where_two_come_at_once(journal, monkeypatch):
+    """The second comes between the first one's look into the journal and what it makes of it."""
+    records = [alert(), alert()]
+    journal.append(records)
+    keeper = JournalKeeper(journal)
+    reviews, threads = journal.reader.reviews, []
+
+    def review(number: int) -> None:
+        journal.review(records[number].id, verdict="true", reviewer="ann")
+        keeper.note_reviewed()
+
+    def interrupted():
+        found = reviews()
+        if not threads:
+            threads.append(threading.Thread(target=review, args=(1,)))
+            threads[0].start()
+            threads[0].join(0.5)  # it either ends, or waits for us
+        return found
+
+    monkeypatch.setattr(journal.reader, "reviews", interrupted)
+    review(0)
+    threads[0].join()
+    assert [each.num_true for each in keeper.precisions] == [2]
+    keeper.close()
+
+
 class Maker:
     """Makes a record of whatever it is given, but of nothing that has none."""
 
