@@ -8,7 +8,7 @@ is overwritten with zeros (`secure_delete`), and not left lying in free pages.
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,10 +75,11 @@ class Database:
 
     @classmethod
     def writable(cls, place: Place) -> "Database":
-        """One connection, for one thread at a time. Makes the file if there is none."""
+        """One connection, for one thread at a time. Makes the file if there is none, for its owner alone."""
         if place.path is None:
             return cls(place, _postgres(place))
         path = place.path
+        _make_private(path)
         with named_faults(str(place)):
             connection = _sqlite(path, "rwc")
             try:
@@ -140,6 +141,14 @@ def _postgres(place: Place) -> Engine:
     except ModuleNotFoundError as error:
         wanted = "the library psycopg: `pip install 'telltale-llm[postgres]'`"
         raise JournalError(Problem("journal", wanted, str(error)), where=str(place)) from None
+
+
+def _make_private(path: Path) -> None:
+    """Makes the file if there is none. SQLite itself would let all users of the machine read what people wrote; its log
+    gets the rights of the file."""
+    if not path.exists():
+        with suppress(OSError):  # SQLite meets it too, and what it says is named
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _sqlite(path: Path, mode: str, *, immutable: bool = False) -> sqlite3.Connection:

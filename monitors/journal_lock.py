@@ -25,7 +25,7 @@ class WriterLock:
 
         path = Path(f"{journal}.lock")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             wanted = f"a folder that this user may write to: {path.parent}"

@@ -87,7 +87,7 @@ class JournalKeeper:
 
     @classmethod
     def _open_at(cls, path: Path, settings: Settings) -> "JournalKeeper":
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         text_key = None if settings.journal_text else TextKey.load_or_make(key_path(path))
         journal = Journal.open(path, text_key=text_key)
         forward = settings.journal_forward

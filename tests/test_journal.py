@@ -154,6 +154,24 @@ def test_a_file_that_is_not_there_is_named_to_readers_and_made_for_writers(path)
     assert findings(path.parent / "new folder" / "#1?.sqlite") == [None]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o000, 0o077])
+def test_a_new_journal_is_its_owners_alone_and_one_that_was_there_keeps_its_rights(tmp_path, umask):
+    path = tmp_path / "state" / "alerts.sqlite"
+    before = os.umask(umask)
+    try:
+        with Journal.open(path) as journal:
+            journal.append([alert()])
+            rights = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert rights.pop("alerts.sqlite.lock") == 0o644 & ~umask  # the number of a process
+    assert rights == {name: 0o600 for name in ("alerts.sqlite", "alerts.sqlite-wal", "alerts.sqlite-shm")}
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    path.chmod(0o640)
+    with Journal.open(path):
+        assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_a_damaged_file_is_named(path):
     with Journal.open(path) as journal:
         journal.append([alert(number) for number in range(100)])
@@ -250,6 +268,7 @@ def test_a_read_only_folder_is_named_to_writers_and_can_be_read(public_folder):
     with Journal.open(public_folder / "alerts.sqlite") as journal:
         journal.append([alert()])
     (public_folder / "alerts.sqlite.lock").unlink()
+    (public_folder / "alerts.sqlite").chmod(0o644)
     public_folder.chmod(0o555)
     *refused, verified = as_another_user(read_only_folder, public_folder)
     wanted = f"file: wanted a folder that this user may write to: {public_folder}, got Permission denied"
