@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from monitors import checks
 from monitors.components import Inputs
-from monitors.condition import Standing, alerts_in
+from monitors.condition import Standing, Standings, alerts_in
 from monitors.errors import Problem, shown
 from monitors.monitor_spec import MonitorSpec, Role
 from monitors.policy import Policy, PolicyAction, PolicySet
@@ -92,8 +92,15 @@ class MonitorBank:
                 continue
             updates.append((track.spec.name, track.observe(position, inputs)))
         if any(update.alert is not None and update.alert.state == "firing" for _, update in updates):
-            self.policies.update({(t.spec.name, t.role): Standing(t.level, t.highest_level) for t in self._tracks})
+            self.policies.update(self._standings())
         return updates
+
+    def end_prompt(self) -> None:
+        """All tokens from here on are a reply's: policies that only a prompt could make apply are done with."""
+        self.policies.end_prompt(self._standings())
+
+    def _standings(self) -> Standings:
+        return {(t.spec.name, t.role): Standing(t.level, t.highest_level) for t in self._tracks}
 
     def applied_by(self, alert: Alert) -> tuple[Policy, ...]:
         """The policies that an alert of the last token made apply: those that ask for such an alert."""

@@ -8,7 +8,7 @@ There is no "not": a condition over alerts that have fired never turns false aga
 token that raised an alert. Alerts of one monitor on two roles are two: `roles` says which of them count.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
@@ -88,6 +88,18 @@ def holds(condition: Condition, standings: Standings) -> bool:
                 alert.counts(monitor, role, standing.highest if has_fired else standing.open)
                 for (monitor, role), standing in standings.items()
             )
+
+
+def may_hold(condition: Condition, standings: Standings, to_come: Collection[Role]) -> bool:
+    """Whether it is true, or may become so, where words of roles `to_come` alone are still to be scored."""
+    match condition:
+        case AllOf(conditions):
+            return all(may_hold(part, standings, to_come) for part in conditions)
+        case AnyOf(conditions):
+            return any(may_hold(part, standings, to_come) for part in conditions)
+        case AlertOf() as alert:
+            is_to_come = any(alert.counts(monitor, role, alert.level) for monitor, role in standings if role in to_come)
+            return is_to_come or holds(alert, standings)
 
 
 def alerts_in(condition: Condition) -> Iterator[AlertOf]:

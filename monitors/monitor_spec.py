@@ -17,6 +17,8 @@ Kind = Literal["feature", "features", "probe", "ensemble", "cascade"]
 Role = Literal["system", "user", "assistant", "text", "reasoning"]
 """Whose words a token belongs to; `text` is a prompt without a chat template. `reasoning` is what the assistant thinks
 before it answers, for monitors that ask for it; for others it is the assistant's."""
+REPLY_ROLES: tuple[Role, ...] = ("assistant", "reasoning")
+"""Whose words a reply is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

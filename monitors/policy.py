@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from monitors import checks
-from monitors.condition import AlertOf, Condition, Standings, holds, problems_of
+from monitors.condition import AlertOf, Condition, Standings, holds, may_hold, problems_of
 from monitors.errors import Problem, shown
-from monitors.monitor_spec import MonitorSpec
+from monitors.monitor_spec import REPLY_ROLES, MonitorSpec
 
 MAX_HOLD_TOKENS = 256
 
@@ -91,6 +91,10 @@ class PolicySet:
     def hold_tokens(self) -> int:
         """By how many tokens the reply is to be held back now: for those policies that may still come to apply."""
         return max((policy.hold_tokens for policy in self._waiting), default=0)
+
+    def end_prompt(self, standings: Standings) -> None:
+        """Only a reply is still to come: what that can't make apply need not be waited for, nor held back for."""
+        self._waiting = [policy for policy in self._waiting if may_hold(policy.when, standings, REPLY_ROLES)]
 
     def pass_token(self) -> None:
         """A token at which no alert was raised: nothing can have come to apply."""

@@ -162,6 +162,8 @@ class StartedEvent:
     """The prompt has been read."""
 
     last_prompt_token: TokenEvent
+    hold_tokens: int = 0
+    """Tokens by which the reply is held back as it begins."""
 
 
 class Withheld(NamedTuple):

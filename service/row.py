@@ -151,7 +151,8 @@ class Row:
         event = self._last_prompt_event
         assert event is not None
         event.text += self._prompt_text.flush()
-        self.outbox.append(StartedEvent(event))
+        self.bank.end_prompt()
+        self.outbox.append(StartedEvent(event, self.bank.policies.hold_tokens))
         self.outbox.extend(self._prompt_events)
         self._prompt_events = []
         if self.request.score_only:

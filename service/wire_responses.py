@@ -87,7 +87,7 @@ class ResponseWriter:
             watch_generation=self._catalog.generation,
             last_prompt_token=self.token(event.last_prompt_token),
             max_tokens=request.sampling.max_tokens,
-            hold_tokens=max((policy.hold_tokens for policy in request.policies), default=0),
+            hold_tokens=event.hold_tokens,
             reconstruction_guard=wire_guards.reconstruction_guard(self._guard),
         )
 

@@ -100,6 +100,50 @@ def test_a_hold_lasts_until_its_policy_applies():
     assert bank.policies.hold_tokens == 0
 
 
+values = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=12)
+
+
+@given(conditions, values, values)
+def test_what_is_done_with_at_the_prompts_end_would_not_have_come_to_apply(condition, prompt, reply):
+    """Against a bank that goes on asking."""
+    asking, ended = (MonitorBank(SPECS, [Policy("p", PolicyAction.STOP, condition, hold_tokens=3)]) for _ in range(2))
+    tokens = [*((*token, "user") for token in prompt), None, *((*token, "assistant") for token in reply)]
+    position = 0
+    for token in tokens:
+        if token is None:
+            ended.end_prompt()
+            continue
+        position += 1
+        one, two, role = token
+        for bank in (asking, ended):
+            bank.observe(position, Inputs({1: float(one), 2: float(two)}), role)
+    assert ended.triggered == asking.triggered
+
+
+USER, REPLY = AlertOf(monitor="a", roles=("user",)), AlertOf(monitor="b")
+
+
+@pytest.mark.parametrize(
+    ("condition", "read", "hold_tokens"),
+    [
+        (USER, 0.0, 0),
+        (REPLY, 0.0, 3),
+        (AlertOf(monitor="a"), 0.0, 3),
+        (AllOf((USER, REPLY)), 0.0, 0),  # nothing is left that could make the first part true
+        (AllOf((USER, REPLY)), 9.0, 3),  # it is true, and stays so
+        (AllOf((AlertOf(monitor="a", level="critical", roles=("user",)), REPLY)), 2.5, 0),
+        (AnyOf((USER, REPLY)), 0.0, 3),
+        (AnyOf((USER, AllOf((USER, REPLY)))), 0.0, 0),
+    ],
+)
+def test_once_the_prompt_is_read_nothing_is_held_back_for_what_only_it_could_make_apply(condition, read, hold_tokens):
+    bank = MonitorBank(SPECS, [Policy("p", PolicyAction.STOP, condition, hold_tokens=3)])
+    bank.observe(1, Inputs({1: read, 2: 0.0}), "user")
+    assert bank.policies.hold_tokens == 3
+    bank.end_prompt()
+    assert bank.policies.hold_tokens == hold_tokens
+
+
 def nested(depth):
     tree = AlertOf(monitor="a")
     for _ in range(depth - 1):

@@ -24,8 +24,17 @@ PROMPT, LENGTH = "The sea was calm.", 40
 
 
 def stream(reply):
-    """What the client sees of a reply, times left out."""
-    events = [replace(e, time_seconds=0.0) if isinstance(e, AlertEvent) else e for e in reply.events[:-1]]
+    """What the client sees of a reply, times left out and how far it is held back."""
+
+    def timeless(event):
+        match event:
+            case AlertEvent():
+                return replace(event, time_seconds=0.0)
+            case StartedEvent():
+                return replace(event, hold_tokens=0)
+        return event
+
+    events = [timeless(event) for event in reply.events[:-1]]
     end = reply.finished
     return events, (end.reason, end.completion_tokens, end.monitors, end.tapped_tokens, end.matched_stop)
 
@@ -239,6 +248,21 @@ def test_an_alert_in_the_prompt_withholds_nothing(model, dictionary, action, chu
     assert len(reply.generated) == (0 if action is STOP else LENGTH)
     assert (reply.finished.num_withheld, reply.finished.policies) == (0, (spec.name,))
     assert next(e for e in reply.events if isinstance(e, AlertEvent)).withheld is None
+
+
+@pytest.mark.parametrize(("roles", "hold"), [(("text",), 0), (("assistant",), 8), ((), 8)])
+def test_nothing_is_held_back_for_a_policy_that_only_the_prompt_could_make_apply(model, dictionary, roles, hold):
+    spec = quiet_monitor(roles=("text", "assistant"))
+    req = held(model, [spec], Policy("p", STOP, AlertOf(monitor=spec.name, roles=roles), hold_tokens=8))
+    engine = tiny.engine(model, dictionary)
+    [submission] = submit(engine, replace(req, prompt_roles=("text",) * len(req.prompt_ids)))
+    for _ in range(12):
+        engine.step()
+    num_read = engine.state().kv_tokens_used - len(req.prompt_ids)
+    reply = Reply(submission)
+    assert num_read > 8 and len(reply.generated) == num_read - hold
+    [started] = [event for event in reply.events if isinstance(event, StartedEvent)]
+    assert started.hold_tokens == hold
 
 
 def test_a_policy_on_words_of_the_reply_passes_over_the_prompts(model, dictionary):
