@@ -95,11 +95,15 @@ class Cascade:
     def num_components(self) -> int:
         return self.listened.num_components + 1
 
+    def is_open(self, scores: Sequence[float]) -> bool:
+        """Whether the gate lets the others be heard."""
+        return scores[-1] > self.gate_threshold
+
     def score(self, scores: Sequence[float]) -> float:
-        return self.listened.score(scores[:-1]) if scores[-1] > self.gate_threshold else self.closed_score
+        return self.listened.score(scores[:-1]) if self.is_open(scores) else self.closed_score
 
     def contributions(self, scores: Sequence[float]) -> tuple[float, ...]:
-        if scores[-1] > self.gate_threshold:
+        if self.is_open(scores):
             return (*self.listened.contributions(scores[:-1]), 0.0)
         return (*(0.0 for _ in scores[:-1]), self.closed_score)
 

@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Literal, NamedTuple
 
 from monitors.alarm import Alarm, Transition
+from monitors.combination import Cascade
 from monitors.components import Component, FeatureScore, Inputs
 from monitors.monitor_spec import MonitorSpec, Role
 from monitors.thresholds import Level
@@ -88,7 +89,8 @@ class MonitorSummary:
     max_statistic: float | None
     """Largest excess over the length profile, the statistic that levels are calibrated on. None if max_score is."""
     mean_score: float | None
-    """The score that one window over all scored tokens gives; None if no token was scored."""
+    """The score that one window over all scored tokens gives; None if no token was scored. Of a cascade, the mean of
+    its scores at the tokens at which the gate was open; None if it never was."""
     num_scored: int
     """Tokens scored."""
     num_fired: int
@@ -136,6 +138,8 @@ class Track:
         self._positions: deque[int] = deque(maxlen=spec.window)
         self._max_score: float | None = None
         self._max_statistic: float | None = None
+        self._open_scores: list[float] = []
+        """Of a cascade: its scores while the gate was open."""
         self._num_fired = 0
         self._first_fired_position: int | None = None
 
@@ -160,6 +164,9 @@ class Track:
         scores = tuple([run.push(part) for run, part in zip(self._runs, parts, strict=True)])
         self._positions.append(position)
         score = self.spec.combination.score(scores)
+        combination = self.spec.combination
+        if isinstance(combination, Cascade) and combination.is_open(scores):
+            self._open_scores.append(score)
         num_scored = self._alarm.num_scored + 1
         if num_scored > self._stretch.max_tokens:
             self._stretch = self.spec.thresholds.stretch_at(num_scored)
@@ -193,6 +200,9 @@ class Track:
     def _mean_score(self) -> float | None:
         if not self._alarm.num_scored:
             return None
+        if isinstance(self.spec.combination, Cascade):
+            # Over all tokens a gate that opens at few of them is closed in the mean, whatever was read.
+            return fmean(self._open_scores) if self._open_scores else None
         return self.spec.combination.score([run.component.standardised(fmean(run.all)) for run in self._runs])
 
     def _alert(self, transition: Transition, score: float, scores: tuple[float, ...]) -> Alert:

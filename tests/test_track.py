@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -288,6 +289,19 @@ def test_the_mean_of_several_components_is_their_means_combined():
     spec = two_components(Ensemble("sum", (1.0, 10.0)), window=1)
     track, _ = score(spec, [Inputs({3: 0.0, 9: 0.0}, {"p": value}) for value in (1.0, 2.0, 6.0)])
     assert track.summary().mean_score == (3.0 - 1.0) / 2.0 + 10 * 0.5 / 0.25
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_the_mean_of_a_cascade_is_over_the_tokens_at_which_its_gate_was_open(window):
+    """A gate that opens where a statement ends is closed in the mean."""
+    spec = two_components(Cascade(0.0, -10.0), window=window)
+    reply = [Inputs({3: 8.0 if i % 5 == 0 else 0.0, 9: 1.0}, {"p": float(i)}) for i in range(1, 23)]
+    track, updates = score(spec, reply)
+    heard = [update.score for update in updates if update.components[1] > 0]
+    assert len(heard) == 4 * window
+    assert track.summary().mean_score == pytest.approx(fmean(heard))
+    closed, _ = score(spec, [Inputs({3: 0.0, 9: 1.0}, {"p": 3.0})] * 4)
+    assert closed.summary().mean_score is None and closed.summary().num_scored == 4
 
 
 def test_summary_of_nothing_scored():
