@@ -86,7 +86,8 @@ def scoring_spec(pack: MonitorPack) -> MonitorSpec:
     """The pack's monitor; of one that has no thresholds yet, a monitor that never fires."""
     if pack.thresholds is not None:
         return pack.spec()
-    never = Thresholds((Stratum(1, 0.0),), Levels(LevelThreshold(0.5, _NEVER, (1,)), None), 0.0)
+    bound = pack.min_tokens  # a level has to stand somewhere from there on
+    never = Thresholds((Stratum(bound, 0.0),), Levels(LevelThreshold(0.5, _NEVER, (bound,)), None), 0.0)
     stand_in = PackCalibration(method="by_hand", source="None: the monitor never fires.")
     return replace(pack, validated=False, thresholds=never, calibration=stand_in).spec()
 

@@ -88,6 +88,7 @@ class MonitorPack:
             *self._bad_combination(),
             *self._bad_tensors(),
             *self._bad_claims(),
+            *self._bad_thresholds(),
         )
         self._make_spec(self.thresholds or _NO_THRESHOLDS)  # finds the rest
 
@@ -246,6 +247,25 @@ class MonitorPack:
         if self._reads_latents != (self.bindings.sae_sha256 is not None):
             wanted = "the hash of the dictionary" if self._reads_latents else "null, since no latent is read"
             yield Problem("bindings.sae_sha256", wanted, shown(self.bindings.sae_sha256))
+
+    def _bad_thresholds(self) -> Iterator[Problem]:
+        """Thresholds that could never be passed, or that a closed gate passes."""
+        if self.thresholds is None or checks.count("min_tokens", self.min_tokens, at_least=1) is not None:
+            return
+        levels = [level for _, level in self.thresholds.levels.named()]
+        last = max(bound for level in levels for bound in level.strata)
+        if self.min_tokens > last:
+            yield Problem("min_tokens", f"at most {last}, up to which a level stands", shown(self.min_tokens))
+        if self.closed_score is None:
+            return
+        offset = min(level.offset for level in levels)
+        for stretch in self.thresholds.stretches:
+            can_fire = stretch.marks.can_fire and stretch.max_tokens >= self.min_tokens
+            # As the alarm compares: a threshold that was calibrated on closed gates alone is passed by none.
+            if can_fire and self.closed_score - stretch.profile > offset:
+                wanted = f"at most {stretch.profile + offset:g}, above which an alert is raised"
+                yield Problem("closed_score", wanted, shown(self.closed_score))
+                return
 
     def _misfits_of(self, component: PackComponent, served: Served) -> Iterator[Problem]:
         for j, part in enumerate(component.features):

@@ -109,7 +109,7 @@ class Thresholds:
     """Of one monitor. MonitorError if strata or levels contradict each other."""
 
     strata: tuple[Stratum, ...]
-    """At least one, rising."""
+    """At least one, rising, and no offset below the one before."""
     levels: Levels
     clear_offset: float
     """An alert clears strictly below; at most the lowest level's offset. The gap is the hysteresis."""
@@ -156,6 +156,10 @@ class Thresholds:
         for i, (before, after) in enumerate(zip(self.strata, self.strata[1:], strict=False), start=1):
             if after.max_tokens <= before.max_tokens:
                 yield Problem(f"strata.{i}.max_tokens", f"more than {before.max_tokens}", shown(after.max_tokens))
+            # A reply's largest score only grows with its length: what that explains can't shrink.
+            if after.offset < before.offset:
+                wanted = f"at least that of the stratum before, {before.offset}"
+                yield Problem(f"strata.{i}.offset", wanted, shown(after.offset))
 
     def _misfit(self, field: str, level: LevelThreshold) -> Iterator[Problem]:
         said = {*level.strata, *level.absent}
@@ -169,6 +173,9 @@ class Thresholds:
         if len(levels) == 2 and levels["critical"].offset < levels["warning"].offset:
             wanted = f"at least the warning's, {levels['warning'].offset}"
             yield Problem("levels.critical.offset", wanted, shown(levels["critical"].offset))
+        if len(levels) == 2 and levels["critical"].alpha > levels["warning"].alpha:
+            wanted = f"at most the warning's, {levels['warning'].alpha}"
+            yield Problem("levels.critical.alpha", wanted, shown(levels["critical"].alpha))
         lowest = min((level.offset for level in levels.values()), default=self.clear_offset)
         if self.clear_offset > lowest:
             yield Problem("clear_offset", f"at most the lowest level's offset, {lowest}", shown(self.clear_offset))

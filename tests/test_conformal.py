@@ -94,7 +94,7 @@ def test_how_many_replies_a_level_needs(alpha, needed):
 
 @given(st.lists(st.floats(-9, 9), max_size=80), st.lists(st.floats(0, 3), min_size=3, max_size=3), st.integers(1, 30))
 def test_the_statistic_is_that_of_the_reference(scores, offsets, min_tokens):
-    strata = tuple(Stratum(bound, offset) for bound, offset in zip((8, 24, 80), offsets, strict=True))
+    strata = tuple(Stratum(bound, offset) for bound, offset in zip((8, 24, 80), sorted(offsets), strict=True))
     levels = Levels(LevelThreshold(0.1, 0.0, (8, 24, 80)), None)
     spec = replace(SPEC, window=1, min_tokens=min_tokens, thresholds=Thresholds(strata, levels, 0.0))
     wanted = reply_statistic(spec, [scores])

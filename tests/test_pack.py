@@ -21,6 +21,7 @@ from monitors.pack import HASH_KEY, PACK_SUFFIX, MonitorPack
 from monitors.pack_parts import PackCalibration
 from monitors.pack_tensors import PackTensor
 from monitors.strict_files import content_sha256
+from monitors.thresholds import Levels, LevelThreshold, Stratum
 
 DIRECTION = [0.1 * i for i in range(32)]
 PACK = pack(
@@ -223,6 +224,32 @@ def test_what_a_cascade_needs_goes_by_its_components(make, message):
         make()
 
 
+def of_two(closed_score, **changes):
+    two = [feature_component(3, name="a"), feature_component(4, name="gate")]
+    facts = {"kind": "cascade", "rule": None, "gate_threshold": 0.5, "closed_score": closed_score}
+    return pack(components=two, **(facts | changes))
+
+
+def test_a_closed_gate_raises_no_alert():
+    """Thresholds are 0.5 at first and higher in long replies; the lowest at which it may fire counts."""
+    rising = replace(thresholds(0.5), strata=(Stratum(64, 0.0), Stratum(256, 1.0), Stratum(1024, 2.0)))
+    of_two(0.5, thresholds=rising)
+    of_two(1.5, thresholds=rising, min_tokens=65)
+    of_two(1e6, thresholds=None, calibration=None)
+    for min_tokens, closed_score, most in ((64, 0.6, "0.5"), (65, 1.6, "1.5")):
+        with pytest.raises(MonitorError, match=f"^closed_score: wanted at most {most}, above which an alert is raised"):
+            of_two(closed_score, thresholds=rising, min_tokens=min_tokens)
+
+
+def test_a_level_stands_somewhere_from_the_first_token_that_counts():
+    short = LevelThreshold(0.01, 0.5, (64,), (256, 1024))
+    partly = replace(thresholds(0.5), levels=Levels(short, None))
+    pack(thresholds=partly, min_tokens=64)
+    with pytest.raises(MonitorError, match=r"^min_tokens: wanted at most 64, up to which a level stands, got 65$"):
+        pack(thresholds=partly, min_tokens=65)
+    pack(thresholds=None, calibration=None, min_tokens=65)
+
+
 def test_a_frozen_monitor_is_a_pack_and_not_a_monitor(tmp_path):
     frozen = replace(PACK, thresholds=None, calibration=None)
     path = tmp_path / f"deception{PACK_SUFFIX}"
@@ -320,6 +347,9 @@ def test_what_is_no_pack_at_all_is_refused(tmp_path, text, wanted, got):
         ("thresholds.levels.warning.strata", [64, 256], "thresholds.levels.warning"),
         ("thresholds.levels.critical", ..., "thresholds.levels.critical"),
         ("thresholds.levels.critical.offset", 0.5, "thresholds.levels.critical.offset"),
+        ("thresholds.levels.critical.alpha", 0.5, "thresholds.levels.critical.alpha"),
+        ("thresholds.strata.0.offset", 9.0, "thresholds.strata.1.offset"),
+        ("min_tokens", 1025, "min_tokens"),
         ("thresholds.levels.info", None, "thresholds.levels.info"),
         ("thresholds.levels.warning.alpha", 1.5, "thresholds.levels.warning.alpha"),
         ("thresholds.clear_offset", 5.0, "thresholds.clear_offset"),

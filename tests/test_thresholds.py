@@ -74,6 +74,12 @@ def test_contradictions_are_refused_by_field():
     assert list(problems(levels=Levels(WARNING, replace(CRITICAL, offset=1.9)), clear_offset=0.0)) == [
         "levels.critical.offset"
     ]
+    assert problems(levels=Levels(WARNING, replace(CRITICAL, alpha=0.02))) == {
+        "levels.critical.alpha": "at most the warning's, 0.01"
+    }
+    assert problems(strata=(*STRATA[:2], Stratum(1024, 0.25))) == {
+        "strata.2.offset": "at least that of the stratum before, 0.5"
+    }
     assert list(problems(clear_offset=2.5)) == ["clear_offset"]
     assert list(problems(clear_offset=math.nan)) == ["clear_offset"]
 
