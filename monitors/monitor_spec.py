@@ -4,7 +4,7 @@ A spec is made from a monitor pack (`monitors.pack`); it can't contradict itself
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from monitors import checks
@@ -44,6 +44,8 @@ class MonitorSpec:
     """Whether held-out evidence supports the name. Travels to the client with every alert."""
     pack_sha256: str = ""
     """Content hash of the pack it was made from; empty if it was made by hand."""
+    is_for_plain_text: bool = False
+    """Whether what is read as the assistant's words is a plain text, to be scored as `text`; see `for_plain_text`."""
 
     def __post_init__(self) -> None:
         names = [component.name for component in self.components]
@@ -72,7 +74,16 @@ class MonitorSpec:
 
     def token_roles(self, role: Role) -> tuple[Role, ...]:
         """Roles of the tokens that are scored as `role`: thoughts are the assistant's unless scored by themselves."""
-        return (role, "reasoning") if role == "assistant" and "reasoning" not in self.roles else (role,)
+        spoken: tuple[Role, ...] = ("assistant",) if "reasoning" in self.roles else ("assistant", "reasoning")
+        if role == "text" and self.is_for_plain_text:
+            return (role, *spoken)
+        return spoken if role == "assistant" else (role,)
+
+    def for_plain_text(self) -> "MonitorSpec":
+        """For a text that is read as if the assistant had written all of it. A monitor of `text` alone scores it as
+        that; one that scores the assistant's words scores it as those."""
+        is_of_text = "text" in self.roles and "assistant" not in self.roles
+        return replace(self, is_for_plain_text=True) if is_of_text else self
 
     def is_off_scale(self, inputs: Inputs) -> bool:
         """Whether a token carries a massive activation where any component reads, so that it is not to be scored.

@@ -59,9 +59,12 @@ def plan(record: AlertRecord, host: ReplayHost) -> ReplayRequests:
     steering, later = _steering(record.steering, host.limits)
     ids = (*text.prompt_ids, *text.reply_ids)
     reply = range(len(text.prompt_ids), len(ids))
+    spec = host.catalog.monitors_by_name[record.monitor].spec
+    if record.generation is None and text.messages[0].role == "text":
+        spec = spec.for_plain_text()
     common = {
         "watched": watched,
-        "monitors": (host.catalog.monitors_by_name[record.monitor].spec,),
+        "monitors": (spec,),
         "steering": steering,
         "replay": Replay(reply.start, later),
         "reasoning": host.reasoning,

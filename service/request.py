@@ -86,7 +86,8 @@ class Request:
     score_only: bool = False
     """Read the prompt and end."""
     scored_positions: frozenset[int] | None = None
-    """Prompt positions that monitors score as if the assistant had written them; None for none."""
+    """Prompt positions that monitors score as if the assistant had written them; None for none. Of a plain text a
+    monitor of `text` scores them as that (`MonitorSpec.for_plain_text`)."""
     reasoning: tuple[Delimiters, ...] = ()
     """What encloses reasoning in the reply."""
     prompt_roles: tuple[Role | None, ...] = ()

@@ -133,6 +133,7 @@ def _most_scored(spec: MonitorSpec, request: Request) -> int:
     if not request.score_only:
         return request.sampling.max_tokens
     # Position 0 is never scored.
+    spec = next((one for one in request.monitors if one.name == spec.name), spec)  # it may be for a plain text
     roles = Counter(request.prompt_role(position) for position in range(1, len(request.prompt_ids)))
     return max(sum(roles[one] for one in spec.token_roles(role)) for role in spec.roles)
 

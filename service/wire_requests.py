@@ -140,6 +140,8 @@ class _Reading:
         )
         self._wrong.raise_if_any()
         is_chat = message.WhichOneof("prompt") == "chat"
+        if not is_chat:
+            common["monitors"] = tuple(monitor.for_plain_text() for monitor in monitors)
         positions = prompt.positions_of("assistant") if is_chat else frozenset(range(len(prompt.ids)))
         prompt = reader.with_reasoning(prompt)
         common["include_prompt"] = True

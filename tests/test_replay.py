@@ -25,13 +25,15 @@ PROBE_LATENTS = tuple(range(8))
 
 
 def packs():
-    """One that reads latents, fires and clears again and again; one with a probe; one that scores users' words."""
+    """One that reads latents, fires and clears again and again; one with a probe; one that scores users' words; and one
+    that scores plain text."""
     loud = tiny_packs.thresholds(4.0, 12.0)
     latents = tiny_packs.feature_component(*PROBE_LATENTS)
     return [
         tiny_packs.pack("restless", [latents], thresholds=loud, window=3, cooldown_tokens=0),
         tiny_packs.pack("probing", [tiny_packs.probe_component()], thresholds=tiny_packs.thresholds(0.2), window=2),
         tiny_packs.pack("listening", [latents], thresholds=loud, window=3, roles=("user", "assistant")),
+        tiny_packs.pack("reading", [latents], thresholds=loud, window=3, roles=("text",)),
     ]
 
 
@@ -130,6 +132,14 @@ async def test_alerts_in_what_a_client_gave_are_read_again(client):
     for told in result.alerts:
         replay = await client.journal.replay(told.alert_id)
         assert replay.read.reproduced and replay.generated is None
+
+
+async def test_alerts_in_a_plain_text_are_read_again_as_the_role_that_they_were_raised_on(client):
+    result = await client.score("The sea is wet, and very deep.")
+    told = {(alert.monitor, alert.role): alert.alert_id for alert in result.alerts}
+    assert told.keys() >= {("restless", "assistant"), ("reading", "text")}
+    for alert_id in told.values():
+        assert (await client.journal.replay(alert_id)).read.reproduced
 
 
 async def test_another_seed_writes_another_reply_and_is_said_to(server, client):

@@ -161,6 +161,9 @@ def test_how_far_thresholds_stand_is_told_where_a_request_goes_beyond():
 
     assert told(short, **read(5)) == told(short, **read(4, num_user=9)) == []
     assert told(short, **read(6)) == [no_level]
+    of_text = ServedMonitor(replace(PACK, roles=("text",), thresholds=silent))
+    as_text = {"monitors": (of_text.spec.for_plain_text(),)}
+    assert told(of_text, **read(6)) == [] and told(of_text, **read(6), **as_text) == [no_level]
     assert told(whole, **read(10)) == ["thresholds were set on replies of up to 8 tokens, this one may have more"]
 
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from serving import ALWAYS, NEVER, catalog
 from telltale.v1 import generation_pb2, types_pb2
 
+from monitors.bank import MonitorBank
+from monitors.components import Inputs
 from monitors.condition import alerts_in
 from monitors.policy import Policy, PolicyAction
 from monitors.thresholds import Levels, LevelThreshold
@@ -426,6 +428,34 @@ def test_roles_are_found_for_the_monitors_that_score_them():
     assert request.prompt_role(0) is None
     assert generate(CHAT).prompt_roles == ()
     assert reader.read_generate(parse("text: 'abc'"), time_remaining=None).prompt_roles == ("text",) * 3
+
+
+@pytest.mark.parametrize("prompt", ["text: 'abc'", "token_ids { ids: 5 ids: 6 ids: 7 }"])
+@pytest.mark.parametrize(
+    ("roles", "scored_as"),
+    [
+        (("assistant",), "assistant"),
+        (("text",), "text"),
+        (("text", "user"), "text"),
+        (("text", "assistant"), "assistant"),  # once, and as it was calibrated
+        (("user",), None),
+    ],
+)
+def test_a_plain_text_is_scored_as_the_role_of_it_that_a_monitor_has(prompt, roles, scored_as):
+    reader = reader_with(tiny_packs.pack("one", roles=roles, min_tokens=1))
+    request = reader.read_score(parse(prompt, generation_pb2.ScoreRequest), time_remaining=None)
+    bank = MonitorBank(request.monitors)
+    for position in range(3):
+        bank.observe(position, Inputs({3: 1.0}), request.prompt_role(position))
+    scored = {summary.role: summary.num_scored for summary in bank.summaries() if summary.num_scored}
+    assert scored == ({} if scored_as is None else {scored_as: 2})  # position 0 is never scored
+
+
+def test_a_conversation_has_no_plain_text():
+    reader = reader_with(tiny_packs.pack("one", roles=("text",)))
+    request = reader.read_score(parse(CHAT, generation_pb2.ScoreRequest), time_remaining=None)
+    bank = MonitorBank(request.monitors)
+    assert not any(bank.scores(request.prompt_role(position)) for position in range(len(request.prompt_ids)))
 
 
 def test_a_score_request_finds_other_roles_beside_the_assistants():
