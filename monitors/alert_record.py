@@ -226,11 +226,15 @@ class Series(Record):
     """The same after steering, for steered requests; None where no steering was in force."""
 
 
+BASELINE_SUFFIX = "-baseline"
+"""Behind a request's id, for its unsteered twin's. Of ids that the server makes no other ends so."""
+
+
 class AlertRecord(Timed):
     """An alert, as the journal keeps it."""
 
     request_id: Text
-    """Empty for an alert about no request."""
+    """Empty for an alert about no request; an unsteered twin's ends in `BASELINE_SUFFIX`."""
     label: Text = ""
     """The client's own mark for the request."""
     monitor: Annotated[str, Field(min_length=1)]

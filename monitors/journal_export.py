@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from monitors.alert_record import KeptText, plain
+from monitors.alert_record import BASELINE_SUFFIX, KeptText, plain
 from monitors.canonical_json import canonical
 from monitors.errors import JournalError, Problem
 from monitors.journal_reader import JournalReader, KeptAlert
@@ -88,7 +88,7 @@ def labelled(kept: KeptAlert, dataset: str = DATASET) -> dict[str, Any] | None:
     None for one that nobody reviewed, and for one of whose span there is no text: it was not kept, or its tokens
     are special ones, which say nothing, and no reader of labelled data takes an empty range. None too for one in a
     system's or a user's words: labelled data scores an assistant's message, or plain text. All alerts of a request are
-    one group.
+    one group, those of its unsteered twin among them: they share the prompt, and often words of the reply.
     """
     record, review = kept.record, kept.review
     if review is None or not isinstance(record.text, KeptText) or not record.text.span:
@@ -103,7 +103,7 @@ def labelled(kept: KeptAlert, dataset: str = DATASET) -> dict[str, Any] | None:
         "score_from_char": text.span_from_char,
         "score_to_char": text.span_to_char,
         "label": LABELS[review.verdict],
-        "group": record.request_id,
+        "group": record.request_id.removesuffix(BASELINE_SUFFIX),
         "source_model": record.model.name if record.generated else None,
         "on_policy": record.generated,
         "meta": {

@@ -8,12 +8,11 @@ they are one request, told when both have ended.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from monitors.alert_record import BASELINE_SUFFIX
 from monitors.policy import PolicyAction
 from service.records import Outcome, RequestRecord
 from service.request import BaselineEvent, Event, FinishReason, Mailbox, Request
 
-SUFFIX = "-baseline"
-"""Behind the request's id, for its twin's: in alerts, in the log, and in Started."""
 _ENDED_WELL = {Outcome(reason.value) for reason in FinishReason}
 
 
@@ -22,7 +21,8 @@ def baseline_of(request: Request) -> Request:
     policies = tuple(policy for policy in request.policies if policy.action is not PolicyAction.STEER)
     return replace(
         request,
-        request_id=request.request_id + SUFFIX,
+        # In alerts, in the log, and in Started.
+        request_id=request.request_id + BASELINE_SUFFIX,
         steering=(),
         policies=policies,
         policy_steering={},

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from alerts import alert, text
@@ -14,6 +15,8 @@ from monitors.journal_chain import Head, row_of, verified
 from monitors.journal_entry import GENESIS, parsed
 from monitors.journal_export import write_alerts, write_labelled, write_lines, write_parquet
 from monitors.text_key import TextKey
+from service.request import Request
+from service.twin import baseline_of
 
 
 @pytest.fixture
@@ -92,6 +95,18 @@ def test_reviewed_alerts_are_labelled_conversations(journal):
     assert example["meta"]["steered"] is True and example["meta"]["reviewer"] == "ann"
     last = example["messages"][-1]["content"]
     assert last[example["score_from_char"] : example["score_to_char"]] == kept.record.text.span
+
+
+def test_a_steered_reply_and_its_twin_are_one_group(tmp_path):
+    """They share a prompt: with one in what a monitor is fitted on and one in its test, the test would be of no use."""
+    steered = Request(request_id="r", prompt_ids=(1, 2))
+    with Journal.open(tmp_path / "alerts.sqlite") as journal:
+        for request in (steered, baseline_of(steered), replace(steered, request_id="other")):
+            record = alert(request_id=request.request_id)
+            journal.append([record])
+            journal.review(record.id, verdict="true", reviewer="ann")
+        _, examples = written(write_labelled, journal.reader.all_alerts())
+    assert [example["group"] for example in reversed(examples)] == ["r", "r", "other"]
 
 
 def test_what_nobody_is_sure_of_has_no_label_and_hidden_text_is_left_out(tmp_path):
