@@ -93,10 +93,10 @@ def _comparison(title: str, of: ReplayComparison) -> Iterator[RenderableType]:
     style = "" if of.reproduced else "bold red"
     yield Text(f"{title}: {verdict} within {of.tolerance:g}; {tokens}; {raised}", style=style)
     table = Table(box=None, pad_edge=False, show_edge=False)
-    for name in ("series", "kind", "tokens", "largest difference", "of at most", "within"):
+    for name in ("series", "kind", "tokens", "missing", "largest difference", "of at most", "within"):
         table.add_column(name, justify="left" if name in ("series", "kind") else "right", no_wrap=True)
     for each in of.series:
-        figures = str(each.num_compared), f"{each.largest_difference:.3g}", f"{each.scale:.3g}"
+        figures = str(each.num_compared), str(each.num_missing), f"{each.largest_difference:.3g}", f"{each.scale:.3g}"
         table.add_row(Text(sanitize(each.name)), each.kind, *figures, "yes" if each.within_tolerance else "NO")
     yield table
 

@@ -94,6 +94,8 @@ class SeriesComparison:
     scale: float
     """The largest recorded value, by magnitude."""
     within_tolerance: bool
+    num_missing: int = 0
+    """Positions at which only one of the two has a value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

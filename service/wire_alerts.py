@@ -248,6 +248,7 @@ def _comparison(of: Comparison) -> Any:
                 largest_difference=each.largest_difference,
                 scale=each.scale,
                 within_tolerance=each.is_within(of.tolerance),
+                num_missing=each.num_missing,
             )
             for each in of.series
         ],

@@ -15,6 +15,7 @@ from monitors.alert_record import ModelRef, PackRef, SteeringRef
 from monitors.journal import Journal
 from monitors.text_key import TextKey
 from service import cli
+from service.alert_view import replay_lines
 from service.client import TelltaleClient
 from service.client_request import Policy, Steering
 from service.errors import InvalidRequest, NotPossible
@@ -150,6 +151,23 @@ async def test_another_seed_writes_another_reply_and_is_said_to(server, client):
     replay = await client.journal.replay(other.id)
     assert replay.read.reproduced and not replay.generated.reproduced
     assert replay.generated.first_difference >= reply.started.prompt_tokens
+
+
+async def test_positions_at_which_only_one_has_a_value_are_told_as_what_differs(server, client):
+    reply = await client.complete(CHAT, max_tokens=40, ignore_eos=True, watch=[3])
+    told = next(alert for alert in reply.alerts if alert.span_start < alert.position)
+    record = server.journal.journal.reader.find(told.alert_id).record
+    *others, score = record.readings
+    other = changed(record, readings=(*others, score.model_copy(update={"values": (None, *score.values[1:])})))
+    server.journal.append([other])
+    replay = await client.journal.replay(other.id)
+    *same, differs = replay.read.series
+    assert not replay.read.reproduced and differs.largest_difference < 1e-3 * differs.scale
+    assert (differs.name, differs.num_missing, differs.within_tolerance) == (record.monitor, 1, False)
+    assert {(each.num_missing, each.within_tolerance) for each in same} == {(0, True)}
+    [_, table, *_] = replay_lines(replay)
+    missing = next(column for column in table.columns if column.header == "missing")
+    assert list(missing.cells) == [*("0" for _ in same), "1"]
 
 
 def changed(record, **changes):

@@ -227,17 +227,19 @@ class ReplayComparison(_message.Message):
     def __init__(self, reproduced: _Optional[bool] = ..., tolerance: _Optional[float] = ..., num_tokens: _Optional[int] = ..., first_difference: _Optional[int] = ..., raised_again: _Optional[bool] = ..., series: _Optional[_Iterable[_Union[SeriesComparison, _Mapping]]] = ...) -> None: ...
 
 class SeriesComparison(_message.Message):
-    __slots__ = ("name", "kind", "num_compared", "largest_difference", "scale", "within_tolerance")
+    __slots__ = ("name", "kind", "num_compared", "largest_difference", "scale", "within_tolerance", "num_missing")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     NUM_COMPARED_FIELD_NUMBER: _ClassVar[int]
     LARGEST_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     WITHIN_TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    NUM_MISSING_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     num_compared: int
     largest_difference: float
     scale: float
     within_tolerance: bool
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., num_compared: _Optional[int] = ..., largest_difference: _Optional[float] = ..., scale: _Optional[float] = ..., within_tolerance: _Optional[bool] = ...) -> None: ...
+    num_missing: int
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., num_compared: _Optional[int] = ..., largest_difference: _Optional[float] = ..., scale: _Optional[float] = ..., within_tolerance: _Optional[bool] = ..., num_missing: _Optional[int] = ...) -> None: ...
