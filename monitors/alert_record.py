@@ -84,6 +84,19 @@ class Spoken(Record):
     """Positions [start, end)."""
 
 
+class Enclosure(Record):
+    """What encloses a block of reasoning in a reply."""
+
+    opening: Annotated[str, Field(min_length=1)]
+    closing: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _differ(self) -> "Enclosure":
+        if self.opening == self.closing:
+            raise ValueError(f"closing must be another text than opening, got {self.closing!r} for both")
+        return self
+
+
 class KeptText(Record):
     """The conversation up to the token that raised the alert."""
 
@@ -101,6 +114,8 @@ class KeptText(Record):
     """Texts that would have ended the reply."""
     spoken: tuple[Spoken, ...] = ()
     """Whose words the prompt's tokens are, as far as a monitor scores them; the reply's are the assistant's."""
+    reasoning: tuple[Enclosure, ...] | None = None
+    """What enclosed reasoning in the reply; None where there is none, and in records from before it was kept."""
 
     @property
     def span(self) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from monitors.alert_record import KeptText, Message, Spoken
+from monitors.alert_record import Enclosure, KeptText, Message, Spoken
 from service.alert_evidence import Raised
 from service.request import Place, Request
 
@@ -34,6 +34,7 @@ def kept_text(tokenizer: Any, raised: Raised) -> KeptText:
         reply_ids=raised.ids[num_prompt:],
         stop=request.sampling.stop,
         spoken=spoken(request),
+        reasoning=_enclosures(request) if raised.ids[num_prompt:] else None,
     )
 
 
@@ -47,6 +48,10 @@ def spoken(request: Request) -> tuple[Spoken, ...]:
             runs.append(Spoken(role=role, start=start, end=end))
         start = end
     return tuple(runs)
+
+
+def _enclosures(request: Request) -> tuple[Enclosure, ...]:
+    return tuple(Enclosure(opening=each.opening, closing=each.closing) for each in request.reasoning)
 
 
 def _messages(request: Request) -> tuple[Message, ...]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from monitors.alert_record import AlertRecord, KeptText, SteeringRef
+from monitors.alert_record import AlertRecord, Enclosure, KeptText, SteeringRef
 from monitors.monitor_spec import Role
 from sae_runtime.errors import SteeringError
 from sae_runtime.reasoning import Delimiters, reasoning_flags
@@ -38,7 +38,7 @@ class ReplayHost:
     context_length: int
     server_version: str
     reasoning: tuple[Delimiters, ...] = ()
-    """What encloses reasoning in replies."""
+    """What encloses reasoning in replies, for records that don't say."""
 
 
 class ReplayRequests(NamedTuple):
@@ -59,6 +59,7 @@ def plan(record: AlertRecord, host: ReplayHost) -> ReplayRequests:
     steering, later = _steering(record.steering, host.limits)
     ids = (*text.prompt_ids, *text.reply_ids)
     reply = range(len(text.prompt_ids), len(ids))
+    reasoning = host.reasoning if text.reasoning is None else _delimiters(text.reasoning)
     spec = host.catalog.monitors_by_name[record.monitor].spec
     if record.generation is None and text.messages[0].role == "text":
         spec = spec.for_plain_text()
@@ -67,10 +68,10 @@ def plan(record: AlertRecord, host: ReplayHost) -> ReplayRequests:
         "monitors": (spec,),
         "steering": steering,
         "replay": Replay(reply.start, later),
-        "reasoning": host.reasoning,
+        "reasoning": reasoning,
     }
     roles = _prompt_roles(text)
-    flags = reasoning_flags(host.tokenizer, ids, reply.start, reply.stop, host.reasoning)
+    flags = reasoning_flags(host.tokenizer, ids, reply.start, reply.stop, reasoning)
     reply_roles: list[Role] = ["reasoning" if flag else "assistant" for flag in flags]
     read = Request(
         request_id=_new_id(),
@@ -132,6 +133,10 @@ def differences(record: AlertRecord, host: ReplayHost) -> Iterator[str]:
     if record.pack is None or record.pack.sha256 != served.spec.pack_sha256:
         was = "none" if record.pack is None else record.pack.sha256
         yield f"pack of {record.monitor}: {was} then, {served.spec.pack_sha256} now"
+    if isinstance(record.text, KeptText) and record.text.reasoning is not None:
+        then, today = _in_words(_delimiters(record.text.reasoning)), _in_words(host.reasoning)
+        if then != today:
+            yield f"reasoning delimiters: {then} then, {today} now"
     if record.server_version != host.server_version:
         yield f"server version: {record.server_version} then, {host.server_version} now"
 
@@ -186,6 +191,14 @@ def _spec(ref: SteeringRef) -> SteeringSpec:
     return SteeringSpec(
         direction, SteeringOp(ref.op), ref.strength, StrengthUnit(ref.unit), PositionScope(ref.scope), ref.window
     )
+
+
+def _delimiters(kept: Sequence[Enclosure]) -> tuple[Delimiters, ...]:
+    return tuple(Delimiters(each.opening, each.closing) for each in kept)
+
+
+def _in_words(delimiters: Sequence[Delimiters]) -> str:
+    return ", ".join(f"{each.opening!r} {each.closing!r}" for each in delimiters) or "none"
 
 
 def _prompt_roles(text: KeptText) -> tuple[Role | None, ...]:

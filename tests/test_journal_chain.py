@@ -58,6 +58,20 @@ REWRITTEN = chain(mixed(12))
 CHARS = 'ab \n\t"\\\0\x7f\u2028é語😀'
 """With whatever JSON, UTF-8 or a database could stumble over."""
 
+
+def test_a_journal_from_before_reasoning_was_kept_still_verifies_and_goes_on():
+    rows: list[Row] = []
+    for number in range(3):
+        previous = rows[-1].hash if rows else GENESIS
+        line = written(alert(number), journal=JOURNAL, seq=number + 1, previous=previous).text
+        if number < 2:
+            assert line.count(',"reasoning":null') == 1
+            line = line.replace(',"reasoning":null', "")
+        rows.append(row_of(parsed(line)))
+    assert verified(JOURNAL, rows, head_of(rows)).holds
+    assert parsed(rows[0].text).entry.text.reasoning is None
+
+
 contents = st.text(st.sampled_from(CHARS), max_size=12)
 floats = st.floats(allow_nan=False, allow_infinity=False)
 

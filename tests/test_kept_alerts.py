@@ -12,7 +12,7 @@ import tiny_packs
 from full_disk import room_for
 from serving import ALWAYS, NEVER, connect, eventually, healthz, outcomes, sample, serving
 
-from monitors.alert_record import HashedText, KeptText, SteeringRef
+from monitors.alert_record import Enclosure, HashedText, KeptText, SteeringRef
 from monitors.journal import Journal
 from monitors.journal_reader import JournalReader
 from monitors.text_key import TextKey
@@ -201,6 +201,9 @@ async def test_an_alert_in_the_prompt_of_a_generation_is_not_kept_as_written_by_
     num_prompt = reply.started.prompt_tokens
     assert kept[role].position < num_prompt <= kept["assistant"].position
     assert {whose: record.generated for whose, record in kept.items()} == {role: False, "assistant": True}
+    # What encloses reasoning is of replies.
+    think = (Enclosure(opening="<think>", closing="</think>"),)
+    assert {whose: record.text.reasoning for whose, record in kept.items()} == {role: None, "assistant": think}
     assert {whose: alert.generated for whose, alert in told.items()} == {role: False, "assistant": True}
 
 

@@ -11,14 +11,16 @@ from alerts import alert, text
 from serving import connect, eventually, outcomes, sample, serving
 from tiny_files import write_dictionary, write_features, write_model, write_packs
 
-from monitors.alert_record import ModelRef, PackRef, SteeringRef
+from monitors.alert_record import Enclosure, ModelRef, PackRef, SteeringRef
 from monitors.journal import Journal
 from monitors.text_key import TextKey
+from sae_runtime.reasoning import THINK, Delimiters
 from service import cli
 from service.alert_view import replay_lines
 from service.client import TelltaleClient
 from service.client_request import Policy, Steering
 from service.errors import InvalidRequest, NotPossible
+from service.replay import ReplayHost, differences, plan
 from service.replay_result import SeriesDifference
 
 CHAT = [{"role": "user", "content": "Tell me of the sea."}]
@@ -193,6 +195,35 @@ async def test_what_is_served_now_and_was_not_then_is_named(server, client):
     ):
         assert what in said
     assert len(replay.differences) == 4 and replay.read.tolerance == 0.1
+
+
+def test_reasoning_is_told_apart_as_it_was_then_and_other_delimiters_now_are_named(monkeypatch):
+    monkeypatch.setattr(serving_module, "monitor_packs", packs)
+    model = tiny.language_model()
+    words = model.tokenizer("[[so]] yes", add_special_tokens=False).input_ids
+    host = ReplayHost(serving_module.catalog(model), model.tokenizer, tiny.limits(tiny.sae()), 256, "0.1.0", (THINK,))
+    kept = (Enclosure(opening="[[", closing="]]"),)
+    then = [
+        "assistant",
+        *["reasoning"] * 5,
+        *["assistant"] * 4,
+    ]  # of an opening in two tokens the first is the answer's
+
+    def replayed(reasoning):
+        record = alert(
+            monitor="restless", readings=(), text=text(reply_ids=tuple(words), reasoning=reasoning), steering=()
+        )
+        requests = plan(record, host)
+        named = [line for line in differences(record, host) if line.startswith("reasoning")]
+        return list(requests.read.prompt_roles[4:]), requests.generated.reasoning, named
+
+    named = "reasoning delimiters: '[[' ']]' then, '<think>' '</think>' now"
+    assert replayed(kept) == (then, (Delimiters("[[", "]]"),), [named])
+    named = "reasoning delimiters: none then, '<think>' '</think>' now"
+    assert replayed(()) == (["assistant"] * 10, (), [named])
+    same = (Enclosure(opening=THINK.opening, closing=THINK.closing),)
+    # Of a record from before they were kept nothing is known.
+    assert replayed(same) == replayed(None) == (["assistant"] * 10, (THINK,), [])
 
 
 def steering(**changes):
