@@ -68,7 +68,7 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=float,
         default=0.0,
         help="largest difference that counts as none, as a share of a series' largest value; by default 0.001 for "
-        "float32, 0.05 for other formats",
+        "float32, 0.1 for other formats",
     )
     replay.add_argument(
         "--config",

@@ -12,6 +12,7 @@ from monitors.journal_chain import EMPTY, Verification
 from monitors.text_key import TextKey
 from service import cli
 from service.alert_view import verification_line
+from service.replay_result import COARSE_TOLERANCE, TOLERANCES
 
 
 @pytest.fixture
@@ -235,6 +236,15 @@ def test_wrong_usage_is_named(capsys, words, says):
     with pytest.raises(SystemExit) as error:
         cli.main(["alerts", *words])
     assert error.value.code == cli.EXIT_USAGE and says in capsys.readouterr().err
+
+
+def test_the_help_of_a_replay_names_the_tolerances_that_are_used(monkeypatch, capsys):
+    """In words: to take the numbers from where they are used would load what a replay needs for every command."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main(["alerts", "replay", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"by default {TOLERANCES['float32']:g} for float32, {COARSE_TOLERANCE:g} for other formats" in words
 
 
 def test_the_journal_is_by_default_that_of_the_server_on_the_usual_port(monkeypatch, capsys, tmp_path):
