@@ -12,9 +12,9 @@ split in halves, no group on both sides.
 If a further benign reply of stratum k is exchangeable with those n_k, it exceeds q_k with chance alpha at most: the
 order statistic of split conformal prediction (Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005,
 section 2.2; Lei et al., Distribution-Free Predictive Inference for Regression, 2018, section 2.2). So it reaches the
-level with chance alpha at most, whatever its length and however often the score is looked at: the statistic is over all
-looks.
-Where n_k is so small that the order statistic does not exist, the level is absent in stratum k.
+level with chance alpha at most, however often the score is looked at, since the statistic is over all looks, and at any
+length at which the level stands. Where n_k is so small that the order statistic does not exist, the level is absent in
+stratum k: it does not fire there, and nothing bounds how many replies that end there reached it before.
 """
 
 import hashlib
