@@ -174,13 +174,16 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
     sets = record["sets"].values()
     names = [name for name in _BASELINES if any(name in of_set["baselines"] for of_set in sets)]
     by_luck = [name for name in _BY_LUCK if any(of_set["luck"].get(name) for of_set in sets)]
+    # Where a set's own negatives set the threshold it was chosen on what is measured: no figure to stand beside.
+    by_controls = any(of_set["recall_basis"] == "controls" for of_set in sets)
     yield ""
     yield (
         "| set | positive / negative (groups) | too short to fire | AUROC | "
         f"{''.join(f'{_BASELINES[name]} | ' for name in names)}"
-        f"{''.join(f'{_BY_LUCK[name]} | ' for name in by_luck)}recall at 1 % FPR | negatives above the warning |"
+        f"{''.join(f'{_BY_LUCK[name]} | ' for name in by_luck)}recall at 1 % FPR | "
+        f"{'recall of baselines | ' if by_controls else ''}negatives above the warning |"
     )
-    yield "|---|---|--:|---|" + "---|" * (len(names) + len(by_luck)) + "---|---|"
+    yield "|---|---|--:|---|" + "---|" * (len(names) + len(by_luck) + by_controls) + "---|---|"
     for name, of_set in record["sets"].items():
         sizes = of_set["num_positive"], of_set["num_negative"]
         baselines = [_auroc(of_set["baselines"].get(baseline, {}).get("auroc"), *sizes) for baseline in names]
@@ -194,6 +197,7 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
             *baselines,
             *("-" if value is None else f"{value:.2f}" for value in luck),
             f"{_recall(of_set['recall_at_1pct_fpr'], of_set['num_positive'])} ({of_set['recall_basis']})",
+            *([_recalls(of_set, names)] if by_controls else []),
             _share(warning),
         ]
         yield f"| {' | '.join(cells)} |"
@@ -201,6 +205,13 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
     for name, of_set in record["four_columns"].items():
         for which, found in of_set.items():
             yield from _four_columns(f"{name}{_WHICH[which]}", found)
+
+
+def _recalls(of_set: Mapping[str, Any], names: Sequence[str]) -> str:
+    """What baselines find at the score that 1 % of the same controls exceed."""
+    found = {name: of_set["baselines"].get(name, {}).get("recall_at_1pct_fpr") for name in names}
+    of_each = [f"{_BASELINES[name]} {recall['mean']:.2f}" for name, recall in found.items() if recall is not None]
+    return ", ".join(of_each) or "-"
 
 
 def _latents_by_luck(record: Mapping[str, Any]) -> Iterator[str]:

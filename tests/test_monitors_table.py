@@ -92,6 +92,30 @@ def test_figures_without_ground_are_dashes(tmp_path):
     assert "nan" not in made and "None" not in made
 
 
+def test_recalls_of_baselines_stand_beside_the_monitors_where_controls_set_both_thresholds(tmp_path):
+    half = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    of_set = {
+        "num_positive": 40,
+        "num_negative": 40,
+        "num_groups": 9,
+        "num_too_short": 0,
+        "auroc": half,
+        "levels": None,
+    }
+    of_set |= {"recall_at_1pct_fpr": half, "recall_basis": "controls", "luck": {}}
+    of_set |= {"baselines": {name: {"auroc": half, "recall_at_1pct_fpr": half} for name in ("bag_of_words", "entropy")}}
+    (tmp_path / "tiny").mkdir()
+    next(pack for pack in shipped_packs() if pack.name == "lying").save(tmp_path / "tiny" / "lying.pack.yaml")
+    for basis, shown in (
+        ("controls", "0.50 [0.25, 0.75] (controls) | bag of words 0.50 | - |"),
+        ("negatives", "s) | - |"),
+    ):
+        record = {"sets": {"some": of_set | {"recall_basis": basis}}, "four_columns": {}}
+        (tmp_path / "tiny" / "lying.json").write_text(json.dumps(record))
+        made = monitors_table.with_tables(BLOCK.format("tiny"), tmp_path, tmp_path)
+        assert next(line for line in made.splitlines() if line.startswith("| some |")).endswith(shown)
+
+
 def test_what_steering_does_to_lies_and_to_truths_is_told_apart(tmp_path):
     def shares(replies, **of):
         return {"replies": replies, **{name: {"mean": x, "low": x - 0.05, "high": x + 0.05} for name, x in of.items()}}
