@@ -17,9 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.table_cells import auroc_cell, column_cell, number_cell, percent_cell, recall_cell, share_cell
 from discovery.four_columns import COLUMNS
-from discovery.group_bootstrap import Estimate
-from discovery.small_samples import widened_auroc, widened_share
 from monitors.pack import PACK_SUFFIX, MonitorPack
 from monitors.thresholds import LEVELS
 
@@ -164,7 +163,7 @@ def _calibration(pack: MonitorPack) -> Iterator[str]:
 def _by_level(pack: MonitorPack, shares: Mapping[str, Any]) -> str:
     """Cells of the share that reached each level; a dash for one that the pack has not: nothing could reach it."""
     levels = {} if pack.thresholds is None else dict(pack.thresholds.levels.named())
-    return " | ".join(_share(shares[name] if name in levels else None) for name in LEVELS)
+    return " | ".join(share_cell(shares[name] if name in levels else None) for name in LEVELS)
 
 
 # --- what it is worth -----------------------------------------------------------------------------------------------
@@ -186,19 +185,19 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|--:|---|" + "---|" * (len(names) + len(by_luck) + by_controls) + "---|---|"
     for name, of_set in record["sets"].items():
         sizes = of_set["num_positive"], of_set["num_negative"]
-        baselines = [_auroc(of_set["baselines"].get(baseline, {}).get("auroc"), *sizes) for baseline in names]
+        baselines = [auroc_cell(of_set["baselines"].get(baseline, {}).get("auroc"), *sizes) for baseline in names]
         luck = [of_set["luck"].get(name, {}).get("95%") for name in by_luck]
         warning = None if of_set["levels"] is None else of_set["levels"]["warning"]["negatives"]
         cells = [
             name,
             f"{of_set['num_positive']} / {of_set['num_negative']} ({of_set['num_groups']})",
             str(of_set["num_too_short"]),
-            f"**{_auroc(of_set['auroc'], *sizes)}**",
+            f"**{auroc_cell(of_set['auroc'], *sizes)}**",
             *baselines,
             *("-" if value is None else f"{value:.2f}" for value in luck),
-            f"{_recall(of_set['recall_at_1pct_fpr'], of_set['num_positive'])} ({of_set['recall_basis']})",
+            f"{recall_cell(of_set['recall_at_1pct_fpr'], of_set['num_positive'])} ({of_set['recall_basis']})",
             *([_recalls(of_set, names)] if by_controls else []),
-            _share(warning),
+            share_cell(warning),
         ]
         yield f"| {' | '.join(cells)} |"
     yield from _latents_by_luck(record)
@@ -244,7 +243,7 @@ def _four_columns(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|" + "---|" * len(COLUMNS)
     usual = found["predictors"]["monitor"]
     for predictor, columns in found["predictors"].items():
-        cells = [_column(columns[column], usual[column]) for column in COLUMNS]
+        cells = [column_cell(columns[column], usual[column]) for column in COLUMNS]
         yield f"| {_BASELINES.get(predictor, predictor.replace('_', ' '))} | {' | '.join(cells)} |"
     sizes = [usual[column] for column in COLUMNS]
     yield (
@@ -253,7 +252,7 @@ def _four_columns(name: str, found: Mapping[str, Any]) -> Iterator[str]:
         + " |"
     )
     yield ""
-    flagged = "; ".join(f"{name.replace('_', ' ')} {_share(share)}" for name, share in found["flagged"].items())
+    flagged = "; ".join(f"{name.replace('_', ' ')} {share_cell(share)}" for name, share in found["flagged"].items())
     yield f"Above the warning threshold: {flagged}."
 
 
@@ -278,7 +277,7 @@ def _elicitation(summary: Mapping[str, Any]) -> Iterator[str]:
             f"`{arm['arm']}`",
             arm["format"],
             str(arm["replies"]),
-            _share(arm["lies_among_known"]),
+            share_cell(arm["lies_among_known"]),
         ]
         cells += [
             str(arm[name]) for name in ("told_to_lie_but_true", "honest_truth", "honest_mistake", "refusal", "unclear")
@@ -301,7 +300,7 @@ def _steered(summaries: Mapping[str, Any]) -> Iterator[str]:
         shown = ", ".join(f"`{json.dumps(operation)}`" for operation in operations) or "none"
         moved = summary.get("steered")
         size = "-" if moved is None else f"{moved['replies_changed']} of {moved['replies']}, "
-        size += "" if moved is None else _number(moved["mean_relative_norm"])
+        size += "" if moved is None else number_cell(moved["mean_relative_norm"])
         told, honest = summary["instructions"].get("lying"), summary["instructions"].get("honest")
         cells = [f"{name}: {shown}", size, *_known(told, "lies", "truths", "others"), *_known(honest, "truths")]
         yield f"| {' | '.join(cells)} |"
@@ -310,51 +309,10 @@ def _steered(summaries: Mapping[str, Any]) -> Iterator[str]:
 def _known(found: Mapping[str, Any] | None, *names: str) -> list[str]:
     """Number of replies to what the model knows, and these shares of them."""
     return (
-        ["0", *("-" for _ in names)] if found is None else [str(found["replies"]), *(_percent(found[n]) for n in names)]
+        ["0", *("-" for _ in names)]
+        if found is None
+        else [str(found["replies"]), *(percent_cell(found[n]) for n in names)]
     )
-
-
-def _percent(found: Mapping[str, float]) -> str:
-    return f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-# --- words ----------------------------------------------------------------------------------------------------------
-
-
-def _auroc(found: Mapping[str, float] | None, num_positive: int, num_negative: int) -> str:
-    """With its interval, at least as wide as counts demand: records of before may have it narrower."""
-    return "-" if found is None else _interval(widened_auroc(_estimate(found), num_positive, num_negative))
-
-
-def _recall(found: Mapping[str, float] | None, num: int) -> str:
-    return "-" if found is None else _interval(widened_share(_estimate(found), num))
-
-
-def _column(found: Mapping[str, float] | None, usual: Mapping[str, float] | None) -> str:
-    """Of a predictor, with the replies that it could be measured on where these are not the monitor's."""
-    if found is None:
-        return "-"
-    sizes = int(found["num_high"]), int(found["num_low"])
-    others = usual is None or sizes != (usual["num_high"], usual["num_low"])
-    return _auroc(found, *sizes) + (f" ({sizes[0]} / {sizes[1]})" if others else "")
-
-
-def _estimate(found: Mapping[str, float]) -> Estimate:
-    return Estimate(found["mean"], found["low"], found["high"])
-
-
-def _interval(found: Estimate) -> str:
-    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
-def _share(found: Mapping[str, Any] | None) -> str:
-    if found is None or found["share"] is None:
-        return "-"
-    return f"{found['share']:.1%} ({found['count']} of {found['num']}; {found['low']:.1%} to {found['high']:.1%})"
 
 
 def keep(records: Sequence[Path], folder: Path) -> None:

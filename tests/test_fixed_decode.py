@@ -68,7 +68,7 @@ def assert_same(found: list[Reply], wanted: list[Reply], tolerance=1e-4) -> None
             assert tuple(ours.steering) == pytest.approx(tuple(theirs.steering), rel=1e-3)
 
 
-def compare(activation: str, device: str, *, architecture="llama", **settings) -> None:
+def assert_replies_are_those_of_eager_passes(activation: str, device: str, *, architecture="llama", **settings) -> None:
     dictionary = tiny.sae(activation).to(device)
     wanted = replies(model_on(device, architecture=architecture), dictionary)
     assert_same(replies(model_on(device, architecture=architecture), dictionary, with_fixed=True, **settings), wanted)
@@ -78,7 +78,7 @@ def compare(activation: str, device: str, *, architecture="llama", **settings) -
 
 @pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk", "batchtopk", "gated"])
 def test_replies_are_those_of_passes_of_any_shape(activation):
-    compare(activation, "cpu")
+    assert_replies_are_those_of_eager_passes(activation, "cpu")
 
 
 @pytest.mark.parametrize("settings", [{"normalization": "layer_norm"}, {"apply_b_dec": False, "scale": 3.0}])

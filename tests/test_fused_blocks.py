@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_fixed_decode import compare, model_on
+from test_fixed_decode import assert_replies_are_those_of_eager_passes, model_on
 from torch import nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -59,7 +59,7 @@ def kernels_of_torch(monkeypatch):
 @pytest.mark.usefixtures("kernels_of_torch")
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_replies_are_those_of_transformers_blocks(architecture):
-    compare("topk", "cpu", architecture=architecture, recorded=True)
+    assert_replies_are_those_of_eager_passes("topk", "cpu", architecture=architecture, recorded=True)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])

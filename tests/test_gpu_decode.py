@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from test_fixed_decode import ADD, PROBES, after_prompts, compare, model_on
+from test_fixed_decode import ADD, PROBES, after_prompts, assert_replies_are_those_of_eager_passes, model_on
 
 from sae_runtime.errors import TapError
 from sae_runtime.static_reading import StaticReading
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize("activation", ["topk", "jumprelu", "gated"])
 def test_replies_are_those_of_eager_passes(activation, architecture):
-    compare(activation, "cuda", architecture=architecture, recorded=True)
+    assert_replies_are_those_of_eager_passes(activation, "cuda", architecture=architecture, recorded=True)
 
 
 def recorded_runner(**settings):
