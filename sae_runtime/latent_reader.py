@@ -33,8 +33,8 @@ class LatentReader(Protocol):
         """Everything that is told of a token."""
         ...
 
-    def direction(self, latent: int, x_TD: Tensor) -> Tensor:
-        """What one unit of `latent` adds to each residual: [T, D], or [1, D] where it is the same for all."""
+    def directions(self, latents_T: Tensor, x_TD: Tensor) -> Tensor:
+        """What one unit of a latent adds to each residual: [T, D], or [1, D] where it is the same for all."""
         ...
 
 
@@ -60,9 +60,9 @@ class NoDictionary:
         empty_T0, zero_T = self._none(x_TD, watched), torch.zeros(len(x_TD), device=x_TD.device)
         return TokenReadings(empty_T0, empty_T0, empty_T0.to(torch.long), zero_T.to(torch.long), zero_T)
 
-    def direction(self, latent: int, x_TD: Tensor) -> Tensor:  # noqa: ARG002  (the protocol's)
+    def directions(self, latents_T: Tensor, x_TD: Tensor) -> Tensor:  # noqa: ARG002  (the protocol's)
         """SteeringError, always: `SteeringLimits.check` has refused it before."""
-        raise SteeringError(f"feature must be unset, since there is no dictionary, got {latent}")
+        raise SteeringError(f"feature must be unset, since there is no dictionary, got {latents_T.tolist()}")
 
     @staticmethod
     def _none(x_TD: Tensor, watched: Tensor | list[int]) -> Tensor:

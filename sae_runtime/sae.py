@@ -214,15 +214,14 @@ class SAE(nn.Module):
             fvu_T=error_T / spread_T,
         )
 
-    def direction(self, latent: int, x_TD: Tensor) -> Tensor:
-        """What one unit of `latent` adds to each residual of `x_TD`: [T, D], or [1, D] where it is the same for all.
+    def directions(self, latents_T: Tensor, x_TD: Tensor) -> Tensor:
+        """What one unit of a latent adds to each residual of `x_TD`: [T, D].
 
-        W_dec's row in residual units; the decoder bias is no part of it.
+        `latents_T` has one latent for each residual, or a single one for all: then [1, D], unless what it adds depends
+        on the residual. W_dec's rows in residual units; the decoder bias is no part of them.
         """
-        row_D = self.W_dec[latent].to(torch.float32)
-        if self.normalization == "scalar":
-            return row_D[None] / self.scale
-        return row_D[None] / self.normalize(x_TD).scale_T1
+        rows_TD = self.W_dec[latents_T].to(torch.float32)
+        return rows_TD / (self.scale if self.normalization == "scalar" else self.normalize(x_TD).scale_T1)
 
     def to_weights_dtype(self, dtype: torch.dtype) -> "SAE":
         """Round the weights to `dtype` and keep them in fp32: what serving from such a file computes."""

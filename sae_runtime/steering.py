@@ -1,11 +1,12 @@
 """Steering: what a client asked for, checked, and turned into changes of the residual.
 
 A `SteeringSpec` is one operation in words. `Steering` is a request's operations made ready for one dictionary; it
-changes the residuals of one row and keeps the proof of what it did. Knows nothing of requests, slots or hooks.
+keeps the proof of what they did to the request's row. `steer_rows` changes the residuals of many rows at once. Knows
+nothing of requests, slots or hooks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -209,25 +210,18 @@ class Steering:
         return any(op.covers(p, self.num_prompt_tokens) for op in self._operations for p in range(start, end))
 
     def apply(self, resid_TD: Tensor, start: int) -> Tensor:
-        """Steer the residuals of positions start, start + 1, ...
+        """Steer the residuals of positions start, start + 1, ... of one row: `steer_rows` says how."""
+        return steer_rows([(self, start)], resid_TD[None])[0]
 
-        Args:
-            resid_TD: [T, D] in the model's dtype; not written to.
+    def turn(self, index: int, start: int, end: int) -> Iterator[tuple[int, _Operation]]:
+        """Positions of [start, end) that the operation at `index` covers, each with it; none beyond the last."""
+        for op in self._operations[index : index + 1]:
+            yield from ((p, op) for p in range(start, end) if op.covers(p, self.num_prompt_tokens))
 
-        Returns:
-            [T, D] in the same dtype. Rows that no operation covers are bit for bit those of `resid_TD`. Nothing is
-            counted yet: `account` does, once the pass has succeeded.
-        """
-        positions = range(start, start + resid_TD.shape[0])
-        start_TD = h_TD = resid_TD.to(torch.float32)
-        touched_T = torch.zeros(len(positions), dtype=torch.bool)
-        for op in self._operations:
-            covered_T = torch.tensor([op.covers(p, self.num_prompt_tokens) for p in positions])
-            if covered_T.any():
-                touched_T |= covered_T
-                moved_TD = start_TD + self._limited(h_TD + self._delta(op, h_TD) - start_TD, start_TD)
-                h_TD = torch.where(covered_T.to(h_TD.device)[:, None], moved_TD, h_TD)
-        return torch.where(touched_T.to(h_TD.device)[:, None], h_TD.to(resid_TD.dtype), resid_TD)
+    @property
+    def num_operations(self) -> int:
+        """How many operations there are, one after another."""
+        return len(self._operations)
 
     def account(self, relative_norms: Sequence[float]) -> None:
         """Count what a pass changed, from `relative_moves` of its positions; 0 is a position that stayed as it was."""
@@ -240,54 +234,120 @@ class Steering:
         mean = self._sum_relative / self._num_changed if self._num_changed else 0.0
         return SteeringReport(self._num_changed, mean, self._max_relative)
 
-    def _delta(self, op: _Operation, h_TD: Tensor) -> Tensor:
-        spec, strength = op.spec, op.spec.strength
-        v_TD: Tensor = self._direction(op, h_TD)
-        length_T1: Tensor = v_TD.norm(dim=-1, keepdim=True)
-        unit_TD = v_TD / length_T1
-        if spec.unit is StrengthUnit.RELATIVE:
-            amount_T1 = strength * h_TD.norm(dim=-1, keepdim=True)
-        else:
-            amount_T1 = torch.full_like(length_T1.expand(h_TD.shape[0], 1), strength)
-        match spec.op:
+
+class _Kind(NamedTuple):
+    """What operations must have in common to be computed as one."""
+
+    op: SteeringOp
+    unit: StrengthUnit
+    of_feature: bool
+
+
+class _Moves:
+    """Operations of one kind, each on one token."""
+
+    def __init__(self, kind: _Kind) -> None:
+        self.kind = kind
+        self.tokens: list[int] = []
+        self._strengths: list[float] = []
+        self._limits: list[float] = []
+        self._places: dict[int, int] = {}
+        self._alike: list[_Operation] = []
+        """One of each direction, and for each token which."""
+        self._which: list[int] = []
+
+    def append(self, token: int, op: _Operation, max_relative_norm: float) -> None:
+        self.tokens.append(token)
+        self._strengths.append(op.spec.strength)
+        self._limits.append(max_relative_norm)
+        direction = op.spec.direction if isinstance(op.spec.direction, int) else id(op.vector_D)
+        if direction not in self._places:
+            self._places[direction] = len(self._alike)
+            self._alike.append(op)
+        self._which.append(self._places[direction])
+
+    def moved(self, sae: LatentReader, h_TD: Tensor, start_TD: Tensor) -> Tensor:
+        """[T, D], the residuals `h_TD` of `tokens` moved, none further from `start_TD` than its limit."""
+        delta_TD = h_TD + self._delta(sae, h_TD) - start_TD
+        limit_T1 = h_TD.new_tensor(self._limits)[:, None] * start_TD.norm(dim=-1, keepdim=True)
+        length_T1 = delta_TD.norm(dim=-1, keepdim=True)
+        return start_TD + torch.where(length_T1 > limit_T1, delta_TD * (limit_T1 / length_T1), delta_TD)
+
+    def _delta(self, sae: LatentReader, h_TD: Tensor) -> Tensor:
+        op, unit, of_feature = self.kind
+        strength_T1 = h_TD.new_tensor(self._strengths)[:, None]
+        v_TD = self._directions(sae, h_TD)
+        unit_TD = v_TD / v_TD.norm(dim=-1, keepdim=True)
+        # What one unit of activation adds: a feature's own direction, or a raw vector's unit vector.
+        d_TD = v_TD if of_feature else unit_TD
+        is_relative = unit is StrengthUnit.RELATIVE
+        amount_T1 = strength_T1 * h_TD.norm(dim=-1, keepdim=True) if is_relative else strength_T1
+        match op:
             case SteeringOp.ADD:
-                return amount_T1 * (unit_TD if spec.unit is StrengthUnit.RELATIVE else v_TD)
+                return amount_T1 * (unit_TD if is_relative else v_TD)
             case SteeringOp.SCALE:
-                return (strength - 1) * self._activation(op, h_TD) * self._unit_of_activation(op, v_TD, unit_TD)
+                return (strength_T1 - 1) * self._activations(sae, h_TD, unit_TD) * d_TD
             case SteeringOp.SET:
-                d_TD = self._unit_of_activation(op, v_TD, unit_TD)
-                if spec.unit is StrengthUnit.RELATIVE:
+                if is_relative:
                     amount_T1 = amount_T1 / d_TD.norm(dim=-1, keepdim=True)
-                return (amount_T1 - self._activation(op, h_TD)) * d_TD
+                return (amount_T1 - self._activations(sae, h_TD, unit_TD)) * d_TD
             case SteeringOp.PROJECT_OUT:
                 return -(h_TD * unit_TD).sum(-1, keepdim=True) * unit_TD
             case SteeringOp.CAP:
                 return -((h_TD * unit_TD).sum(-1, keepdim=True) - amount_T1).relu() * unit_TD
 
-    def _direction(self, op: _Operation, h_TD: Tensor) -> Tensor:
+    def _directions(self, sae: LatentReader, h_TD: Tensor) -> Tensor:
         """[T or 1, D] in residual units."""
-        if op.vector_D is not None:
-            return op.vector_D[None]
-        assert isinstance(op.spec.direction, int)
-        return self.sae.direction(op.spec.direction, h_TD)
+        if self.kind.of_feature:
+            latents = self._latents()
+            shown = latents if len(latents) == 1 else [latents[place] for place in self._which]
+            return sae.directions(torch.tensor(shown, device=h_TD.device), h_TD)
+        vectors = [op.vector_D for op in self._alike if op.vector_D is not None]
+        return vectors[0][None] if len(vectors) == 1 else torch.stack(vectors)[self._which]
 
-    def _activation(self, op: _Operation, h_TD: Tensor) -> Tensor:
+    def _activations(self, sae: LatentReader, h_TD: Tensor, unit_TD: Tensor) -> Tensor:
         """[T, 1] current activation: the latent's value, or the coordinate along a raw vector."""
-        if op.vector_D is not None:
-            return (h_TD * (op.vector_D / op.vector_D.norm())).sum(-1, keepdim=True)
-        assert isinstance(op.spec.direction, int)
-        return self.sae.read(h_TD, [op.spec.direction])
+        if not self.kind.of_feature:
+            return (h_TD * unit_TD).sum(-1, keepdim=True)
+        return sae.read(h_TD, self._latents()).gather(1, torch.tensor(self._which, device=h_TD.device)[:, None])
 
-    @staticmethod
-    def _unit_of_activation(op: _Operation, v_TD: Tensor, unit_TD: Tensor) -> Tensor:
-        """What one unit of activation adds: a feature's own direction, or a raw vector's unit vector."""
-        return v_TD if op.vector_D is None else unit_TD
+    def _latents(self) -> list[int]:
+        return [op.spec.direction for op in self._alike if isinstance(op.spec.direction, int)]
 
-    def _limited(self, delta_TD: Tensor, h_TD: Tensor) -> Tensor:
-        """`delta_TD`, no row longer than the limit times its residual's norm."""
-        limit_T1 = self.limits.max_relative_norm * h_TD.norm(dim=-1, keepdim=True)
-        length_T1 = delta_TD.norm(dim=-1, keepdim=True)
-        return torch.where(length_T1 > limit_T1, delta_TD * (limit_T1 / length_T1), delta_TD)
+
+def steer_rows(rows: Sequence[tuple[Steering, int]], resid_BTD: Tensor) -> Tensor:
+    """Steer B rows at once, each by its own operations: those of one kind are one computation for all rows.
+
+    Args:
+        rows: for each row its steering, all of one dictionary, and the position of its first token.
+        resid_BTD: [B, T, D] in the model's dtype; not written to.
+
+    Returns:
+        [B, T, D] in the same dtype. Tokens that no operation covers are bit for bit those of `resid_BTD`. Nothing is
+        counted yet: `Steering.account` does, once the pass has succeeded.
+    """
+    num_tokens = resid_BTD.shape[1]
+    resid_ND = resid_BTD.flatten(0, 1)
+    start_ND = resid_ND.to(torch.float32)
+    h_ND = start_ND.clone()
+    touched_N = torch.zeros(len(h_ND), dtype=torch.bool, device=h_ND.device)
+    for turn in range(max(steering.num_operations for steering, _ in rows)):
+        for moves in _moves_of(turn, rows, num_tokens):
+            tokens_T = torch.tensor(moves.tokens, device=h_ND.device)
+            h_ND[tokens_T] = moves.moved(rows[0][0].sae, h_ND[tokens_T], start_ND[tokens_T])
+            touched_N[tokens_T] = True
+    return torch.where(touched_N[:, None], h_ND.to(resid_ND.dtype), resid_ND).view_as(resid_BTD)
+
+
+def _moves_of(turn: int, rows: Sequence[tuple[Steering, int]], num_tokens: int) -> Collection[_Moves]:
+    """What the rows' operations at place `turn` do, by kind. A row has one there, so no token is named twice."""
+    found: dict[_Kind, _Moves] = {}
+    for b, (steering, start) in enumerate(rows):
+        for position, op in steering.turn(turn, start, start + num_tokens):
+            kind = _Kind(op.spec.op, op.spec.unit, op.vector_D is None)
+            moves = found.setdefault(kind, _Moves(kind))
+            moves.append(b * num_tokens + position - start, op, steering.limits.max_relative_norm)
+    return found.values()
 
 
 def relative_moves(before_TD: Tensor, after_TD: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from sae_runtime.language_model import LanguageModel
 from sae_runtime.last_position import last_position
 from sae_runtime.latent_reader import LatentReader
 from sae_runtime.probes import ProbeSet
-from sae_runtime.steering import relative_moves
+from sae_runtime.steering import relative_moves, steer_rows
 from sae_runtime.tap import Tap, TapRecord
 from service.fixed_decode import DecodedRows, FixedDecode
 from service.pass_output import Fetched, PassOutput, RowInput, SteeredRow, TokenStats, fetch
@@ -98,10 +98,7 @@ class ModelRunner:
 
         def edit(resid_BTD: Tensor) -> Tensor:
             edited_BTD = resid_BTD.clone()
-            for b in steered_rows:
-                steering = rows[b].steering
-                assert steering is not None
-                edited_BTD[b] = steering.apply(resid_BTD[b], rows[b].start)
+            edited_BTD[steered_rows] = self._steered(rows, steered_rows, resid_BTD[steered_rows])
             return edited_BTD
 
         probes = self.probes if with_probes else None
@@ -135,10 +132,7 @@ class ModelRunner:
         steered_rows = [b for b, row in enumerate(rows) if self._is_steered(row)]
 
         def edit(resid_BD: Tensor, passed_on_BD: Tensor) -> None:
-            for b in steered_rows:
-                steering = rows[b].steering
-                assert steering is not None
-                passed_on_BD[b] = steering.apply(resid_BD[b : b + 1], rows[b].start)[0]
+            passed_on_BD[steered_rows] = self._steered(rows, steered_rows, resid_BD[steered_rows, None])[:, 0]
 
         done = fixed.decode(
             [row.ids[0] for row in rows],
@@ -176,9 +170,8 @@ class ModelRunner:
         if steered_rows:
             with torch.inference_mode():
                 latents_U = torch.tensor(latents, dtype=torch.long, device=self._device)
-                for b in steered_rows:
-                    before_TD, after_TD = done.resid_BD[b : b + 1], done.passed_on_BD[b : b + 1]
-                    steered[b] = self._steered_row(rows[b], before_TD, after_TD, latents_U)
+                before_BTD, after_BTD = done.resid_BD[:, None], done.passed_on_BD[:, None]
+                steered = self._account_of(rows, steered_rows, before_BTD, after_BTD, latents_U)
         return PassOutput(done.logits_BV[:, None], stats, steered, result.num_tapped, None, greedy)
 
     @staticmethod
@@ -247,19 +240,40 @@ class ModelRunner:
             norms_NP,
         )
         steered = {}
-        for b in steered_rows:
+        if steered_rows:
             assert edited_BTD is not None
-            steered[b] = self._steered_row(rows[b], resid_BTD[b], edited_BTD[b], latents_U)
+            steered = self._account_of(rows, steered_rows, resid_BTD, edited_BTD, latents_U)
         return stats, steered
 
-    def _steered_row(self, row: RowInput, resid_TD: Tensor, edited_TD: Tensor, latents_U: Tensor) -> SteeredRow:
-        assert row.steering is not None
-        positions = range(row.start, row.start + len(row.ids))
-        return SteeredRow(
-            self.sae.read(edited_TD, latents_U),
-            relative_moves(resid_TD, edited_TD),
-            torch.tensor([row.steering.covers(p, p + 1) for p in positions], device=self._device),
-        )
+    @staticmethod
+    def _steered(rows: Sequence[RowInput], steered_rows: Sequence[int], resid_BTD: Tensor) -> Tensor:
+        """The residuals of `steered_rows`, each steered as its request asks."""
+        asked = [(rows[b].steering, rows[b].start) for b in steered_rows]
+        return steer_rows([(steering, start) for steering, start in asked if steering is not None], resid_BTD)
+
+    def _account_of(
+        self,
+        rows: Sequence[RowInput],
+        steered_rows: Sequence[int],
+        resid_BTD: Tensor,
+        edited_BTD: Tensor,
+        latents_U: Tensor,
+    ) -> dict[int, SteeredRow]:
+        """What steering did to each of `steered_rows`, all read at once."""
+        before_BTD, after_BTD = resid_BTD[list(steered_rows)], edited_BTD[list(steered_rows)]
+        readings_BTU = self.sae.read(after_BTD.flatten(0, 1), latents_U).view(*after_BTD.shape[:2], len(latents_U))
+        moves_BT = relative_moves(before_BTD, after_BTD)
+        covered_BT = torch.tensor([self._covered(rows[b]) for b in steered_rows], device=self._device)
+        made = zip(readings_BTU, moves_BT, covered_BT, strict=True)
+        return {b: SteeredRow(*row) for b, row in zip(steered_rows, made, strict=True)}
+
+    @staticmethod
+    def _covered(row: RowInput) -> list[bool]:
+        """For each of the row's tokens, whether it is steered."""
+        return [
+            row.steering is not None and row.steering.covers(p, p + 1)
+            for p in range(row.start, row.start + len(row.ids))
+        ]
 
 
 def largest_norm(resid_norm_mean: float | None) -> float:

@@ -343,7 +343,7 @@ def test_logit_effects_are_the_change_of_the_logits(sae, store):
     norm_D.copy_(torch.linspace(0.1, 3, sae.d_model))
     effects = logit_effects(model, sae, 3)
     for latent in (0, 17):
-        direction_D = sae.direction(latent, torch.zeros(1, sae.d_model))[0]
+        direction_D = sae.directions(torch.tensor([latent]), torch.zeros(1, sae.d_model))[0]
         with torch.inference_mode():
             effect_V = model.model.lm_head(direction_D * norm_D)
         effect_V = effect_V - effect_V.mean()

@@ -11,7 +11,7 @@ from sae_runtime.errors import TapError
 from sae_runtime.language_model import LanguageModel, wrap_model
 from sae_runtime.latent_reader import NoDictionary
 from sae_runtime.static_reading import StaticReading
-from sae_runtime.steering import PositionScope, Steering, SteeringOp, SteeringSpec
+from sae_runtime.steering import PositionScope, Steering, SteeringOp, SteeringSpec, steer_rows
 from service.fixed_decode import FixedDecode
 from service.pass_output import RowInput
 
@@ -179,16 +179,16 @@ def test_a_steered_row_is_changed_by_the_same_amount_and_its_neighbour_not_at_al
     torch.testing.assert_close(made.decode(rows, [3]).logits_BTV, plain, rtol=1e-4, atol=1e-4)
 
 
-def test_a_row_that_steering_makes_infinite_in_one_place_is_told():
-    class Overflowing(Steering):
-        def apply(self, resid_TD, start):
-            edited_TD = super().apply(resid_TD, start).clone()
-            edited_TD[0, 5] = torch.inf
-            return edited_TD
+def test_a_row_that_steering_makes_infinite_in_one_place_is_told(monkeypatch):
+    def overflowing(rows, resid_BTD):
+        edited_BTD = steer_rows(rows, resid_BTD)
+        edited_BTD[0, 0, 5] = torch.inf
+        return edited_BTD
 
+    monkeypatch.setattr("service.model_runner.steer_rows", overflowing)
     made = runner()
     rows = after_prompts(made)
-    steering = Overflowing(made.sae, len(IDS), tiny.limits(made.sae))
+    steering = Steering(made.sae, len(IDS), tiny.limits(made.sae))
     steering.add(ADD)
     rows[1] = replace(rows[1], steering=steering)
     assert made.decode(rows, [3]).stats.finite_N.tolist() == [1, 0]

@@ -43,8 +43,8 @@ def test_what_is_asked_of_it_all_the_same_is_refused():
         NOTHING.read(resid_TD, [1, 2])
     with pytest.raises(IndexError, match="num_top must be 0 without a dictionary, got 3"):
         NOTHING.read_tokens(resid_TD, torch.zeros(0, dtype=torch.long), 3)
-    with pytest.raises(SteeringError, match="no dictionary, got 7"):
-        NOTHING.direction(7, resid_TD)
+    with pytest.raises(SteeringError, match=r"no dictionary, got \[7\]"):
+        NOTHING.directions(torch.tensor([7]), resid_TD)
 
 
 def test_probes_are_the_same_with_a_dictionary_and_without(dictionary):

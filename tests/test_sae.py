@@ -328,23 +328,23 @@ def test_direction_times_activation_is_the_change_of_the_reconstruction(normaliz
     more_TF = f_TF.clone()
     more_TF[:, latent] += amount
     change_TD = sae.reconstruct(x_TD, more_TF) - sae.reconstruct(x_TD, f_TF)
-    wanted_TD = (amount * sae.direction(latent, x_TD)).expand(T, D)
+    wanted_TD = (amount * sae.directions(torch.tensor([latent]), x_TD)).expand(T, D)
     torch.testing.assert_close(change_TD, wanted_TD, rtol=1e-4, atol=1e-5)
 
 
 def test_direction_is_the_decoder_row_over_the_scale_without_the_bias():
     sae, x_TD = random_sae(scale=0.25), residuals()
-    direction = sae.direction(2, x_TD)
+    direction = sae.directions(torch.tensor([2]), x_TD)
     assert torch.equal(direction, sae.W_dec[2][None] * 4)
     sae.b_dec.add_(100.0)
-    assert torch.equal(sae.direction(2, x_TD), direction)
+    assert torch.equal(sae.directions(torch.tensor([2]), x_TD), direction)
 
 
 @pytest.mark.parametrize("normalization", ["constant_norm_rescale", "layer_norm"])
 def test_direction_follows_each_tokens_scale(normalization):
     sae, x_TD = random_sae(normalization=normalization), residuals()
     wanted = [[w / token.s_out for w in sae.W_dec[1].tolist()] for token in references(sae, x_TD)]
-    torch.testing.assert_close(sae.direction(1, x_TD), torch.tensor(wanted))
+    torch.testing.assert_close(sae.directions(torch.tensor([1]), x_TD), torch.tensor(wanted))
 
 
 # --- rounding and training ------------------------------------------------------------------------------------------

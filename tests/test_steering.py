@@ -22,11 +22,13 @@ from sae_runtime.steering import (
     SteeringSpec,
     StrengthUnit,
     relative_moves,
+    steer_rows,
 )
 
 T, D = 9, tiny.D_MODEL
 FEATURE = 3
 VECTOR = tuple(torch.randn(D, generator=torch.Generator().manual_seed(11)).mul(0.8).tolist())
+DTYPES = (torch.float32, torch.bfloat16)
 RAW, RELATIVE = StrengthUnit.RAW, StrengthUnit.RELATIVE
 
 
@@ -296,6 +298,64 @@ def test_without_operations_nothing_is_covered():
     assert not changed_rows(h_TD, made.apply(h_TD, 0))
 
 
+# --- rows at once ---------------------------------------------------------------------------------------------------
+
+OTHER_VECTOR = tuple(torch.randn(D, generator=torch.Generator().manual_seed(12)).tolist())
+
+
+@st.composite
+def asked(draw: st.DrawFn) -> tuple[list[SteeringSpec], int, int, float]:
+    """Operations of a row, where its tokens begin, from where on an alert's operations act, and its limit."""
+    specs = []
+    for _ in range(draw(st.integers(0, 3))):
+        op = draw(st.sampled_from(SteeringOp))
+        relative = op not in (SteeringOp.SCALE, SteeringOp.PROJECT_OUT) and draw(st.booleans())
+        strength = (
+            0.0
+            if op is SteeringOp.PROJECT_OUT
+            else draw(st.sampled_from([-0.25, 0.0, 0.2] if relative else [-1.5, 0.0, 4.0]))
+        )
+        direction = draw(st.sampled_from([FEATURE, 5, VECTOR, OTHER_VECTOR]))
+        scope = draw(st.sampled_from(PositionScope))
+        specs.append(SteeringSpec(direction, op, strength, RELATIVE if relative else RAW, scope))
+    return specs, draw(st.integers(0, 6)), draw(st.sampled_from([0, 5])), draw(st.sampled_from([0.3, 1e9]))
+
+
+@given(rows=st.lists(asked(), min_size=1, max_size=6), num_tokens=st.integers(1, 3), dtype=st.sampled_from(DTYPES))
+@settings(max_examples=150)
+@pytest.mark.parametrize("normalization", ["scalar", "layer_norm"])
+def test_rows_at_once_are_each_what_it_is_alone(normalization, rows, num_tokens, dtype):
+    sae = tiny.sae("relu", normalization=normalization)
+    resid_BTD = residuals(dtype, num_tokens=len(rows) * num_tokens).view(len(rows), num_tokens, D)
+    before_BTD = resid_BTD.clone()
+    made = [
+        (steering(sae, *specs, max_relative=most, active_from=active_from), start)
+        for specs, start, active_from, most in rows
+    ]
+    together_BTD = steer_rows(made, resid_BTD)
+    alone_BTD = torch.stack([one.apply(resid_BTD[b], start) for b, (one, start) in enumerate(made)])
+    torch.testing.assert_close(together_BTD, alone_BTD, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+    assert torch.equal(bits(resid_BTD), bits(before_BTD)), "the argument was written to"
+    for b, (one, start) in enumerate(made):
+        left = [t for t in range(num_tokens) if not one.covers(start + t, start + t + 1)]
+        assert torch.equal(bits(together_BTD[b, left]), bits(resid_BTD[b, left]))
+
+
+def test_a_feature_that_many_rows_share_is_read_once(monkeypatch):
+    sae, resid_BTD = tiny.sae("relu"), residuals(num_tokens=6)[:, None]
+    specs = [SteeringSpec(latent, SteeringOp.SET, float(b)) for b, latent in enumerate([FEATURE, 5] * 3)]
+    made = [(steering(sae, spec), 7) for spec in specs]
+    read, asked_for = sae.read, []
+
+    def counted(x_TD, watched):
+        asked_for.append(list(watched))
+        return read(x_TD, watched)
+
+    monkeypatch.setattr(sae, "read", counted)
+    steer_rows(made, resid_BTD)
+    assert asked_for == [[FEATURE, 5]]
+
+
 # --- limits ---------------------------------------------------------------------------------------------------------
 
 
@@ -387,7 +447,7 @@ def test_limits_of_a_dictionary():
     sae = tiny.sae("relu", scale=0.25)
     made = SteeringLimits.of(sae, 3.0, 2.0)
     assert (made.d_model, made.resid_norm_mean, made.max_relative_norm) == (D, 3.0, 2.0)
-    directions = torch.cat([sae.direction(i, residuals()) for i in range(sae.num_latents)])
+    directions = torch.cat([sae.directions(torch.tensor([i]), residuals()) for i in range(sae.num_latents)])
     assert made.direction_norms == pytest.approx(directions.norm(dim=-1).tolist())
 
 
