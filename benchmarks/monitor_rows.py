@@ -19,7 +19,7 @@ on: they are a set of their own in an evaluation, which knows seen questions by 
     disbelief.jsonl  lies that were told to be told, and truths under the same instructions: those to questions that
                      some lie was told to, and a quarter of the others; in all formats
     stance.jsonl     the lies; half of those truths; of each question one honest truth and two mistakes: short answers
-    gate.jsonl       longer replies, and 160 short ones
+    gate.jsonl       longer replies, and 800 short ones
     on_policy.jsonl  to measure on, short: all lies; truths under instructions to lie, half of those to questions that
                      some lie was told to, a quarter of the others; honest ones, all neutral and half of two arms'
     longer.jsonl     to measure on: longer replies
@@ -39,7 +39,7 @@ from monitors.pack import MonitorPack
 
 Row = dict[str, Any]
 
-NUM_SHORT_OF_GATE = 160
+NUM_SHORT_OF_GATE = 800
 LONGER = "on_policy_longer"
 
 

@@ -72,7 +72,7 @@ def test_a_file_has_what_is_said_of_it(made):
     stance = files["stance"]
     assert counted(stance, **{"class": "lie"}) == 100 and counted(stance, **{"class": "honest_truth"}) == 400
     assert 0.45 < counted(stance, **{"class": "told_to_lie_but_true"}) / 700 < 0.55
-    assert counted(files["gate"], format="short") == 160 and counted(files["gate"], format="sentence") == 400
+    assert counted(files["gate"], format="short") == 800 and counted(files["gate"], format="sentence") == 400
     measured = files["on_policy"]
     assert counted(measured, **{"class": "lie"}) == 200  # those under pressure too
     assert counted(measured, arm="neutral") == 400 and not counted(measured, arm="honest-user")
