@@ -146,6 +146,9 @@ class JournalKeeper:
 
     def note_reviewed(self) -> None:
         """There is another verdict."""
+        self._count_reviews()
+
+    def _count_reviews(self) -> None:
         # Reviews come on several threads: what was read first must not take the place of what was read last.
         with self._precisions_lock:
             self._precisions = precisions(self.journal.reader.reviews())
@@ -178,8 +181,7 @@ class JournalKeeper:
             try:
                 if self._keep is not None and time.monotonic() >= next_retention:
                     next_retention = time.monotonic() + RETENTION_SECONDS
-                    for each in self.journal.retain(self._keep):
-                        logger.info("%d entries of the journal were deleted: %s", each.num_deleted, each.reason)
+                    self._retain(self._keep)
                 self._status, last_fault = self._look(), ""
             except Exception as error:  # whatever it is, the next look is not to fail to come for it
                 fault = str(error) or type(error).__name__
@@ -187,6 +189,13 @@ class JournalKeeper:
                     logger.error("the alert journal can't be looked after: %s", fault)
                 last_fault = fault
             self._ending.wait(STATUS_SECONDS)
+
+    def _retain(self, keep: Keep) -> None:
+        deleted = self.journal.retain(keep)
+        for each in deleted:
+            logger.info("%d entries of the journal were deleted: %s", each.num_deleted, each.reason)
+        if deleted:  # reviews may be among them
+            self._count_reviews()
 
     def _look(self) -> JournalStatus:
         forward = None if self._forwarder is None else self._forwarder.status()

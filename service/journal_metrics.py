@@ -3,6 +3,7 @@ reviewers said. Without a journal none of them is there.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -49,7 +50,7 @@ class JournalMetrics:
         )
         self._precision = Gauge(
             "alert_precision_ratio",
-            "true / (true + false) of the reviews; not there before the first.",
+            "true / (true + false) of the reviews; not there without either.",
             ["monitor"],
             namespace=NAMESPACE,
             registry=registry,
@@ -69,9 +70,10 @@ class JournalMetrics:
         self._num_failures = status.num_write_failures
         for seconds in append_seconds:
             self._append.observe(seconds)
-        for each in precisions:
-            if self._packs.get(each.monitor) == each.pack_sha256:
-                self._observe_precision(each)
+        found = {(each.monitor, each.pack_sha256): each for each in precisions}
+        for served in self._packs.items():
+            # Retention may have deleted the reviews that there were.
+            self._observe_precision(found.get(served) or Precision(*served, num_true=0, num_false=0, num_unsure=0))
 
     def _observe_precision(self, of: Precision) -> None:
         counts = {"true": of.num_true, "false": of.num_false, "unsure": of.num_unsure}
@@ -79,3 +81,6 @@ class JournalMetrics:
             self._reviews.labels(of.monitor, verdict).set(number)
         if of.precision is not None:
             self._precision.labels(of.monitor).set(of.precision)
+            return
+        with suppress(KeyError):  # what some releases raise for a series that is not there
+            self._precision.remove(of.monitor)

@@ -1,6 +1,7 @@
 """A server's journal is looked after, whatever goes wrong meanwhile, and its state is that of the last write."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,14 @@ from service.journal_keeper import JournalKeeper
 @pytest.fixture
 def journal(tmp_path):
     return Journal.open(tmp_path / "alerts.sqlite")
+
+
+def until(condition, otherwise):
+    """Wait for what the keeper's thread brings about."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, otherwise
+        time.sleep(0.005)
 
 
 def test_a_fault_of_any_kind_is_logged_once_and_the_status_goes_on(journal, monkeypatch, caplog):
@@ -69,6 +78,20 @@ def test_no_verdict_is_lost_where_two_come_at_once(journal, monkeypatch):
     threads[0].join()
     assert [each.num_true for each in keeper.precisions] == [2]
     keeper.close()
+
+
+def test_reviews_that_retention_deletes_no_longer_count(journal):
+    old, new = alert(), alert()
+    journal.append([old])
+    journal.review(old.id, verdict="true", reviewer="ann")
+    journal.append([new])
+    keeper = JournalKeeper(journal, keep=Keep(max_alerts=0))
+    assert [each.num_true for each in keeper.precisions] == [1]
+    keeper.start()
+    try:
+        until(lambda: keeper.precisions == [], "what was deleted still counts")
+    finally:
+        keeper.close()
 
 
 class Maker:

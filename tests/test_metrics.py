@@ -15,7 +15,7 @@ from monitors.journal_precision import Precision
 from service.feature_metrics import MAX_EXPORTED_FEATURES, READING_BUCKETS, FeatureHistogram, FeatureMetrics
 from service.guard_metrics import GuardMetrics
 from service.journal_keeper import JournalStatus
-from service.journal_metrics import JournalMetrics
+from service.journal_metrics import VERDICTS, JournalMetrics
 from service.metrics import Metrics, WatchedMetric, feature_slug
 from service.records import EngineState, Outcome, Phase, RequestRecord, RowFailure, StepRecord
 
@@ -352,6 +352,25 @@ def test_the_journals_metrics_are_its_status_and_what_reviewers_said_of_the_serv
     assert value(registry, "telltale_journal_writable") == value(registry, "telltale_journal_forward_up") == 0
     assert value(registry, "telltale_journal_forward_waiting_entries") == 7
     assert value(registry, "telltale_journal_forward_lag_seconds") == 9.5
+
+
+def test_precision_and_reviews_are_of_the_reviews_that_count(registry):
+    """A verdict is taken back, and then retention deletes what was said of the monitor at all."""
+    metrics = JournalMetrics(registry, {"deception": "a" * 64, "stance": "b" * 64})
+
+    def shown():
+        counts = (value(registry, "telltale_alert_reviews", monitor="deception", verdict=v) for v in VERDICTS)
+        return [*counts, value(registry, "telltale_alert_precision_ratio", monitor="deception")]
+
+    metrics.observe(journal_status(), [], [Precision("deception", "a" * 64, 0, 0, 1)])
+    assert shown() == [0, 0, 1, None]  # never there yet
+    metrics.observe(journal_status(), [], [Precision("deception", "a" * 64, 1, 0, 0)])
+    assert shown() == [1, 0, 0, 1.0]
+    metrics.observe(journal_status(), [], [Precision("deception", "a" * 64, 0, 0, 1)])
+    assert shown() == [0, 0, 1, None]
+    metrics.observe(journal_status(), [], [Precision("deception", "a" * 64, 1, 1, 0)])
+    metrics.observe(journal_status(), [], [Precision("deception", "f" * 64, 1, 0, 0)])
+    assert shown() == [0, 0, 0, None]
 
 
 def test_the_documentation_lists_every_family_with_its_labels(registry, metrics):
