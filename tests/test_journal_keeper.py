@@ -2,6 +2,7 @@
 
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,11 @@ from alerts import alert
 
 from monitors.errors import JournalWriteFailed, Problem
 from monitors.journal import Journal
+from monitors.journal_reader import JournalReader
 from monitors.journal_retention import Keep
 from service import journal_keeper
 from service.alert_keeper import AlertKeeper
+from service.config import Settings
 from service.journal_keeper import JournalKeeper
 
 
@@ -92,6 +95,35 @@ def test_reviews_that_retention_deletes_no_longer_count(journal):
         until(lambda: keeper.precisions == [], "what was deleted still counts")
     finally:
         keeper.close()
+
+
+def days_old(days):
+    return alert(time=datetime.now(UTC) - timedelta(days=days))
+
+
+@pytest.mark.parametrize(
+    ("options", "num_left"),
+    [
+        ({"journal_max_alerts": 1}, 1),
+        ({"journal_max_days": 2.5}, 2),
+        ({"journal_max_days": 2.5, "journal_max_alerts": 1}, 1),
+    ],
+)
+def test_a_server_deletes_what_its_options_say(tmp_path, options, num_left):
+    keeper = JournalKeeper.open(Settings(journal=str(tmp_path / "alerts.sqlite"), **options))
+    records = [days_old(days) for days in (4, 3, 2, 1)]
+    keeper.append(records)
+
+    def left():
+        return {kept.record.id for kept in keeper.journal.reader.all_alerts()}
+
+    keeper.start()
+    try:
+        until(lambda: len(left()) < len(records), "nothing was deleted")
+    finally:
+        keeper.close()
+    with JournalReader.open(tmp_path / "alerts.sqlite") as reader:
+        assert {kept.record.id for kept in reader.all_alerts()} == {record.id for record in records[-num_left:]}
 
 
 class Maker:
