@@ -8,7 +8,16 @@ Positions count from the prompt's first token.
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 
 Level = Literal["info", "warning", "critical"]
 AlertState = Literal["firing", "cleared"]
@@ -217,8 +226,17 @@ class Component(Record):
     """A component's part in the score."""
 
     name: str
+    score: float | None = None
+    """Its rolling mean, standardised; None in records from before it was kept."""
     contribution: float
-    """Its summand, or with other rules than a sum its rolling score, standardised."""
+    """What it gave to the alert's score; those of all components sum to it. Where one component decides (min, max, a
+    closed gate) it gave all of it and the others 0, whatever they read."""
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a score where none was kept, so that lines from before then are spelt as they were."""
+        fields: dict[str, Any] = dumped(self)
+        return {name: value for name, value in fields.items() if (name, value) != ("score", None)}
 
 
 class FeatureShare(Record):

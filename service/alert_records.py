@@ -53,7 +53,10 @@ class RecordMaker:
             threshold=alert.threshold,
             beyond_calibration=alert.beyond_calibration,
             action=raised.action,
-            components=tuple(Component(name=p.component, contribution=p.contribution) for p in alert.components),
+            components=tuple(
+                Component(name=part.component, score=part.score, contribution=part.contribution)
+                for part in alert.components
+            ),
             features=tuple(
                 FeatureShare(feature=latent, contribution=share)
                 for part in alert.components

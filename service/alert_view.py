@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from monitors.alert_record import AlertRecord, KeptText, Series
+from monitors.alert_record import AlertRecord, Component, KeptText, Series
 from monitors.journal_chain import Verification
 from monitors.journal_precision import Precision
 from monitors.journal_reader import KeptAlert
@@ -170,8 +170,12 @@ def _facts(kept: KeptAlert) -> Table:
 
 
 def _parts(record: AlertRecord) -> str:
-    components = [f"{part.name} {part.contribution:.3g}" for part in record.components]
+    components = [f"{part.name} {part.contribution:.3g}{_scored(part)}" for part in record.components]
     return ", ".join([*components, *(f"latent {part.feature} {part.contribution:.3g}" for part in record.features)])
+
+
+def _scored(part: Component) -> str:
+    return "" if part.score is None else f" (score {part.score:.3g})"
 
 
 def _text(record: AlertRecord) -> Iterator[RenderableType]:

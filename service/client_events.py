@@ -98,6 +98,8 @@ class ComponentPart:
     """Standardised."""
     contribution: float
     """What it gave to the monitor's score; those of all components sum to it."""
+    score_unknown: bool = False
+    """Whether `score` is 0 because the journal did not keep it yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

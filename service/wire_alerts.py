@@ -185,7 +185,13 @@ def alert(record: AlertRecord) -> Any:
         validated=record.validated,
         time_seconds=record.time.timestamp(),
         components=[
-            types_pb2.ComponentPart(component=part.name, contribution=part.contribution) for part in record.components
+            types_pb2.ComponentPart(
+                component=part.name,
+                score=part.score,
+                contribution=part.contribution,
+                score_unknown=part.score is None,
+            )
+            for part in record.components
         ],
         role=record.role,
         pack_sha256="" if record.pack is None else record.pack.sha256,

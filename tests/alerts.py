@@ -51,7 +51,10 @@ def alert(number: int = 0, **changes: Any) -> AlertRecord:
         "position": 6,
         "score": 1.25 + number,
         "threshold": 1.0,
-        "components": (Component(name="disbelief", contribution=0.75), Component(name="stance", contribution=0.5)),
+        "components": (
+            Component(name="disbelief", score=1.5, contribution=0.75),
+            Component(name="stance", score=1.0, contribution=0.5),
+        ),
         "features": (FeatureShare(feature=2242, contribution=0.125),),
         "readings": (
             Series(name="lying", kind="feature", feature=2242, values=(0.5, 3.25), steered_values=(None, 0.0)),

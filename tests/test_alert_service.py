@@ -11,10 +11,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from serving import ALWAYS, connect, eventually, monitor_packs, raw_channel, sample, serving
 from telltale.v1 import alert_pb2, alert_pb2_grpc
 
-from monitors.alert_record import PackRef
+from monitors.alert_record import Component, PackRef
 from monitors.journal import Journal
 from monitors.journal_entry import parsed
 from monitors.time_ids import new_id
+from service import wire_alerts
 from service.errors import InvalidRequest, NotFound, NotPossible
 
 NUM = 9
@@ -90,9 +91,18 @@ async def test_one_alert_comes_with_the_very_line_of_the_journal(journal, record
     told = await journal.get_alert(records[0].id)
     assert parsed(told.entry).entry == records[0] and parsed(told.entry).hash == told.hash
     assert (told.alert.monitor, told.alert.score) == (records[0].monitor, records[0].score)
+    assert [(part.component, part.score, part.contribution, part.score_unknown) for part in told.alert.components] == [
+        ("disbelief", 1.5, 0.75, False),
+        ("stance", 1.0, 0.5, False),
+    ]
     assert told.has_text and told.pack_version == "1.2" and told.cleared_id == records[0].cleared_id
     (head,) = server.journal.journal.reader.heads().values()
     assert told.journal == server.journal.journal.id and told.seq <= head.seq
+
+
+def test_a_score_that_was_not_kept_is_told_to_be_unknown():
+    (part,) = wire_alerts.alert(alert(components=(Component(name="stance", contribution=0.5),))).components
+    assert (part.component, part.score, part.score_unknown) == ("stance", 0, True)
 
 
 async def test_what_people_say_is_kept_and_counted(journal, server):

@@ -1,12 +1,13 @@
 """`telltale alerts`: each command on a journal's file, as a person and as a program reads it."""
 
 import json
+import re
 import sqlite3
 
 import pytest
 from alerts import alert, text
 
-from monitors.alert_record import Message, Series
+from monitors.alert_record import Component, Message, Series
 from monitors.journal import Journal
 from monitors.journal_chain import EMPTY, Verification
 from monitors.text_key import TextKey
@@ -82,7 +83,7 @@ def test_an_alert_is_shown_with_its_text_and_what_is_said_of_it(records, capsys)
         f"{records[0].id}, entry 1 of journal",
         "deception (NOT VALIDATED), pack 1.2, sha256 aaaaaaaaaaaa",
         "firing, warning, score 1.25 against 1",
-        "disbelief 0.75, stance 0.5, latent 2242 0.125",
+        "disbelief 0.75 (score 1.5), stance 0.5 (score 1), latent 2242 0.125",
         "scale 0 raw, generated, by request",
         "18446744073709551615, temperature 0.7, at most 64 tokens",
         "Tell me something.",
@@ -93,6 +94,12 @@ def test_an_alert_is_shown_with_its_text_and_what_is_said_of_it(records, capsys)
         assert part in out
     found = json.loads(said(capsys, "show", records[0].id, "--json"))
     assert (found["reviews"][0]["verdict"], found["seq"]) == ("false", 1)
+
+
+def test_a_part_whose_score_was_not_kept_is_shown_without(path, capsys):
+    with Journal.open(path) as journal:
+        journal.append([record := alert(components=(Component(name="stance", contribution=0.5),), features=())])
+    assert re.search(r"parts +stance 0\.5 *$", said(capsys, "show", record.id), re.MULTILINE)
 
 
 def test_names_in_a_file_from_elsewhere_are_neither_obeyed_nor_markup(path, capsys):

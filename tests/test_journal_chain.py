@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitors.alert_record import AlertRecord, Message
+from monitors.canonical_json import sha256_of
 from monitors.errors import JournalError
 from monitors.journal_chain import EMPTY, Fault, Head, NotedHead, Row, row_of, verified
 from monitors.journal_entry import GENESIS, Acknowledgement, Entry, Retention, Review, parsed, written
@@ -70,6 +71,17 @@ def test_a_journal_from_before_reasoning_was_kept_still_verifies_and_goes_on():
         rows.append(row_of(parsed(line)))
     assert verified(JOURNAL, rows, head_of(rows)).holds
     assert parsed(rows[0].text).entry.text.reasoning is None
+
+
+def test_a_journal_from_before_scores_of_components_were_kept_still_verifies_and_is_spelt_as_it_was():
+    line = written(alert(), journal=JOURNAL, seq=1, previous=GENESIS)
+    assert line.text.count(',"score":1.5}') == line.text.count(',"score":1.0}') == 1
+    old = line.text.replace(',"score":1.5}', "}").replace(',"score":1.0}', "}")
+    rows = [row_of(parsed(old)), row_of(written(alert(1), journal=JOURNAL, seq=2, previous=sha256_of(old)))]
+    assert verified(JOURNAL, rows, head_of(rows)).holds
+    entry = parsed(old).entry
+    assert [part.score for part in entry.components] == [None, None]
+    assert written(entry, journal=JOURNAL, seq=1, previous=GENESIS).text == old
 
 
 contents = st.text(st.sampled_from(CHARS), max_size=12)

@@ -69,6 +69,7 @@ def test_a_table_holds_every_alert(journal, tmp_path):
         for name in ("id", "time", "label", "monitor", "level", "score", "validated", "position"):
             assert found[name] == getattr(record, name)
         assert found["verdict"] == (kept.review and kept.review.verdict)
+        assert found["component_scores"] == [("disbelief", 1.5), ("stance", 1.0)]
         assert (found["acknowledged"], found["span"]) == (bool(kept.acknowledgements), "eved")
 
 

@@ -131,6 +131,24 @@ async def test_a_record_holds_what_happened(path):
     )
 
 
+@pytest.mark.parametrize("rule", ["min", "max", "mean"])
+async def test_what_every_component_read_is_kept_whichever_decides(path, monkeypatch, rule):
+    parts = [
+        tiny_packs.feature_component(*range(0, tiny.NUM_LATENTS, 2), name="even"),
+        tiny_packs.feature_component(*range(1, tiny.NUM_LATENTS, 2), name="odd", scale=0.25),
+    ]
+    both = tiny_packs.pack("both", parts, rule=rule, thresholds=tiny_packs.thresholds(1e-6), window=2)
+    monkeypatch.setattr(serving_module, "monitor_packs", lambda: [both])
+    async with keeping(path) as (_, client, reader):
+        reply = await client.complete("The sea", max_tokens=8, ignore_eos=True)
+        told, record = reply.alerts[0], reader.find(reply.alerts[0].alert_id).record
+    assert [part.name for part in record.components] == ["even", "odd"]
+    assert [part.score for part in record.components] == pytest.approx([part.score for part in told.components])
+    scores = [score for token in reply.tokens for score in token.scores if token.index == told.position]
+    assert [part.score for part in record.components] == pytest.approx(scores[0].components)
+    assert 0 not in scores[0].components
+
+
 async def test_a_cleared_alert_names_the_one_it_ends_and_later_ones_know_what_policies_did(path, monkeypatch):
     restless = tiny_packs.pack(
         "restless",

@@ -313,14 +313,16 @@ class Contribution(_message.Message):
     def __init__(self, feature: _Optional[int] = ..., value: _Optional[float] = ..., component: _Optional[str] = ...) -> None: ...
 
 class ComponentPart(_message.Message):
-    __slots__ = ("component", "score", "contribution")
+    __slots__ = ("component", "score", "contribution", "score_unknown")
     COMPONENT_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    SCORE_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     component: str
     score: float
     contribution: float
-    def __init__(self, component: _Optional[str] = ..., score: _Optional[float] = ..., contribution: _Optional[float] = ...) -> None: ...
+    score_unknown: bool
+    def __init__(self, component: _Optional[str] = ..., score: _Optional[float] = ..., contribution: _Optional[float] = ..., score_unknown: _Optional[bool] = ...) -> None: ...
 
 class Alert(_message.Message):
     __slots__ = ("request_id", "label", "monitor", "state", "severity", "position", "span_start", "score", "threshold", "contributions", "validated", "time_seconds", "components", "role", "pack_sha256", "beyond_calibration", "policies", "withheld", "alert_id", "off_distribution_tokens")
