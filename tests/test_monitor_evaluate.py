@@ -176,11 +176,17 @@ def test_latents_have_luck_of_their_own(model, tmp_path, capsys):
     output, sae = tmp_path / "latents.pack.yaml", model.parent / "sae"
     argv = ["fit", data, "--output", output, "--kind", "features", "--dictionary", sae, "--permutations", "40"]
     assert lab.run("monitor", [str(word) for word in [*argv, "--layers", "1", *monitor_files.options(model)]]) == 0
-    line, record = record_of(capsys, model, tmp_path, data, "--monitor", output, "--dictionary", sae)
-    luck = record["sets"]["instructed"]["luck"]
-    assert luck["best_features"]["auroc_held_out"] > luck["best_features"]["luck"]["95%"] - 0.2
-    assert set(luck) == {"random_direction", "random_feature", "best_features"}
-    assert line["instructed"]["auroc"] > 0.6
+    mixed = files.write(tmp_path / "shuffled.jsonl", files.shuffled(20, seed=11))
+    line, record = record_of(capsys, model, tmp_path, data, mixed, "--monitor", output, "--dictionary", sae)
+    planted, shuffled = (record["sets"][name]["luck"] for name in ("instructed", "shuffled"))
+    assert set(planted) == {"random_direction", "random_feature", "best_features"}
+    assert planted["random_feature"]["95%"] < line["instructed"]["auroc"]
+    for luck in (planted, shuffled):
+        best = luck["best_features"]
+        # The best of several latents does better by luck than one that nobody chose, which has 0.5.
+        assert 0.55 < best["luck"]["median"] < best["luck"]["95%"] < 1
+    assert planted["best_features"]["auroc_held_out"] > planted["best_features"]["luck"]["95%"]
+    assert shuffled["best_features"]["auroc_held_out"] < shuffled["best_features"]["luck"]["95%"]
     # Without the dictionary nothing can be read.
     assert "bindings.sae_sha256" in run(capsys, model, data, "--monitor", output)
 
@@ -434,21 +440,82 @@ def page(model, watcher, tmp_path):
     rows[0]["messages"][1]["content"] = f"{EVIL} größe 鯨"
     data = files.write(tmp_path / "on_policy.jsonl", rows)
     control = files.write(tmp_path / "benign.jsonl", files.benign(40))
-    path = tmp_path / "report.html"
+    hard = files.write(tmp_path / "about.jsonl", files.benign(30, dataset="about", seed=4))
+    path, record = tmp_path / "report.html", tmp_path / "record.json"
     pack = MonitorPack.load(watcher)
     curve = {"curve": [{"alpha": 0.1, "offset": 0.2}, {"alpha": 0.01, "offset": 0.5}]}
     replace(pack, calibration=replace(pack.calibration, figures=curve), limits=EVIL).save(watcher)
-    argv = ["evaluate", data, "--monitor", watcher, "--control", control, "--hard-negative", control, "--report", path]
+    argv = ["evaluate", data, "--monitor", watcher, "--control", control, "--hard-negative", hard]
+    argv += ["--report", path, "--record", record]
     assert lab.run("monitor", [str(word) for word in [*argv, *monitor_files.options(model)]]) == 0
     return path
 
 
+def tables(text):
+    """[table][row][cell] of a page, in words."""
+
+    def inside(tag, of):
+        return re.findall(rf"<{tag}>(.*?)</{tag}>", of, re.DOTALL)
+
+    return [[inside("t[hd]", row) for row in inside("tr", table)] for table in inside("table", text)]
+
+
+def numbers(cell):
+    """The numbers in words of a cell, percentages as shares."""
+    found = re.findall(r"(-?\d+(?:\.\d+)?)(%?)", cell)
+    return [float(number) / 100 if percent else float(number) for number, percent in found]
+
+
+def interval(estimate):
+    """A figure to three digits, its interval to two."""
+    ends = [pytest.approx(estimate[name], abs=0.00501) for name in ("low", "high")]
+    return [pytest.approx(estimate["mean"], abs=0.000501), *ends]
+
+
+def share(of):
+    """A share with its counts and interval, in tenths of a percent."""
+    ends = [pytest.approx(of[name], abs=0.000501) for name in ("low", "high")]
+    return [pytest.approx(of["share"], abs=0.000501), of["count"], of["num"], *ends]
+
+
 def test_the_page_says_what_the_record_says(model, watcher, tmp_path):
     text = page(model, watcher, tmp_path).read_text()
-    words = re.sub(r"<[^>]*>", " ", re.sub(r"<script.*?</script>", "", text, flags=re.S))
+    record = json.loads((tmp_path / "record.json").read_text())
+    shown = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    words = re.sub(r"<[^>]*>", " ", shown)
     for expected in ("false alarm", "miss", "same instruction", "reply length", "Hard negatives"):
         assert expected in words
-    assert EVIL not in text and "https://" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert EVIL not in text and "https://" not in shown
+
+    sets, baselines, columns, flagged, controls, hard = tables(shown)
+    of_set = record["sets"]["on_policy"]
+    [name, positive, negative, groups, auroc, recall, *reach] = sets[1]
+    assert [name, positive, negative, groups] == ["on_policy", "30", "60", "30"]
+    assert numbers(auroc) == interval(of_set["auroc"])
+    assert numbers(recall) == interval(of_set["recall_at_1pct_fpr"])
+    warning = of_set["levels"]["warning"]
+    assert [numbers(cell) for cell in reach] == [share(warning["negatives"]), share(warning["positives"])]
+
+    found = {name: numbers(cell) for name, cell in baselines[1:]}
+    for name, of in (of_set["own"] | of_set["baselines"] | {"monitor": of_set}).items():
+        assert found[name.replace("_", " ")] == interval(of["auroc"]), name
+    luck = of_set["luck"]["random_direction"]
+    directions = [pytest.approx(luck[name], abs=0.000501) for name in ("median", "95%")]
+    assert found["random directions, median and 95 %"] == directions
+
+    table = record["four_columns"]["on_policy"]["all_arms"]
+    assert [name.partition(" (")[0] for name in columns[0][1:]] == [name.replace("_", " ") for name in COLUMNS]
+    assert {name: [numbers(cell) for cell in cells] for name, *cells in columns[1:]} == {
+        name.replace("_", " "): [interval(of[column]) for column in COLUMNS] for name, of in table["predictors"].items()
+    }
+    assert {name: numbers(cell) for name, cell in flagged[1:]} == {
+        name.replace("_", " "): share(of) for name, of in table["flagged"].items()
+    }
+    for rows, kind in ((controls, "controls"), (hard, "hard_negatives")):
+        assert {name: (num, *map(numbers, cells)) for name, num, *cells in rows[1:]} == {
+            name: (str(of["num"]), *(share(of["levels"][level]) for level in ("warning", "critical")))
+            for name, of in record[kind].items()
+        }
 
 
 @needs_browser
