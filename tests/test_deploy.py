@@ -246,6 +246,17 @@ def test_the_runbook_has_one_section_per_alert():
         assert link in map(str.lower, sections)
 
 
+def test_the_runbook_names_the_outcomes_that_count_as_errors_and_those_left_out():
+    recorded = [rule["expr"] for rule in rules() if rule.get("record", "").startswith("telltale:request_errors:")]
+    section = RUNBOOK.read_text().partition("## ErrorRatio")[2].partition("\n## ")[0]
+    meaning = section.partition("**Look at**")[0]
+    errors, left_out = (re.findall(r"`(\w+)`", part) for part in meaning.partition("Left out")[::2])
+    assert len(recorded) == 4
+    for expr in recorded:
+        counted, ignored = re.findall(r'outcome[=!]~"([^"]*)"', expr)
+        assert (sorted(counted.split("|")), sorted(ignored.split("|"))) == (sorted(errors), sorted(left_out))
+
+
 def test_the_alertmanager_names_alerts_that_exist():
     config = yaml.safe_load((DEPLOY / "alertmanager" / "alertmanager.yml").read_text())
     matchers = [
