@@ -53,7 +53,7 @@ def calibrated(
         "frozen_sha256": pack.frozen_sha256,
         "halves_seed": settings.seed,
     }
-    reference = reference_of(made, score_replies(made, readings))
+    reference = reference_of(made, score_replies(made, readings, rows.replies))
     if reference is not None:
         figures[REFERENCE_KEY] = reference.as_json()
     assert made.calibration is not None

@@ -8,7 +8,9 @@ import pytest
 import tiny_packs
 from scipy.sparse import csr_array
 
-from discovery.calibration_run import reference_of
+from discovery.benign_replies import BenignRows
+from discovery.calibration_run import CalibrationSettings, calibrated
+from discovery.conversations import Conversation
 from discovery.errors import MonitorLabError
 from discovery.monitor_scores import reading_plan, score_replies, scoring_spec
 from discovery.reply_readings import ReplyReadings
@@ -137,19 +139,24 @@ def of_run(reply):
 
 def test_traffic_is_compared_with_answers_alone_where_reasoning_is_scored_by_itself():
     """As a server does, which compares what monitors made of the assistant's words."""
-    made = readings((6, 9))
-    replies = [Reply(tuple(range(n + 1)), tuple(range(1, n + 1)), frozenset({1, 2})) for n in (6, 9)]
+    counts = tuple(6 + number % 7 for number in range(60))
+    made = readings(counts)
+    replies = [Reply(tuple(range(n + 1)), tuple(range(1, n + 1)), frozenset({1, 2})) for n in counts]
     asking = replace(PACKS["conjunction"], roles=("assistant", "reasoning"), min_tokens=2)
-    scored = score_replies(asking, made, replies)
+    messages = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "Yes."})
+    rows = [Conversation(f"r{n}", "benign", messages, 0, 4, 0, f"g{n}", {}) for n in range(len(counts))]
+    settings = CalibrationSettings(bounds=(16,), alphas={"warning": 0.3, "critical": 0.2})
+    found = calibrated(asking, BenignRows(rows, replies, {}), made, settings)
+    scored = score_replies(found, made, replies)
     for reply in scored:
         thoughts, answer = (
             next(run.scores for run in reply.runs if run.role == role) for role in ("reasoning", "assistant")
         )
         assert len(thoughts) == 2 and len(answer) == len(reply.scores) - 2
-    found = reference_of(asking, scored)
     answers = [next(run for run in reply.runs if run.role == "assistant") for reply in scored]
     wanted = Reference.of([(run.statistic, run.scores[1:]) for run in answers])
-    assert found == wanted != Reference.of([(reply.statistic, reply.scores[1:]) for reply in scored])
+    mixed = Reference.of([(reply.statistic, reply.scores[1:]) for reply in scored])
+    assert found.calibration is not None and found.calibration.reference == wanted != mixed
 
 
 def one_reply(made, rows):
