@@ -8,7 +8,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from telltale.v1 import generation_pb2, types_pb2
 
-from monitors.monitor_spec import Kind, MonitorSpec
+from monitors.monitor_spec import REPLY_ROLES, Kind, MonitorSpec, Role
 from monitors.pack import MonitorPack
 from monitors.pack_parts import PackComponent
 from monitors.thresholds import Level, Stretch
@@ -126,6 +126,23 @@ def cautions(served: ServedMonitor, request: Request) -> Iterator[str]:
             yield f"no level stands after {longest} scored tokens, this one may have more: it can't fire there"
     if request.steering:
         yield "thresholds were set on replies that were not steered"
+    if others := _other_roles(served.spec, request):
+        words = ", ".join(others)
+        yield f"no false-positive rate is known for words of {words}, unless thresholds were set on such text"
+
+
+def _other_roles(spec: MonitorSpec, request: Request) -> list[Role]:
+    """Those that are not a reply's and of which the monitor scores words of the request."""
+    spec = _as_asked(spec, request)
+    others = [role for role in spec.roles if role not in REPLY_ROLES]
+    # Position 0 is never scored.
+    said = {request.prompt_role(position) for position in range(1, len(request.prompt_ids))} if others else set()
+    return [role for role in others if not said.isdisjoint(spec.token_roles(role))]
+
+
+def _as_asked(spec: MonitorSpec, request: Request) -> MonitorSpec:
+    """The monitor as the request has it, which may be for a plain text."""
+    return next((one for one in request.monitors if one.name == spec.name), spec)
 
 
 def _most_scored(spec: MonitorSpec, request: Request) -> int:
@@ -133,7 +150,7 @@ def _most_scored(spec: MonitorSpec, request: Request) -> int:
     if not request.score_only:
         return request.sampling.max_tokens
     # Position 0 is never scored.
-    spec = next((one for one in request.monitors if one.name == spec.name), spec)  # it may be for a plain text
+    spec = _as_asked(spec, request)
     roles = Counter(request.prompt_role(position) for position in range(1, len(request.prompt_ids)))
     return max(sum(roles[one] for one in spec.token_roles(role)) for role in spec.roles)
 

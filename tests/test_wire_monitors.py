@@ -8,6 +8,7 @@ from telltale.v1 import types_pb2
 
 from monitors.bank import MonitorBank
 from monitors.components import Inputs
+from monitors.monitor_spec import Role
 from monitors.pack_parts import PackCalibration
 from monitors.thresholds import Levels, LevelThreshold, Stratum, Thresholds
 from sae_runtime.steering import SteeringOp, SteeringSpec
@@ -163,8 +164,28 @@ def test_how_far_thresholds_stand_is_told_where_a_request_goes_beyond():
     assert told(short, **read(6)) == [no_level]
     of_text = ServedMonitor(replace(PACK, roles=("text",), thresholds=silent))
     as_text = {"monitors": (of_text.spec.for_plain_text(),)}
-    assert told(of_text, **read(6)) == [] and told(of_text, **read(6), **as_text) == [no_level]
+    assert told(of_text, **read(6)) == [] and told(of_text, **read(6), **as_text)[0] == no_level
     assert told(whole, **read(10)) == ["thresholds were set on replies of up to 8 tokens, this one may have more"]
+
+
+def test_other_words_than_the_assistants_have_no_known_rate():
+    def told(*roles: Role, **changes: object) -> list[str]:
+        served = ServedMonitor(replace(PACK, roles=roles))
+        return list(wire_monitors.cautions(served, request(**changes)))
+
+    def unknown(role: str) -> list[str]:
+        return [f"no false-positive rate is known for words of {role}, unless thresholds were set on such text"]
+
+    spoken = {"prompt_ids": (1,) * 4, "prompt_roles": (None, "system", "user", None)}
+    assert told("assistant", **spoken) == told("assistant", "reasoning", **spoken) == []
+    assert told("assistant", "user", **spoken) == unknown("user")
+    assert told("user", "reasoning", "system", **spoken) == unknown("user, system")
+    # Of a request without such words there is nothing to say.
+    assert told("assistant", "user") == told("assistant", "text", **spoken) == []
+    read = {"prompt_ids": (1,) * 4, "scored_positions": frozenset(range(4)), "score_only": True}
+    of_text = ServedMonitor(replace(PACK, roles=("text",))).spec.for_plain_text()
+    assert told("text", **read, monitors=(of_text,)) == unknown("text")
+    assert told("assistant", "text", **read) == []
 
 
 def test_a_score_has_its_components_and_level():
