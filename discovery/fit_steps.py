@@ -242,7 +242,8 @@ def _framed(
     units = units_of(np.array([reply.statistic for reply in score_replies(framed, readings)]), labels_I)
     fitted.record["windows"] = [figure._asdict() | {"auroc": round(figure.auroc, 4)} for figure in figures]
     component = replace(framed.components[0], center=units.center, scale=units.scale)
-    return replace(framed, components=(component,))
+    # Last: rows are scored as an assistant's whole text here, whosever words the monitor is for.
+    return replace(framed, components=(component,), roles=args.roles)
 
 
 def _reads_single_tokens(args: argparse.Namespace) -> bool:

@@ -13,6 +13,7 @@ from discovery.corpus import DEFAULTS, BosPolicy, Context, CorpusSettings, Split
 from discovery.errors import ArgumentError
 from discovery.hf_corpus import STREAM_PREFIX
 from discovery.provenance import check_model
+from monitors.monitor_spec import Role
 from sae_runtime.checkpoint import LoadedSAE, Manifest, load_sae
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import EMBEDDED, DTypeName, LanguageModel, Quantization, load_language_model
@@ -70,6 +71,20 @@ def add_reasoning_argument(group: Group) -> None:
         metavar="PAIRS",
         help="as of the server: auto, none, or 'OPENING CLOSING[,OPENING CLOSING...]'",
     )
+
+
+def add_roles_argument(group: Group, default: tuple[Role, ...] | None, help: str) -> None:
+    """Whose words a server scores with the monitor that is made."""
+    group.add_argument("--roles", type=_roles, default=default, metavar="ROLE[,ROLE...]", help=help)
+
+
+def _roles(text: str) -> tuple[Role, ...]:
+    words, known = text.split(","), get_args(Role)
+    if len(set(words)) < len(words) or not set(words) <= set(known):
+        raise argparse.ArgumentTypeError(
+            f"must be some of {', '.join(known)} with commas between, each once, got {text!r}"
+        )
+    return tuple(role for word in words for role in known if role == word)
 
 
 def _delimiters(text: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from discovery.command_parser import command_parser
+from discovery.input_arguments import add_roles_argument
 from discovery.output_places import check_output, made_for
 from discovery.pack_building import combined_pack
 from discovery.pack_lookup import name_for
@@ -35,6 +36,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--closed-score", type=float, default=CLOSED_SCORE, help="of a cascade whose gate is closed")
     parser.add_argument("--window", type=int, help="default: that of all packs")
     parser.add_argument("--min-tokens", type=int, help="default: that of all packs")
+    add_roles_argument(parser, None, "whose words a server scores with it; default: those of all packs")
     parser.add_argument("--description", help="what it is meant to show")
     parser.add_argument("--limits", help="what it does not show")
     args = parser.parse_args(argv)
@@ -57,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         closed_score=None if args.gate is None else args.closed_score,
         window=args.window,
         min_tokens=args.min_tokens,
+        roles=args.roles,
         description=args.description or how,
         limits=args.limits or COMBINED_LIMITS,
     )

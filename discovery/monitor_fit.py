@@ -29,7 +29,12 @@ from discovery.command_parser import command_parser
 from discovery.feature_choice import DEFAULT_L2, MAX_FEATURES
 from discovery.fit_steps import fit
 from discovery.fitted_baselines import baselines_path, save_baselines
-from discovery.input_arguments import add_reading_arguments, load_model, load_optional_dictionary
+from discovery.input_arguments import (
+    add_reading_arguments,
+    add_roles_argument,
+    load_model,
+    load_optional_dictionary,
+)
 from discovery.layer_sweep import NUM_FOLDS
 from discovery.output_places import check_output, made_for
 from discovery.pack_lookup import name_for
@@ -48,6 +53,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kind", choices=["probe", "features"], default="probe", help="of residuals or of latents")
     parser.add_argument("--description", help="what it is meant to show")
     parser.add_argument("--limits", help="what it does not show")
+    add_roles_argument(parser, ("assistant",), "whose words a server scores with it; default: assistant")
     rows = parser.add_argument_group("rows")
     rows.add_argument(
         "--target",

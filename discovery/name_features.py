@@ -25,7 +25,7 @@ from tqdm import tqdm
 from discovery.command_parser import command_parser
 from discovery.contrast_search import Candidate, SearchResult, auroc, search
 from discovery.contrasts import CONTRASTS, Passage, read_pool
-from discovery.input_arguments import add_dictionary_model_arguments, load_dictionary_model
+from discovery.input_arguments import add_dictionary_model_arguments, add_roles_argument, load_dictionary_model
 from discovery.item_readings import ItemReadings, read_item_latents
 from discovery.named_features import (
     HeldOutReadings,
@@ -261,7 +261,9 @@ def build(
     hard = read_replies(lab.lm, lab.tap, lab.sae, list(read_items(args.hard_negative, lab.lm.tokenizer)), indices)
     monitors = []
     for column, feature in enumerate(watched):
-        monitors.append(monitor_of(feature, replies, column, lab.sae.manifest, choices["benign_sources"]))
+        monitors.append(
+            monitor_of(feature, replies, column, lab.sae.manifest, choices["benign_sources"], roles=args.roles)
+        )
         if hard:
             level = monitors[-1].spec().thresholds.levels.warning
             assert level is not None
@@ -280,6 +282,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--choices", type=Path, help="write the feature file from these choices")
     parser.add_argument("--benign", type=Path, nargs="*", default=[], help="replies to set thresholds by")
     parser.add_argument("--hard-negative", type=Path, nargs="*", default=[], help="replies to test wrong alarms on")
+    add_roles_argument(parser, ("assistant",), "whose words a server scores with the monitors; default: assistant")
     parser.add_argument("--cache", type=Path, help="file to keep the contrasts' readings in")
     parser.add_argument(
         "--output", type=Path, help=f"default {FEATURES_FILE} beside the dictionary; packs go there too"

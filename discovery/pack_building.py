@@ -12,7 +12,7 @@ from discovery.reply_readings import ReplyReadings
 from discovery.window_choice import Units
 from monitors.combination import EnsembleRule
 from monitors.components import OFF_SCALE_NORMS, WeightedFeature
-from monitors.monitor_spec import Kind
+from monitors.monitor_spec import Kind, Role
 from monitors.pack import MonitorPack
 from monitors.pack_parts import Bindings, PackComponent, PackProbe, Served
 from monitors.pack_tensors import PackTensor
@@ -138,13 +138,14 @@ def combined_pack(
     closed_score: float | None = None,
     window: int | None = None,
     min_tokens: int | None = None,
+    roles: tuple[Role, ...] | None = None,
     description: str,
     limits: str,
 ) -> MonitorPack:
     """One monitor of several frozen packs: an ensemble under `rule`; with `gate_threshold` a cascade, the gate last.
 
     MonitorLabError if a pack is a combination itself, or the packs are bound to different things, have components of
-    one name, or different windows with none given; MonitorError for what the pack itself refuses.
+    one name, or different windows or roles with none given; MonitorError for what the pack itself refuses.
     """
     if len(parts) < 2:
         raise MonitorLabError(f"at least two packs must be given to be combined, got {len(parts)}")
@@ -171,16 +172,20 @@ def combined_pack(
         window=_common("window", parts) if window is None else window,
         min_tokens=_common("min_tokens", parts) if min_tokens is None else min_tokens,
         cooldown_tokens=_common("window", parts) if window is None else window,
+        roles=_common("roles", parts) if roles is None else roles,
         evidence={"fit": _combined_fit(parts)},
         tensors={name: tensor for part in parts for name, tensor in part.tensors.items()},
     )
 
 
-def _common(field: str, parts: Sequence[MonitorPack]) -> int:
-    values = {part.name: getattr(part, field) for part in parts}
-    if len(set(values.values())) > 1:
-        raise MonitorLabError(f"packs must have the same {field}, got {values}: give --{field.replace('_', '-')}")
-    return int(next(iter(values.values())))
+def _common(field: str, parts: Sequence[MonitorPack]) -> Any:
+    """What all parts have there. MonitorLabError, with each part's value as its flag takes it, if they differ."""
+    values = [getattr(part, field) for part in parts]
+    if len(set(values)) > 1:
+        shown = [",".join(value) if isinstance(value, tuple) else str(value) for value in values]
+        got = "; ".join(f"{part.name}: {words}" for part, words in zip(parts, shown, strict=True))
+        raise MonitorLabError(f"packs must have the same {field}, got {got} (give --{field.replace('_', '-')})")
+    return values[0]
 
 
 def _common_bindings(parts: Sequence[MonitorPack]) -> Bindings:

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from discovery.quantile_threshold import quantile_threshold, reply_statistics
 from monitors.components import WeightedFeature
+from monitors.monitor_spec import Role
 from monitors.pack import MonitorPack
 from monitors.pack_parts import Bindings, PackCalibration, PackComponent
 from monitors.thresholds import Levels, LevelThreshold, Stratum, Thresholds
@@ -15,7 +16,13 @@ _LIMITS = "Its threshold bounds no rate of false alarms at any length of reply."
 
 
 def monitor_of(
-    feature: NamedFeature, replies: list[Tensor], column: int, manifest: Manifest, sources: str
+    feature: NamedFeature,
+    replies: list[Tensor],
+    column: int,
+    manifest: Manifest,
+    sources: str,
+    *,
+    roles: tuple[Role, ...] = ("assistant",),
 ) -> MonitorPack:
     """A monitor on one feature, its threshold the plain 99 % quantile over benign replies."""
     statistics = reply_statistics(replies, column, feature.reference_scale, _WINDOW, _MIN_TOKENS)
@@ -52,6 +59,7 @@ def monitor_of(
         window=_WINDOW,
         min_tokens=_MIN_TOKENS,
         cooldown_tokens=_WINDOW,
+        roles=roles,
         thresholds=Thresholds((Stratum(_LONGEST, 0.0),), Levels(level, None), round(0.8 * threshold, 4)),
         calibration=PackCalibration(
             method="plain_quantile",

@@ -225,6 +225,17 @@ def test_every_token_may_be_an_example(fitted, served, tmp_path):
     assert pack.tensors["tokens"].values != MonitorPack.load(fitted[1]).tensors["stance"].values
 
 
+@pytest.mark.parametrize("roles", [("assistant", "reasoning"), ("reasoning",), ("user",)])
+def test_roles_are_what_is_scored_later_and_change_nothing_of_the_fit(fitted, served, tmp_path, roles):
+    output = tmp_path / "stance.pack.yaml"
+    options = ["--windows", "4,8", "--roles", ",".join(roles), *served[0]]
+    assert run("fit", fitted[0], "--output", output, *options) == 0
+    usual, pack = MonitorPack.load(fitted[1]), MonitorPack.load(output)
+    assert (usual.roles, pack.roles) == (("assistant",), roles)
+    assert pack.evidence["fit"]["frozen_sha256"] == pack.frozen_sha256 != usual.frozen_sha256
+    assert replace(pack, roles=usual.roles).frozen_sha256 == usual.frozen_sha256
+
+
 def test_classes_make_labels_and_arms_are_held_out_by_name(served, tmp_path, capsys):
     data = files.write(tmp_path / "on_policy.jsonl", files.on_policy(60))
     output = tmp_path / "disbelief.pack.yaml"
@@ -299,6 +310,9 @@ def test_what_cannot_be_fitted_is_named_in_one_line(served, tmp_path, capsys, na
         (["--C", "0.1,nan"], "argument --C: must be finite and above 0, got 0.1,nan"),
         (["--C", "inf"], "argument --C: must be finite and above 0, got inf"),
         (["--l2", "-1"], "--l2 must be 0 or more, got -1"),
+        (["--roles", "assistant,thoughts"], "--roles: must be some of system, user, assistant, text, reasoning"),
+        (["--roles", "user,user"], "with commas between, each once, got 'user,user'"),
+        (["--roles", ""], "with commas between, each once, got ''"),
         (["--max-p-value", "0"], "--max-p-value must lie in (0, 1], got 0"),
         (["--kind", "features", "--dictionary", "x", "--examples", "last"], "--examples must be reply with --kind"),
     ],
@@ -369,6 +383,35 @@ def test_packs_that_do_not_go_together_are_named(fitted, second, tmp_path, capsy
         changed.save(tmp_path / "other.pack.yaml")
         assert run("combine", fitted[1], tmp_path / "other.pack.yaml", "--rule", "min", "--output", output) == 1
         assert "packs must be bound to the same model" in capsys.readouterr().err
+
+
+def test_the_whole_scores_whose_words_its_parts_do(fitted, second, tmp_path, capsys):
+    output, both = tmp_path / "whole.pack.yaml", ("assistant", "reasoning")
+    paths = [tmp_path / "stance.pack.yaml", tmp_path / "other.pack.yaml"]
+    parts = [MonitorPack.load(fitted[1]), MonitorPack.load(second)]
+    for path, part in zip(paths, parts, strict=True):
+        replace(part, roles=both).save(path)
+    combine = ["combine", *paths, "--rule", "min", "--window", "8", "--output", output]
+    assert run(*combine) == 0
+    assert MonitorPack.load(output).roles == both
+    assert run(*combine, "--roles", "assistant") == 0
+    assert MonitorPack.load(output).roles == ("assistant",)
+    parts[1].save(paths[1])
+    capsys.readouterr()
+    assert run(*combine) == 1
+    line = capsys.readouterr().err
+    assert "packs must have the same roles, got stance: assistant,reasoning; other: assistant (give --roles)" in line
+    assert run(*combine, "--roles", "reasoning,user") == 0
+    assert MonitorPack.load(output).roles == ("reasoning", "user")
+
+
+def test_packs_with_different_windows_are_named(fitted, second, tmp_path, capsys):
+    for path, window in ((tmp_path / "a.pack.yaml", 4), (tmp_path / "b.pack.yaml", 8)):
+        part = MonitorPack.load(fitted[1] if window == 4 else second)
+        replace(part, name="same", window=window).save(path)
+    argv = ["combine", tmp_path / "a.pack.yaml", tmp_path / "b.pack.yaml", "--rule", "min"]
+    assert run(*argv, "--output", tmp_path / "x.pack.yaml") == 1
+    assert "packs must have the same window, got same: 4; same: 8 (give --window)" in capsys.readouterr().err
 
 
 def test_a_group_of_commands_has_a_help(capsys):

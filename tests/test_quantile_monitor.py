@@ -25,6 +25,13 @@ def test_a_named_feature_becomes_a_pack_with_its_quantile_as_threshold():
     assert pack.thresholds.levels.critical is None
 
 
+def test_it_scores_whose_words_it_is_told_to():
+    roles = ("assistant", "reasoning")
+    asking = monitor_of(named_feature(17, "hedging"), REPLIES, 1, manifest(), "a test", roles=roles)
+    usual = monitor_of(named_feature(17, "hedging"), REPLIES, 1, manifest(), "a test")
+    assert (asking.roles, usual.roles) == (roles, ("assistant",)) and asking.thresholds == usual.thresholds
+
+
 @pytest.mark.parametrize(("reading", "fires"), [(98.0, False), (98.5, True)])
 def test_it_fires_on_replies_above_all_but_one_in_a_hundred(reading, fires):
     bank = MonitorBank([monitor_of(named_feature(17, "hedging"), REPLIES, 1, manifest(), "a test").spec()])
