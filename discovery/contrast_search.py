@@ -131,11 +131,14 @@ def split_groups(groups: list[str], seed: int) -> Tensor:
     return torch.tensor([group in chosen for group in groups])
 
 
-def permute_labels(labels_I: Tensor, groups: list[str], num: int, seed: int) -> Tensor:
+def permute_labels(
+    labels_I: Tensor, groups: list[str], num: int, seed: int, *, sets: list[str] | None = None
+) -> Tensor:
     """[P, I] labellings as luck would have them.
 
     Groups that have both labels swap them or don't, all of a group's items together; the others, of one label each,
-    trade labels among themselves. So what items of a group have in common stays in common.
+    trade labels among themselves. So what items of a group have in common stays in common. With the data set of each
+    item, groups trade with those of the same set alone (or of the same sets, if they reach over several).
     """
     generator = np.random.default_rng(seed)
     names = sorted(set(groups))
@@ -145,14 +148,25 @@ def permute_labels(labels_I: Tensor, groups: list[str], num: int, seed: int) -> 
     means_G = positives_G / torch.bincount(member_I, minlength=len(names))
     has_both_G = (means_G > 0) & (means_G < 1)
     label_G = means_G.long()  # of a group of one label
+    trading = [places_G & ~has_both_G for places_G in _places(member_I, sets or [""] * len(groups))]
     permuted = []
     for _ in range(num):
         swap_G, traded_G = torch.zeros_like(label_G), label_G.clone()
         swap_G[has_both_G] = torch.from_numpy(generator.integers(0, 2, int(has_both_G.sum())))
-        order = torch.from_numpy(generator.permutation(int((~has_both_G).sum())))
-        traded_G[~has_both_G] = label_G[~has_both_G][order]
+        for some_G in trading:
+            order = torch.from_numpy(generator.permutation(int(some_G.sum())))
+            traded_G[some_G] = label_G[some_G][order]
         permuted.append(torch.where(has_both_G[member_I], labels_I ^ swap_G[member_I], traded_G[member_I]))
     return torch.stack(permuted) if permuted else labels_I.new_empty(0, len(labels_I))
+
+
+def _places(member_I: Tensor, sets: list[str]) -> list[Tensor]:
+    """[G] mask of the groups of each set, and of each several sets that some group reaches over."""
+    sets_of: dict[int, set[str]] = {}
+    for group, name in zip(member_I.tolist(), sets, strict=True):
+        sets_of.setdefault(group, set()).add(name)
+    places = [tuple(sorted(sets_of[group])) for group in range(len(sets_of))]
+    return [torch.tensor([place == one for place in places]) for one in sorted(set(places))]
 
 
 # --- the search -----------------------------------------------------------------------------------------------------

@@ -1,14 +1,16 @@
 """Latents that tell the labels apart better than the best of so many would by luck, their signs, and their weights.
 
-    choice    AUROC of each latent's mean reading over a reply's scored tokens; the strength is |AUROC - 0.5|
-    luck      the largest strength of all latents under labels permuted among groups (max-statistic permutation test:
-              its p-values hold for all latents together; Westfall and Young 1993)
+    choice    AUROC of each latent's mean reading over a reply's scored tokens, within each data set that has both
+              labels, and the mean over these sets; the strength is |AUROC - 0.5|
+    luck      the largest strength of all latents under labels permuted among the groups of each set (max-statistic
+              permutation test: its p-values hold for all latents together; Westfall and Young 1993)
     sign      that of AUROC - 0.5, fixed before weights are fitted
     scale     median of the latent's readings above 0 at scored tokens
     weight    logistic regression with an L2 penalty and weights >= 0 on sign * mean of log1p(f / scale), so that
               fitting can drop a latent and never turn it around
 
-Everything is of training groups alone.
+Everything is of training groups alone. Sets are never pooled: with different shares of positives in them, a latent that
+tells the sets apart would look good in a pool.
 
 Shape suffixes: I replies, N scored tokens, F latents, K chosen ones, P permutations.
 """
@@ -41,7 +43,7 @@ class ChosenFeature(NamedTuple):
     latent: int
     sign: int
     auroc: float
-    """Of its mean reading, on training groups; below 0.5 if the sign is -1."""
+    """Of its mean reading, on training groups, averaged over data sets; below 0.5 if the sign is -1."""
     p_value: float
     """Share of labellings, the true one among them, under which some latent is as strong."""
 
@@ -60,6 +62,7 @@ def choose_features(
     mean_IF: Any,
     labels_I: NDArray[np.int64],
     groups: Sequence[str],
+    datasets: Sequence[str],
     *,
     max_features: int = MAX_FEATURES,
     max_p_value: float = 0.05,
@@ -68,20 +71,21 @@ def choose_features(
 ) -> FeatureChoice:
     """The strongest latents among those that beat luck; `mean_IF` is sparse.
 
-    MonitorLabError if no latent does, saying how near the best came.
+    MonitorLabError if no latent does, saying how near the best came, or if no data set has both labels.
     """
+    sets = _with_both_labels(labels_I, datasets)
     considered = np.flatnonzero((mean_IF > 0).sum(axis=0) >= MIN_ACTIVE_REPLIES)
     if not len(considered):
         raise MonitorLabError(f"some latent must be active in {MIN_ACTIVE_REPLIES} training replies, got none")
     labels_PI = torch.cat(
         [
             torch.from_numpy(labels_I)[None],
-            permute_labels(torch.from_numpy(labels_I), list(groups), num_permutations, seed),
+            permute_labels(torch.from_numpy(labels_I), list(groups), num_permutations, seed, sets=list(datasets)),
         ]
     )
-    # A permutation of few groups can leave one label alone; its AUROC means nothing.
-    labels_PI = labels_PI[(labels_PI.sum(1) > 0) & (labels_PI.sum(1) < labels_PI.shape[1])]
-    auroc_F, largest_P = _true_and_largest(mean_IF[:, considered], labels_PI)
+    # Groups that reach over sets can leave one of them with one label; its AUROC means nothing.
+    labels_PI = labels_PI[torch.stack([_has_both(labels_PI[:, rows]) for rows in sets]).all(0)]
+    auroc_F, largest_P = _true_and_largest(mean_IF[:, considered], labels_PI, sets)
     strength_F = np.abs(auroc_F - 0.5)
     p_value_F = (1 + (largest_P[:, None] >= strength_F - 1e-6).sum(0)) / (1 + len(largest_P))
     best = np.argsort(-strength_F, kind="stable")[:max_features]
@@ -99,15 +103,33 @@ def choose_features(
     return FeatureChoice(chosen, len(considered), [round(float(0.5 + value), 4) for value in largest_P])
 
 
-def _true_and_largest(mean_IF: Any, labels_PI: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """([F] AUROC under the first labelling, [P - 1] largest |AUROC - 0.5| under each other one)."""
+def _with_both_labels(labels_I: NDArray[np.int64], datasets: Sequence[str]) -> list[torch.Tensor]:
+    """Rows of each data set that has both labels. MonitorLabError if none has."""
+    datasets_I = np.asarray(datasets, object)
+    rows = [torch.from_numpy(np.flatnonzero(datasets_I == name)) for name in dict.fromkeys(datasets)]
+    sets = [of_set for of_set in rows if len(set(labels_I[of_set].tolist())) == 2]
+    if not sets:
+        raise MonitorLabError("some training data set must have both labels, got none")
+    return sets
+
+
+def _has_both(labels_PI: torch.Tensor) -> torch.Tensor:
+    num_positive_P = labels_PI.sum(1)
+    return (num_positive_P > 0) & (num_positive_P < labels_PI.shape[1])
+
+
+def _true_and_largest(
+    mean_IF: Any, labels_PI: torch.Tensor, sets: Sequence[torch.Tensor]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """([F] AUROC under the first labelling, [P - 1] largest |AUROC - 0.5| under each other one), means over sets."""
     # Some latents at a time: ranks of all under all labellings would take several times their memory.
     step = max(1, _RANKS // mean_IF.shape[0])
     columns = mean_IF.tocsc()
     true, largest_P = [], np.zeros(len(labels_PI) - 1)
     for begin in range(0, columns.shape[1], step):
         dense_IF = torch.from_numpy(columns[:, begin : begin + step].toarray().astype(np.float32))
-        auroc_PF = auroc(dense_IF, labels_PI).numpy().astype(np.float64)
+        of_sets = [auroc(dense_IF[rows], labels_PI[:, rows]).numpy().astype(np.float64) for rows in sets]
+        auroc_PF = np.mean(of_sets, axis=0)
         true.append(auroc_PF[0])
         if len(largest_P):
             largest_P = np.maximum(largest_P, np.abs(auroc_PF[1:] - 0.5).max(1))

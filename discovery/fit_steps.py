@@ -184,6 +184,7 @@ def _fit_features(rows: TrainingRows, args: argparse.Namespace) -> _Fitted:
         rows.readings.mean_latents(),
         rows.labels_I,
         rows.groups,
+        rows.datasets,
         max_features=args.max_features,
         max_p_value=args.max_p_value,
         num_permutations=args.permutations,

@@ -183,6 +183,21 @@ def test_permutations_keep_mixed_groups_mixed_beside_pure_ones():
     assert len(set(map(tuple, mixed.tolist()))) > 20 and len(set(map(tuple, pure.tolist()))) > 5
 
 
+def test_permutations_within_sets_trade_nothing_between_them():
+    """Each pure group trades within its set; one that is in both sets keeps its pairs, whichever set they are in."""
+    sets = ["a"] * 10 + ["b"] * 10 + ["a", "b"] * 4
+    groups = [f"{'ab'[i // 10]}{i}" for i in range(20)] + [f"both{i // 2}" for i in range(8)]
+    labels_I = torch.tensor([1] * 9 + [0] + [0] * 9 + [1] + [0, 1] * 4)
+    permuted_PI = permute_labels(labels_I, groups, 40, seed=0, sets=sets)
+    assert (permuted_PI[:, :10].sum(1) == 9).all() and (permuted_PI[:, 10:20].sum(1) == 1).all()
+    assert (permuted_PI[:, 20:].view(40, 4, 2).sum(-1) == 1).all()
+    assert len(set(map(tuple, permuted_PI.tolist()))) > 35
+    # Sets that are one change nothing.
+    assert torch.equal(
+        permute_labels(labels_I, groups, 40, 0, sets=["a"] * 28), permute_labels(labels_I, groups, 40, 0)
+    )
+
+
 def test_one_sided_halves_are_refused():
     with pytest.raises(ValueError, match="more groups"):
         search(torch.rand(4, 3), torch.tensor([0, 0, 1, 1]), ["a", "a", "b", "b"])
