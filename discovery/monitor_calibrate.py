@@ -7,7 +7,8 @@
 A warning may be reached by 1 % of benign replies, a critical alert by 0.1 %, at any length: see `monitors.conformal`.
 `--hard-negative` files (text about the topic) are measured and have no part in the thresholds. Groups that the monitor
 was fitted on are left out. A model, quantisation or template that the pack is not bound to is refused; `--rebind` binds
-it to what is there: everything in it but the thresholds is then of the old one.
+it to what is there: everything in it but the thresholds is then of the old one. A pack that is bound to no template is
+bound to the one that the replies went through.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from discovery.argument_checks import check_reading
 from discovery.benign_replies import BenignRows, read_benign
 from discovery.calibration_run import CalibrationSettings, calibrated
 from discovery.command_parser import command_parser
+from discovery.conversations import PLAIN_TEXT
 from discovery.errors import MonitorLabError
 from discovery.input_arguments import add_reading_arguments, add_reasoning_argument, load_model
 from discovery.joint_reading import JointReader
@@ -38,6 +40,7 @@ from discovery.tables import table_console
 from monitors.conformal import DEFAULT_ALPHAS, DEFAULT_BOUNDS, check_levels
 from monitors.pack import MonitorPack
 from monitors.thresholds import LEVELS
+from sae_runtime.chat_template import template_sha256
 from sae_runtime.language_model import LanguageModel
 
 
@@ -137,10 +140,18 @@ def calibrate_one(
     """Set the thresholds of one, write it, and say what came out."""
     rows, readings = read_rows(joint, lm, frozen, args.benign, args)
     hard = read_rows(joint, lm, frozen, args.hard_negative, args) if args.hard_negative else None
-    made = calibrated(frozen.pack, rows, readings, settings, hard)
+    made = calibrated(_bound_to_template(frozen.pack, rows, lm), rows, readings, settings, hard)
     made = replace(made, bindings=replace(made.bindings, temperatures=temperatures(rows, args.temperature)))
     made.save(made_for(frozen.output))
     show(made, frozen.output, as_json=args.json)
+
+
+def _bound_to_template(pack: MonitorPack, rows: BenignRows, lm: LanguageModel) -> MonitorPack:
+    """A pack that was bound to no template, bound to the one that replies went through: its thresholds hold there."""
+    is_templated = any(row.messages[-1]["role"] != PLAIN_TEXT for row in rows.conversations)
+    if pack.bindings.chat_template_sha256 is not None or not is_templated:
+        return pack
+    return replace(pack, bindings=replace(pack.bindings, chat_template_sha256=template_sha256(lm.tokenizer)))
 
 
 def show(pack: MonitorPack, path: Path, *, as_json: bool) -> None:

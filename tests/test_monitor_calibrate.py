@@ -145,6 +145,23 @@ def test_a_pack_of_another_model_or_form_is_refused_unless_bound_anew(model, pac
     assert replace(MonitorPack.load(pack).bindings, temperatures=()) == made.bindings
 
 
+def test_a_pack_is_bound_to_the_template_that_its_replies_went_through(model, pack, tmp_path, capsys):
+    """Through another one the same replies would have other scores, and nothing would refuse the pack there."""
+    made = MonitorPack.load(pack)
+    rows = files.benign(120, dataset="talk")
+    talk = files.write(tmp_path / "talk.jsonl", rows)
+    text = [row | {"dataset": "text", "messages": [row["messages"][-1] | {"role": "text"}]} for row in rows]
+    plain = files.write(tmp_path / "text.jsonl", text)
+    template = made.bindings.chat_template_sha256
+    assert template is not None
+    for benign, wanted in (([plain], None), ([talk], template), ([plain, talk], template)):
+        replace(made, bindings=replace(made.bindings, chat_template_sha256=None)).save(pack)
+        figures = run(capsys, pack, "--benign", *benign, *HOW, *monitor_files.options(model))
+        found = MonitorPack.load(pack)
+        assert found.bindings.chat_template_sha256 == wanted
+        assert figures["frozen_sha256"] == found.frozen_sha256
+
+
 def test_what_is_not_benign_and_too_little_are_named(model, pack, tmp_path, capsys):
     lies = files.write(tmp_path / "lies.jsonl", files.instructed(10))
     line = run(capsys, pack, "--benign", lies, *HOW, *monitor_files.options(model))
