@@ -14,7 +14,7 @@ def is_chat(content: Content) -> TypeGuard[list[Message]]:
 def problem_of(value: Any) -> str | None:
     """What `value` must be instead, and what it is; None if it is a document's content."""
     if isinstance(value, str):
-        return _problem_of_text(value)
+        return problem_of_text(value)
     if not isinstance(value, list):
         return f"text, messages or token ids, got {type(value).__name__}"
     problem = _problem_of_message if value and isinstance(value[0], dict) else _problem_of_token
@@ -33,10 +33,10 @@ def _problem_of_message(item: Any, index: int) -> str | None:
     for key in ("role", "content"):
         if not isinstance(item.get(key), str):
             return f"messages with a role and a content, got {type(item.get(key)).__name__} as {key} of number {index}"
-    return _problem_of_text(item["content"])
+    return problem_of_text(item["content"])
 
 
-def _problem_of_text(text: str) -> str | None:
+def problem_of_text(text: str) -> str | None:
     """JSON can escape what no tokenizer takes: half of a surrogate pair."""
     try:
         text.encode()

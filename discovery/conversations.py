@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from discovery.contents import problem_of
+from discovery.contents import problem_of, problem_of_text
 from discovery.corpus import read_numbered_lines
 from discovery.errors import CorpusError, LabelledDataError
 from monitors.errors import shown
@@ -207,7 +207,7 @@ def _conversation(record: _Record, stem: str, number: int, where: str) -> Conver
         )
     messages = tuple({"role": m["role"], "content": m["content"]} for m in record.messages)
     identity = f"{stem}-{number}" if record.id is None else record.id
-    return Conversation(
+    made = Conversation(
         id=identity,
         dataset=record.dataset or stem,
         messages=messages,
@@ -217,6 +217,11 @@ def _conversation(record: _Record, stem: str, number: int, where: str) -> Conver
         group=_prompt_group(messages, identity) if record.group in (None, "") else str(record.group),
         meta={**(record.meta or {}), "source_model": record.source_model, "on_policy": bool(record.on_policy)},
     )
+    # Packs name sets and arms, in UTF-8: one that it can't hold would be found out after the fit.
+    for name, text in (("dataset", made.dataset), ("meta.arm", made.arm)):
+        if problem := problem_of_text(text):
+            raise LabelledDataError(f"{where}: {name} must be {problem}")
+    return made
 
 
 def _prompt_group(messages: tuple[dict[str, str], ...], identity: str) -> str:

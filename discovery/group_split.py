@@ -96,7 +96,8 @@ def split_groups(
 
 def _place(group: str, seed: int) -> float:
     """A number in [0, 1) that depends on both alone."""
-    return float(int.from_bytes(hashlib.sha256(f"{seed}/{group}".encode()).digest()[:6], "big") / 2**48)
+    text = f"{seed}/{group}".encode("utf-8", "surrogatepass")
+    return float(int.from_bytes(hashlib.sha256(text).digest()[:6], "big") / 2**48)
 
 
 def folds(

@@ -93,6 +93,8 @@ WRONG = [
     (record(messages=[SAID, PROMPT]), "line 2: messages.1.role must be assistant or text, .* got 'user'"),
     (record(messages=[PROMPT, {"role": "text", "content": "No."}]), "line 2: a message of role text must stand alone"),
     (record(messages=[PROMPT, SAID | {"content": "\ud800 me"}]), "line 2: messages must be text in Unicode"),
+    (record(dataset="a\ud800"), "line 2: dataset must be text in Unicode, got a lone surrogate at character 1"),
+    (record(meta={"arm": "\ud800"}), "line 2: meta.arm must be text in Unicode, got a lone surrogate at character 0"),
     (record(meta=[]), r"line 2: meta must be an object, got \[\]"),
     (record(id="1"), "line 2: id must be unique in its data set, got '1' as in .*bad.jsonl, line 1"),
     ('{"label": 1', "line 2, must be JSON"),

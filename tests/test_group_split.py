@@ -56,6 +56,15 @@ def test_a_groups_part_does_not_depend_on_who_else_is_there():
     assert held_out(few, seed=1) != held_out(few)
 
 
+@pytest.mark.parametrize(("dataset", "prefix"), [("\ud800", ""), ("a", "\ud800")])
+def test_half_a_surrogate_in_a_name_is_split_like_any_other(dataset, prefix):
+    """JSON can hold one, and so can a group that is read from it."""
+    rows = [said(f"{prefix}g{n}", label=label, dataset=dataset) for n in range(60) for label in (0, 1)]
+    split = split_groups(rows, joined_groups(rows))
+    parts = [split.train, split.development, split.held_out]
+    assert all(map(len, parts)) and sorted(np.concatenate(parts).tolist()) == list(range(120))
+
+
 def test_arms_held_out_by_name_are_held_out_whatever_their_group():
     rows = [*pairs(60, arm="must"), *pairs(60, arm="reward")]
     split = split_groups(rows, joined_groups(rows), held_out_arms=["reward"])
