@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from discovery.evaluation_rows import Rows
+from discovery.monitor_scores import scored_positions
 from discovery.token_text import pieces_of, token_bytes
+from monitors.pack import MonitorPack
 
 NUM_SHOWN = 5
 _MOST_TOKENS = 160
@@ -42,7 +44,7 @@ class ShownReply(NamedTuple):
     """Whether there is more of it."""
 
 
-def gallery(rows: Rows, tokenizer: Any, *, num: int = NUM_SHOWN) -> list[ShownReply]:
+def gallery(rows: Rows, pack: MonitorPack, tokenizer: Any, *, num: int = NUM_SHOWN) -> list[ShownReply]:
     """Of one set: negatives that score highest, positives that score lowest, and the surest of both labels."""
     statistics_I, labels_I = rows.own["monitor"], rows.labels_I
     center, spread = _scale(rows)
@@ -54,19 +56,23 @@ def gallery(rows: Rows, tokenizer: Any, *, num: int = NUM_SHOWN) -> list[ShownRe
     taken = {index for _, index in chosen}
     chosen += [("surest positive", i) for i in positives[::-1][:2] if i not in taken]
     chosen += [("surest negative", i) for i in negatives[:2] if i not in taken]
-    return [_shown(rows, index, why, tokenizer, center, spread) for why, index in chosen]
+    return [_shown(rows, index, why, pack, tokenizer, center, spread) for why, index in chosen]
 
 
 def _scale(rows: Rows) -> tuple[float, float]:
-    """Middle and spread of all token scores, which shades go by."""
+    """Middle and spread of all token scores, which shades go by; of none it does not matter."""
     values = np.concatenate([reply.scores for reply in rows.scored])
+    if not len(values):
+        return 0.0, 1.0
     return float(np.median(values)), float(np.std(values)) or 1.0
 
 
-def _shown(rows: Rows, index: int, why: str, tokenizer: Any, center: float, spread: float) -> ShownReply:
+def _shown(
+    rows: Rows, index: int, why: str, pack: MonitorPack, tokenizer: Any, center: float, spread: float
+) -> ShownReply:
     conversation, reply, scored = rows.conversations[index], rows.replies[index], rows.scored[index]
     off_scale = rows.readings.off_scale_N[rows.readings.rows(index)]
-    ids = [reply.tokens[p] for p, is_off_scale in zip(reply.scored, off_scale, strict=True) if not is_off_scale]
+    ids = [reply.tokens[position] for position in scored_positions(pack, reply, off_scale)]
     pieces = pieces_of([token_bytes(tokenizer, ids)[token] for token in ids])
     tokens = [
         ShownToken(piece, score, shade_of((score - center) / spread))

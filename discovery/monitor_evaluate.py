@@ -195,7 +195,7 @@ def show(evaluation: Evaluation) -> None:
 
 def write(args: argparse.Namespace, evaluation: Evaluation, tokenizer: Any) -> None:
     """The files asked for."""
-    galleries = {name: gallery(rows, tokenizer) for name, rows in evaluation.sets.items()}
+    galleries = {name: gallery(rows, evaluation.pack, tokenizer) for name, rows in evaluation.sets.items()}
     record = evaluation.record | {"gallery": {name: [as_json(r) for r in shown] for name, shown in galleries.items()}}
 
     def place(given: Path, suffix: str) -> Path:

@@ -4,7 +4,7 @@ Shape suffixes: I replies, N scored tokens, P probes, K latents.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -102,6 +102,17 @@ def score_replies(pack: MonitorPack, readings: ReplyReadings, replies: Sequence[
     return [_run(spec, [(next(tokens), flag) for flag in of_reply]) for of_reply in flags]
 
 
+def scored_positions(pack: MonitorPack, reply: Reply, off_scale: Iterable[bool]) -> list[int]:
+    """Positions that the monitor scored: `ScoredReply.scores` has one each. `off_scale` is of `reply.scored`."""
+    counts_answers = "assistant" in _reply_roles(pack.roles)
+    return [
+        position
+        for position, is_off_scale in zip(reply.scored, off_scale, strict=True)
+        # Thoughts are the assistant's unless scored by themselves, so they always count.
+        if not is_off_scale and (counts_answers or position in reply.reasoning)
+    ]
+
+
 def off_scale_to(pack: MonitorPack, readings: ReplyReadings) -> NDArray[np.bool_]:
     """[N] the tokens that the monitor leaves out."""
     spec = scoring_spec(pack)
@@ -127,7 +138,7 @@ def _inputs(spec: MonitorSpec, probe_names: Sequence[str], readings: ReplyReadin
 
 def _run(spec: MonitorSpec, tokens: Sequence[tuple[Inputs, bool]]) -> ScoredReply:
     """A reply of inputs, each with whether it is reasoning; tokens that are off scale are left out."""
-    roles = _reply_roles(spec)
+    roles = _reply_roles(spec.roles)
     bank, runs = MonitorBank([replace(spec, roles=roles)]), dict[Role, list[float]]()
     updates = []
     counted = [(inputs, is_reasoning) for inputs, is_reasoning in tokens if not spec.is_off_scale(inputs)]
@@ -150,7 +161,7 @@ def _run(spec: MonitorSpec, tokens: Sequence[tuple[Inputs, bool]]) -> ScoredRepl
     )
 
 
-def _reply_roles(spec: MonitorSpec) -> tuple[Role, ...]:
-    """What it scores of a reply. Labelled text is scored as the assistant's, whatever else the monitor scores."""
-    spoken = tuple(role for role in spec.roles if role in ("assistant", "reasoning"))
+def _reply_roles(roles: Sequence[Role]) -> tuple[Role, ...]:
+    """What is scored of a reply. Labelled text is scored as the assistant's, whatever else the monitor scores."""
+    spoken = tuple(role for role in roles if role in ("assistant", "reasoning"))
     return spoken if "reasoning" in spoken else ("assistant",)

@@ -430,6 +430,30 @@ def test_a_combined_monitor_is_measured_beside_the_baselines_of_a_component(mode
     assert found["bag_of_words"] == alone["bag_of_words"] and found["dense_best_layer"] == alone["dense_best_layer"]
 
 
+@pytest.mark.parametrize("roles", [("reasoning",), ("assistant", "reasoning"), ("assistant",)])
+def test_only_tokens_that_were_scored_are_shown(model, watcher, tmp_path, capsys, roles):
+    """Of a monitor of thoughts alone nothing of the answers; a reply that has none is shown without a token."""
+    replace(MonitorPack.load(watcher), roles=roles, min_tokens=2).save(watcher)
+    thoughts, answer = "<think>why not</think>", "It is so."
+    rows = files.instructed(8, dataset="thinking")
+    for number, row in enumerate(rows):
+        row["messages"][-1]["content"] = (thoughts if number < 14 else "") + answer
+    data = files.write(tmp_path / "thinking.jsonl", rows)
+    delimiters = ["--reasoning-delimiters", "<think> </think>"]
+    _, record = record_of(capsys, model, tmp_path, data, "--monitor", watcher, *delimiters)
+    texts = {shown["text"] for shown in record["gallery"]["thinking"]}
+    # A delimiter of several tokens is known with its last one.
+    wanted = {thoughts.removeprefix("<think"), ""} if roles == ("reasoning",) else {thoughts + answer, answer}
+    assert texts <= wanted and texts != {""}
+
+
+def test_replies_without_thoughts_leave_a_monitor_of_thoughts_nothing_to_show(model, watcher, tmp_path, capsys):
+    replace(MonitorPack.load(watcher), roles=("reasoning",)).save(watcher)
+    data = files.write(tmp_path / "plain.jsonl", files.instructed(8, dataset="plain"))
+    _, record = record_of(capsys, model, tmp_path, data, "--monitor", watcher)
+    assert {shown["text"] for shown in record["gallery"]["plain"]} == {""}
+
+
 def test_a_reply_of_no_scored_token_has_an_empty_drawing():
     shown = ShownReply("miss", "one", "set", 1, "", None, "Well?", [], False)
     assert spark(shown, 0.5) == ("", None)
