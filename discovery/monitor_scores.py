@@ -44,7 +44,9 @@ class ScoredReply(NamedTuple):
     statistic: float
     """Largest excess over the length profile; -inf for a reply of fewer than `min_tokens` scored tokens."""
     final_mean: float
-    """The score that one window over the whole reply gives."""
+    """The score that one window over the whole reply gives; of a cascade, the mean of its scores at the tokens at which
+    its gate was open. -inf if no token was scored, or the gate never opened; the larger one where reasoning is scored
+    by itself."""
     scores: tuple[float, ...]
     """At each scored token."""
     components: tuple[tuple[float, ...], ...]
