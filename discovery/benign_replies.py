@@ -1,7 +1,8 @@
 """Benign replies for thresholds and rates: what is read, what counts, and how often a monitor fires on them.
 
-A reply with fewer scored tokens than a monitor's `min_tokens` can't fire. It is left out, not counted as a success:
-rates are of replies that could have fired. One that is longer than the last stratum counts with its beginning.
+A reply with fewer scored tokens than a monitor's `min_tokens` can't fire, nor can one without thoughts if thoughts are
+all that the monitor scores. It is left out, not counted as a success: rates are of replies that could have fired. One
+that is longer than the last stratum counts with its beginning.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,10 @@ from typing import Any
 from discovery.binomial import Share, share
 from discovery.conversations import Conversation, read_conversations
 from discovery.errors import LabelledDataError, MonitorLabError
-from discovery.monitor_scores import ScoredReply
+from discovery.monitor_scores import ScoredReply, reply_roles
 from discovery.scored_tokens import Reply, encode_all
 from discovery.seen_rows import SeenRows
+from monitors.monitor_spec import Role
 from monitors.thresholds import LEVELS, Level
 from sae_runtime.language_model import LanguageModel
 
@@ -36,11 +38,12 @@ def read_benign(
     min_tokens: int,
     max_scored: int,
     max_tokens: int,
+    roles: Sequence[Role] = ("assistant",),
     reasoning: str = "auto",
     seen: SeenRows | None = None,
 ) -> BenignRows:
-    """Those of the files. What the monitor has `seen` in fitting is left out. `reasoning` says what encloses reasoning,
-    for `sae_runtime.reasoning.parse_delimiters`.
+    """Those of the files. What the monitor has `seen` in fitting is left out. `roles` are whose words it scores;
+    `reasoning` says what encloses reasoning, for `sae_runtime.reasoning.parse_delimiters`.
 
     LabelledDataError for a reply with label 1, or if none is left.
     """
@@ -62,7 +65,7 @@ def read_benign(
     for conversation, reply in zip(encoded.conversations, encoded.replies, strict=True):
         if seen.has(conversation):
             note(conversation, "seen")
-        elif len(reply.scored) < min_tokens:
+        elif _longest_run(reply, roles) < min_tokens:
             note(conversation, "too_short")
         else:
             if len(reply.scored) > max_scored:
@@ -73,6 +76,14 @@ def read_benign(
     if not kept:
         raise MonitorLabError(f"some benign reply must have {min_tokens} scored tokens, got none: {left_out}")
     return BenignRows(kept, replies, left_out)
+
+
+def _longest_run(reply: Reply, roles: Sequence[Role]) -> int:
+    """Tokens of the longest of the runs that a monitor makes of a reply: of all, or of answer and thoughts apart."""
+    num_thoughts = len(reply.reasoning.intersection(reply.scored))
+    of_role = {"reasoning": num_thoughts, "assistant": len(reply.scored) - num_thoughts}
+    scored = reply_roles(roles)
+    return max(of_role[role] for role in scored) if "reasoning" in scored else len(reply.scored)
 
 
 def reached(reply: ScoredReply, level: Level) -> bool:

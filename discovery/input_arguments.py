@@ -84,7 +84,7 @@ def _roles(text: str) -> tuple[Role, ...]:
         raise argparse.ArgumentTypeError(
             f"must be some of {', '.join(known)} with commas between, each once, got {text!r}"
         )
-    return tuple(role for word in words for role in known if role == word)
+    return tuple(role for role in known if role in words)
 
 
 def _delimiters(text: str) -> str:

@@ -63,6 +63,7 @@ def read_rows(
         min_tokens=pack.min_tokens,
         max_scored=args.bounds[-1],
         max_tokens=args.max_tokens,
+        roles=pack.roles,
         reasoning=args.reasoning_delimiters,
         seen=SeenRows.of(pack.evidence),
     )

@@ -106,7 +106,7 @@ def score_replies(pack: MonitorPack, readings: ReplyReadings, replies: Sequence[
 
 def scored_positions(pack: MonitorPack, reply: Reply, off_scale: Iterable[bool]) -> list[int]:
     """Positions that the monitor scored: `ScoredReply.scores` has one each. `off_scale` is of `reply.scored`."""
-    counts_answers = "assistant" in _reply_roles(pack.roles)
+    counts_answers = "assistant" in reply_roles(pack.roles)
     return [
         position
         for position, is_off_scale in zip(reply.scored, off_scale, strict=True)
@@ -140,7 +140,7 @@ def _inputs(spec: MonitorSpec, probe_names: Sequence[str], readings: ReplyReadin
 
 def _run(spec: MonitorSpec, tokens: Sequence[tuple[Inputs, bool]]) -> ScoredReply:
     """A reply of inputs, each with whether it is reasoning; tokens that are off scale are left out."""
-    roles = _reply_roles(spec.roles)
+    roles = reply_roles(spec.roles)
     bank, runs = MonitorBank([replace(spec, roles=roles)]), dict[Role, list[float]]()
     updates = []
     counted = [(inputs, is_reasoning) for inputs, is_reasoning in tokens if not spec.is_off_scale(inputs)]
@@ -163,7 +163,7 @@ def _run(spec: MonitorSpec, tokens: Sequence[tuple[Inputs, bool]]) -> ScoredRepl
     )
 
 
-def _reply_roles(roles: Sequence[Role]) -> tuple[Role, ...]:
+def reply_roles(roles: Sequence[Role]) -> tuple[Role, ...]:
     """What is scored of a reply. Labelled text is scored as the assistant's, whatever else the monitor scores."""
     spoken = tuple(role for role in roles if role in ("assistant", "reasoning"))
     return spoken if "reasoning" in spoken else ("assistant",)

@@ -61,6 +61,30 @@ def scored(model, pack, paths):
     return rows, score_replies(pack, read_replies(lm, rows.replies, reading_plan(pack, None)))
 
 
+def test_replies_without_thoughts_are_no_successes_of_a_monitor_of_thoughts(model, tmp_path):
+    lm = load_language_model(str(model), dtype="float32", device="cpu")
+    texts = [
+        "<think>one two three four five six</think> Yes.",
+        "<think>No.</think> One two three four five six.",
+        "Yes.",
+    ]
+    rows = [row | {"group": f"g{n}"} for n, row in enumerate(files.benign(3, dataset="mixed"))]
+    for row, text in zip(rows, texts, strict=True):
+        row["messages"][-1]["content"] = text
+        row["score_to_char"] = len(text)
+    path = files.write(tmp_path / "mixed.jsonl", rows)
+
+    def counted(*roles, min_tokens=25):
+        options = {"max_scored": 99, "max_tokens": 2048, "reasoning": "<think> </think>"}
+        found = read_benign(lm, [path], min_tokens=min_tokens, roles=roles, **options)
+        return [texts.index(row.messages[-1]["content"]) for row in found.conversations]
+
+    assert counted("reasoning") == [0]
+    assert counted("assistant", "reasoning") == [0, 1]
+    assert counted("assistant") == counted("user") == [0, 1]
+    assert counted("reasoning", min_tokens=1) == [0, 1] and counted("assistant", min_tokens=1) == [0, 1, 2]
+
+
 def test_thresholds_are_the_conformal_ones_and_hold_on_fresh_replies(model, pack, benign, tmp_path, capsys):
     frozen = MonitorPack.load(pack)
     figures = run(capsys, pack, "--benign", *benign, "--seed", "2", *HOW, *monitor_files.options(model))

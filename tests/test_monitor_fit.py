@@ -402,7 +402,7 @@ def test_the_whole_scores_whose_words_its_parts_do(fitted, second, tmp_path, cap
     line = capsys.readouterr().err
     assert "packs must have the same roles, got stance: assistant,reasoning; other: assistant (give --roles)" in line
     assert run(*combine, "--roles", "reasoning,user") == 0
-    assert MonitorPack.load(output).roles == ("reasoning", "user")
+    assert MonitorPack.load(output).roles == ("user", "reasoning"), "as every pack has them, to be compared"
 
 
 def test_packs_with_different_windows_are_named(fitted, second, tmp_path, capsys):
