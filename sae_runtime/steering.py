@@ -327,16 +327,14 @@ def steer_rows(rows: Sequence[tuple[Steering, int]], resid_BTD: Tensor) -> Tenso
         counted yet: `Steering.account` does, once the pass has succeeded.
     """
     num_tokens = resid_BTD.shape[1]
-    resid_ND = resid_BTD.flatten(0, 1)
-    start_ND = resid_ND.to(torch.float32)
+    start_ND = resid_BTD.flatten(0, 1).to(torch.float32)
     h_ND = start_ND.clone()
-    touched_N = torch.zeros(len(h_ND), dtype=torch.bool, device=h_ND.device)
     for turn in range(max(steering.num_operations for steering, _ in rows)):
         for moves in _moves_of(turn, rows, num_tokens):
             tokens_T = torch.tensor(moves.tokens, device=h_ND.device)
             h_ND[tokens_T] = moves.moved(rows[0][0].sae, h_ND[tokens_T], start_ND[tokens_T])
-            touched_N[tokens_T] = True
-    return torch.where(touched_N[:, None], h_ND.to(resid_ND.dtype), resid_ND).view_as(resid_BTD)
+    # fp32 holds every 16-bit float, so what was not moved comes back as it was.
+    return h_ND.to(resid_BTD.dtype).view_as(resid_BTD)
 
 
 def _moves_of(turn: int, rows: Sequence[tuple[Steering, int]], num_tokens: int) -> Collection[_Moves]:

@@ -179,6 +179,24 @@ def test_a_steered_row_is_changed_by_the_same_amount_and_its_neighbour_not_at_al
     torch.testing.assert_close(made.decode(rows, [3]).logits_BTV, plain, rtol=1e-4, atol=1e-4)
 
 
+def test_steered_rows_of_several_tokens_are_each_what_it_is_alone():
+    def row(slot, *window):
+        steering = Steering(made.sae, len(IDS), tiny.limits(made.sae))
+        steering.add([SteeringSpec(3, SteeringOp.ADD, 6.0 + slot, window=window)])
+        return RowInput(slot, 0, IDS, steering)
+
+    made = runner()
+    rows = [row(0, 1, 3), RowInput(1, 0, IDS), row(2, 2, 5)]
+    found = made.forward(rows, [3, 17])
+    assert list(found.steered) == [0, 2]
+    assert [found.steered[b].covered_T.tolist() for b in (0, 2)] == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]]
+    for b in (0, 2):
+        alone = made.forward(rows[b : b + 1], [3, 17])
+        for one, other in zip(found.steered[b], alone.steered[0], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.logits_BTV[b], alone.logits_BTV[0], rtol=1e-4, atol=1e-4)
+
+
 def test_a_row_that_steering_makes_infinite_in_one_place_is_told(monkeypatch):
     def overflowing(rows, resid_BTD):
         edited_BTD = steer_rows(rows, resid_BTD)
