@@ -35,7 +35,8 @@ class WriterLock:
         except BlockingIOError:
             holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip() or "another"
             os.close(handle)
-            problem = Problem("writer", "no other process that writes there", f"process {holder}, which does")
+            wanted = "no other process that writes there (through a running server go by --target HOST:PORT)"
+            problem = Problem("writer", wanted, f"process {holder}, which does")
             raise JournalLocked(problem, where=str(journal)) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)

@@ -277,7 +277,8 @@ class MonitorPack:
             yield Problem("hook_point", f"one of {served.num_layers} layers", shown(component.hook_point))
         [width] = self.tensors[component.probe.direction].shape
         if width != served.d_model:
-            yield Problem("probe.direction", f"a tensor of width {served.d_model}, the model's", str(width))
+            wanted = f"a tensor of width {served.d_model}, the model's"
+            yield Problem("probe.direction", wanted, f"{width}, of {self.bindings.model_name}")
 
 
 _FROZEN_KEYS = (

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from monitors import journal_export
 from monitors.alert_record import plain
+from monitors.errors import JournalError
 from monitors.journal import Journal, Receipt
 from monitors.journal_chain import NotedHead
 from monitors.journal_export import as_json
@@ -124,9 +125,13 @@ async def run_precision(args: argparse.Namespace) -> int:
 
 
 async def run_verify(args: argparse.Namespace) -> int:
-    """Whether the journal is as it was written: 0 if it is, else 1."""
+    """Whether the journal is as it was written: 0 if it is, else 1. ConfigError for a head that is none: not the
+    journal is wrong then."""
     terminal = Terminal(args.color)
-    noted = None if args.head is None else NotedHead.read(args.head)
+    try:
+        noted = None if args.head is None else NotedHead.read(args.head)
+    except JournalError as error:
+        raise ConfigError(f"--{error}") from None
     with JournalReader.open(where(args)) as reader:
         results = reader.verify(noted)
     for result in results:

@@ -152,7 +152,7 @@ def test_a_journal_that_holds_says_its_head_and_a_noted_one_is_held_against_it(r
     code, out, _ = run(capsys, "verify", "--head", head)
     assert code == 1 and "BROKEN: changed at 3: it has not the noted hash" in out
     code, _, err = run(capsys, "verify", "--head", "abc")
-    assert code == 1 and err.startswith("telltale: head: wanted HASH or SEQ:HASH")
+    assert code == 2 and err.startswith("telltale: --head: wanted HASH or SEQ:HASH")
 
 
 @pytest.mark.usefixtures("records")
@@ -220,7 +220,7 @@ def test_a_journal_that_a_server_writes_to_can_be_read_and_not_written(records, 
     with Journal.open(path):
         said(capsys, "verify")
         code, _, err = run(capsys, "ack", records[0].id)
-        assert code == cli.EXIT_FAILED and "writer: wanted no other process that writes there, got process" in err
+        assert code == cli.EXIT_FAILED and "(through a running server go by --target HOST:PORT), got process" in err
     assert said(capsys, "upgrade") == f"{path} is up to date\n"
 
 

@@ -115,7 +115,8 @@ def test_a_second_writer_is_refused_by_name_and_readers_are_not(path):
             Journal.open(path)
         assert str(error.value) == (
             f"cannot use alert journal {path}:\n"
-            f"writer: wanted no other process that writes there, got process {os.getpid()}, which does"
+            "writer: wanted no other process that writes there (through a running server go by --target HOST:PORT), "
+            f"got process {os.getpid()}, which does"
         )
         journal.append([alert()])
         assert findings(path) == [None]

@@ -457,6 +457,11 @@ def test_what_can_not_be_computed_is_a_misfit_by_name(served, field):
     assert [problem.field for problem in PACK.misfits(replace(SERVED, **served))] == [field]
 
 
+def test_a_probe_of_another_models_width_says_of_which_model_it_is():
+    [problem] = PACK.misfits(replace(SERVED, d_model=64))
+    assert problem.got == f"32, of {PACK.bindings.model_name}"
+
+
 def test_a_probe_needs_no_dictionary():
     alone = pack(components=[probe_component()])
     assert alone.misfits(replace(SERVED, sae_sha256=None, num_latents=0)) == []
