@@ -31,7 +31,7 @@ from sae_runtime.language_model import LanguageModel
 from sae_runtime.latent_reader import NoDictionary
 from sae_runtime.sae import SAE
 from sae_runtime.static_reading import StaticReading
-from sae_runtime.steering import SteeringLimits
+from sae_runtime.steering_spec import SteeringLimits
 from sae_runtime.tap import Tap
 from service.admission import Admission
 from service.assembly import Parts

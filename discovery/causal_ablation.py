@@ -25,7 +25,8 @@ from torch import Tensor
 from discovery.causal_texts import Text
 from discovery.resumed_pass import second_half
 from discovery.steering_bench import Bench
-from sae_runtime.steering import ALL_BUT_FIRST, SteeringOp, SteeringSpec, relative_moves
+from sae_runtime.steering import relative_moves
+from sae_runtime.steering_spec import ALL_BUT_FIRST, SteeringOp, SteeringSpec
 
 NUM_CANDIDATES = 8
 

@@ -22,7 +22,7 @@ from discovery.causal_texts import Text
 from discovery.errors import SteerError
 from discovery.resumed_pass import first_half, second_half
 from discovery.steering_bench import Bench
-from sae_runtime.steering import ALL_BUT_FIRST, SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering_spec import ALL_BUT_FIRST, SteeringOp, SteeringSpec, StrengthUnit
 
 OPENINGS = ("Here is a short text:\n\n", "I found this on a sheet of paper:\n\n", "The following was written down:\n\n")
 _MAX_DENSITY = 0.2

@@ -18,7 +18,8 @@ from discovery.errors import SteerError
 from discovery.steering_bench import Bench, edit_rows
 from sae_runtime.cache_argument import cache_argument
 from sae_runtime.last_position import last_position
-from sae_runtime.steering import Steering, SteeringReport, SteeringSpec, relative_moves
+from sae_runtime.steering import Steering, SteeringReport, relative_moves
+from sae_runtime.steering_spec import SteeringSpec
 
 Reader = Callable[[Tensor], Tensor]
 """[T, D] residuals -> [T] readings."""

@@ -20,7 +20,8 @@ from discovery.residuals import tapped
 from sae_runtime.checkpoint import LoadedSAE, load_sae
 from sae_runtime.language_model import LanguageModel
 from sae_runtime.sae import SAE
-from sae_runtime.steering import Steering, SteeringLimits, SteeringSpec
+from sae_runtime.steering import Steering
+from sae_runtime.steering_spec import SteeringLimits, SteeringSpec
 from sae_runtime.tap import Edit, Tap
 
 MAX_RELATIVE_NORM = 20.0

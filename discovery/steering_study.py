@@ -46,7 +46,7 @@ from discovery.token_text import pieces_of, token_bytes
 from monitors.latent_catalogue import CATALOGUE_FILE
 from monitors.watchlist import FEATURES_FILE, Watchlist
 from sae_runtime.checkpoint import Manifest, load_manifest
-from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec
+from sae_runtime.steering_spec import PositionScope, SteeringOp, SteeringSpec
 
 PROMPTS = ("I am a", "The weather today", "My favourite thing is")
 CHATS = ("Tell me about your day.",)

@@ -24,7 +24,7 @@ from discovery.latent_search import read_direction
 from discovery.reading_scale import ReadingScale
 from monitors.watchlist import NamedFeature, Watchlist
 from sae_runtime.sae import SAE
-from sae_runtime.steering import ALL_BUT_FIRST, PositionScope, SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering_spec import ALL_BUT_FIRST, PositionScope, SteeringOp, SteeringSpec, StrengthUnit
 
 Unit = Literal["raw", "reference", "maximum", "relative"]
 UNITS: tuple[Unit, ...] = get_args(Unit)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from discovery.steered_generation import Row, continue_prompt
 from discovery.steering_bench import Bench
-from sae_runtime.steering import SteeringOp, SteeringSpec
+from sae_runtime.steering_spec import SteeringOp, SteeringSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from monitors.time_ids import new_id
-from sae_runtime.steering import SteeringSpec
+from sae_runtime.steering_spec import SteeringSpec
 from service.request import AlertEvent, Request, TokenEvent
 
 

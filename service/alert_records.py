@@ -17,7 +17,7 @@ from monitors.alert_record import (
     Series,
     SteeringRef,
 )
-from sae_runtime.steering import SteeringSpec
+from sae_runtime.steering_spec import SteeringSpec
 from service.alert_evidence import InForce, Raised, Trace
 from service.alert_text import kept_text
 from service.catalog import Catalog

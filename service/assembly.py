@@ -21,7 +21,7 @@ from sae_runtime.language_model import LanguageModel, load_language_model
 from sae_runtime.latent_reader import LatentReader
 from sae_runtime.probes import Probe, ProbeSet
 from sae_runtime.static_reading import StaticReading
-from sae_runtime.steering import SteeringLimits
+from sae_runtime.steering_spec import SteeringLimits
 from sae_runtime.tap import Tap
 from sae_runtime.weights import available_memory_bytes
 from service.catalog import Catalog, ModelFacts, what_is_served

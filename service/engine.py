@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 
-from sae_runtime.steering import SteeringLimits
+from sae_runtime.steering_spec import SteeringLimits
 from service.admission import Admission
 from service.alert_evidence import Raised
 from service.errors import EngineFailed, NotReady, QueueFull, ServiceError

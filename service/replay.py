@@ -20,7 +20,7 @@ from monitors.alert_record import AlertRecord, Enclosure, KeptText, SteeringRef
 from monitors.monitor_spec import Role
 from sae_runtime.errors import SteeringError
 from sae_runtime.reasoning import Delimiters, reasoning_flags
-from sae_runtime.steering import PositionScope, SteeringLimits, SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering_spec import PositionScope, SteeringLimits, SteeringOp, SteeringSpec, StrengthUnit
 from service.alert_records import model_ref, sae_ref
 from service.catalog import Catalog
 from service.errors import NotPossible

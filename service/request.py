@@ -12,7 +12,8 @@ from monitors.policy import Policy
 from monitors.thresholds import Level
 from monitors.track import Alert, MonitorSummary
 from sae_runtime.reasoning import Delimiters
-from sae_runtime.steering import SteeringReport, SteeringSpec
+from sae_runtime.steering import SteeringReport
+from sae_runtime.steering_spec import SteeringSpec
 from service.reconstruction_guard import OffDistribution
 
 

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from sae_runtime.latent_reader import LatentReader
-from sae_runtime.steering import Steering, SteeringLimits
+from sae_runtime.steering import Steering
+from sae_runtime.steering_spec import SteeringLimits
 from service.detokenizer import Detokenizer
 from service.held_tokens import HeldTokens
 from service.pass_output import Fetched

@@ -15,7 +15,7 @@ from sae_runtime.checkpoint import LoadedSAE, Manifest, load_sae
 from sae_runtime.errors import CheckpointError, ModelError
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.latent_reader import NoDictionary
-from sae_runtime.steering import SteeringLimits
+from sae_runtime.steering_spec import SteeringLimits
 from service.catalog import Catalog, ModelFacts, provenance_mismatches
 from service.config import EMBEDDED, NO_DICTIONARY, Settings
 from service.monitor_packs import ServedMonitor

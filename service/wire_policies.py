@@ -11,7 +11,7 @@ from monitors.errors import MonitorError, Problem
 from monitors.monitor_spec import MonitorSpec
 from monitors.policy import MAX_HOLD_TOKENS, Policy, PolicyAction
 from monitors.thresholds import Level
-from sae_runtime.steering import SteeringSpec
+from sae_runtime.steering_spec import SteeringSpec
 from service.violations import Violations
 from service.wire_steering import SteeringReader
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from monitors.monitor_spec import MonitorSpec, Role
 from sae_runtime.reasoning import Delimiters
-from sae_runtime.steering import SteeringLimits
+from sae_runtime.steering_spec import SteeringLimits
 from service import prompt as prompts
 from service.catalog import Catalog
 from service.prompt import Prompt

@@ -7,7 +7,7 @@ from typing import Any
 from telltale.v1 import types_pb2 as pb
 
 from sae_runtime.errors import SteeringError
-from sae_runtime.steering import PositionScope, SteeringLimits, SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering_spec import PositionScope, SteeringLimits, SteeringOp, SteeringSpec, StrengthUnit
 from service.catalog import Catalog
 from service.violations import Violations
 

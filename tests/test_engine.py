@@ -15,7 +15,7 @@ from monitors.policy import Policy, PolicyAction
 from monitors.reference import reply_scores, token_scores
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.probes import Probe
-from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering_spec import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
 from service.engine import Engine
 from service.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, SlowConsumer
 from service.published import Published

@@ -11,7 +11,8 @@ from sae_runtime.errors import TapError
 from sae_runtime.language_model import LanguageModel, wrap_model
 from sae_runtime.latent_reader import NoDictionary
 from sae_runtime.static_reading import StaticReading
-from sae_runtime.steering import PositionScope, Steering, SteeringOp, SteeringSpec, steer_rows
+from sae_runtime.steering import Steering, steer_rows
+from sae_runtime.steering_spec import PositionScope, SteeringOp, SteeringSpec
 from service.fixed_decode import FixedDecode
 from service.pass_output import RowInput
 

@@ -6,7 +6,8 @@ import torch
 
 from sae_runtime.errors import SteeringError
 from sae_runtime.latent_reader import NoDictionary
-from sae_runtime.steering import Steering, SteeringLimits, SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering import Steering
+from sae_runtime.steering_spec import SteeringLimits, SteeringOp, SteeringSpec, StrengthUnit
 from service.pass_output import RowInput
 
 IDS = [0, 5, 9, 70, 31, 12]

@@ -9,7 +9,8 @@ import torch
 from sae_runtime.errors import ProbeError, TapError
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.probes import ProbeSet
-from sae_runtime.steering import Steering, SteeringOp, SteeringSpec
+from sae_runtime.steering import Steering
+from sae_runtime.steering_spec import SteeringOp, SteeringSpec
 from sae_runtime.tap import Tap
 from service.model_runner import ModelRunner
 from service.pass_output import RowInput

@@ -25,7 +25,7 @@ from discovery.resumed_pass import check_halves, first_half, second_half
 from discovery.steering_bench import Bench, edit_rows
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import wrap_model
-from sae_runtime.steering import SteeringOp, SteeringSpec
+from sae_runtime.steering_spec import SteeringOp, SteeringSpec
 from sae_runtime.tap import Tap
 
 IDS = [0, 5, 9, 70, 31, 200, 44]

@@ -12,7 +12,7 @@ from discovery.steered_generation import Continuation, Row, continue_prompt
 from discovery.steering_bench import Bench, edit_rows
 from discovery.steering_trial import try_steering
 from sae_runtime.errors import SteeringError
-from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering_spec import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
 from sae_runtime.tap import Tap
 
 TEXT, NUM = "The sea was calm.", 12

@@ -13,17 +13,8 @@ from torch import Tensor
 
 from sae_runtime.errors import SteeringError
 from sae_runtime.sae import SAE
-from sae_runtime.steering import (
-    PositionScope,
-    Steering,
-    SteeringLimits,
-    SteeringOp,
-    SteeringReport,
-    SteeringSpec,
-    StrengthUnit,
-    relative_moves,
-    steer_rows,
-)
+from sae_runtime.steering import Steering, SteeringReport, relative_moves, steer_rows
+from sae_runtime.steering_spec import PositionScope, SteeringLimits, SteeringOp, SteeringSpec, StrengthUnit
 
 T, D = 9, tiny.D_MODEL
 FEATURE = 3

@@ -10,7 +10,7 @@ from discovery.reading_scale import ReadingScale
 from discovery.steering_target import Grid, Target, find_target, parse_strengths, spec_of, with_scale
 from monitors.watchlist import NamedFeature, Watchlist
 from sae_runtime.errors import SteeringError
-from sae_runtime.steering import SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering_spec import SteeringOp, SteeringSpec, StrengthUnit
 
 ADD, SET, SCALE = SteeringOp.ADD, SteeringOp.SET, SteeringOp.SCALE
 MEDICAL = Target("medical", 3, reference_scale=1.5, maximum=4.0)

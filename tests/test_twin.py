@@ -11,7 +11,7 @@ from telltale.v1 import generation_pb2, types_pb2
 from test_engine import Reply, request, run_one, submit
 
 from monitors.bank import Policy, PolicyAction
-from sae_runtime.steering import SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering_spec import SteeringOp, SteeringSpec, StrengthUnit
 from service import cli, errors, rendering
 from service.client_events import Alert, Baseline, Finished, Started, Token
 from service.client_reply import gather

@@ -11,7 +11,7 @@ from monitors.components import Inputs
 from monitors.monitor_spec import Role
 from monitors.pack_parts import PackCalibration
 from monitors.thresholds import Levels, LevelThreshold, Stratum, Thresholds
-from sae_runtime.steering import SteeringOp, SteeringSpec
+from sae_runtime.steering_spec import SteeringOp, SteeringSpec
 from service import wire_monitors
 from service.monitor_packs import ServedMonitor
 from service.request import AlertEvent, Request, SamplingParams, Score

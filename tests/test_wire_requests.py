@@ -19,7 +19,7 @@ from monitors.components import Inputs
 from monitors.condition import alerts_in
 from monitors.policy import Policy, PolicyAction
 from monitors.thresholds import Levels, LevelThreshold
-from sae_runtime.steering import SteeringOp, SteeringSpec
+from sae_runtime.steering_spec import SteeringOp, SteeringSpec
 from service.errors import InvalidRequest
 from service.monitor_packs import ServedMonitor
 from service.request import FinishReason

@@ -7,7 +7,7 @@ from google.protobuf import text_format
 from serving import catalog
 from telltale.v1 import generation_pb2, types_pb2
 
-from sae_runtime.steering import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
+from sae_runtime.steering_spec import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
 from service.violations import Violations
 from service.wire_steering import SteeringReader
 

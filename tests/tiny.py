@@ -18,7 +18,7 @@ from sae_runtime.latent_reader import LatentReader
 from sae_runtime.probes import Probe, ProbeSet
 from sae_runtime.sae import SAE
 from sae_runtime.static_reading import StaticReading
-from sae_runtime.steering import SteeringLimits
+from sae_runtime.steering_spec import SteeringLimits
 from sae_runtime.tap import Tap
 from service.admission import Admission
 from service.cuda_graphs import Recorder
