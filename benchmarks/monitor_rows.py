@@ -9,8 +9,14 @@ r"""The rows that the monitors of Qwen2.5-Coder-1.5B are fitted and measured on,
     python -m benchmarks.monitor_rows short.jsonl long.jsonl --output rows
     python -m benchmarks.monitor_rows short.jsonl long.jsonl --output rows --seen disbelief_at_end.pack.yaml ...
 
-Both make their output of the replies that are checked in (`onpolicy.replies.gz`, unpacked as `short.jsonl.replies` and
-`long.jsonl.replies`) without asking; of longer replies these are a part.
+and, when everything was frozen, the questions that had not been asked:
+
+    telltale lab monitor elicit --questions discovery/questions/facts.jsonl --output fresh.jsonl \
+        --formats short --skip 760 --samples 1 --arms ...                                        # those of short.jsonl
+    python -m benchmarks.monitor_rows short.jsonl long.jsonl --fresh fresh.jsonl --output rows --seen ...
+
+All make their output of the replies that are checked in (`onpolicy.replies.gz`, unpacked as `short.jsonl.replies` and
+`long.jsonl.replies`; `fresh.replies.gz`) without asking; of longer replies these are a part.
 
 Of classes that have many replies a part is taken, whole questions or single replies, always those whose SHA-256 is
 lowest, so that anyone gets the same. With `--seen` the longer replies lose the questions that these packs were fitted
@@ -23,6 +29,7 @@ on: they are a set of their own in an evaluation, which knows seen questions by 
     on_policy.jsonl  to measure on, short: all lies; truths under instructions to lie, half of those to questions that
                      some lie was told to, a quarter of the others; honest ones, all neutral and half of two arms'
     longer.jsonl     to measure on: longer replies
+    fresh.jsonl      to measure on, as on_policy.jsonl: short answers to the questions of `--fresh`
 """
 
 import argparse
@@ -41,6 +48,13 @@ Row = dict[str, Any]
 
 NUM_SHORT_OF_GATE = 800
 LONGER = "on_policy_longer"
+FRESH = "on_policy_fresh"
+
+
+def read(paths: Iterable[Path]) -> list[Row]:
+    """All rows, each once: replies that show what is known are in several outputs."""
+    rows = {row["id"]: row for path in paths for row in map(json.loads, path.read_text("utf-8").splitlines())}
+    return list(rows.values())
 
 
 def place(salt: str, name: str) -> float:
@@ -109,23 +123,26 @@ def share(row: Row, lied_to: set[str]) -> float:
     return 0.5 if meta["arm"] in ("honest-system", "honest-expert") or meta["instruction"] == "incentive" else 0.0
 
 
+def renamed(rows: Iterable[Row], name: str) -> list[Row]:
+    """As a set of their own: an evaluation knows seen questions, and tells its figures, by set."""
+    return [{**row, "dataset": name} for row in rows]
+
+
 def unseen(longer: Sequence[Row], packs: Sequence[Path]) -> list[Row]:
-    """As a set of their own, without questions that a pack was fitted on."""
+    """Without questions that a pack was fitted on."""
     seen = {group for path in packs for group in MonitorPack.load(path).evidence["fit"]["seen_groups"]}
-    return [
-        {**row, "dataset": LONGER} for row in longer if group_digest(f"{row['dataset']}/{row['group']}") not in seen
-    ]
+    return renamed((row for row in longer if group_digest(f"{row['dataset']}/{row['group']}") not in seen), LONGER)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("replies", type=Path, nargs="+", help="outputs of telltale lab monitor elicit")
     parser.add_argument("--output", type=Path, required=True, help="folder")
+    parser.add_argument("--fresh", type=Path, help="output of elicit for other questions")
     parser.add_argument("--seen", type=Path, nargs="+", default=[], help="packs that were fitted on some of them")
     args = parser.parse_args(argv)
-    # Replies that show what is known are in both outputs.
-    rows = {row["id"]: row for path in args.replies for row in map(json.loads, path.read_text("utf-8").splitlines())}
-    short, longer = greedy(rows.values(), short=True), greedy(rows.values(), short=False)
+    rows = read(args.replies)
+    short, longer = greedy(rows, short=True), greedy(rows, short=False)
     files = {
         "disbelief": disbelief(short, longer),
         "stance": stance(short),
@@ -133,6 +150,8 @@ def main(argv: list[str] | None = None) -> int:
         "on_policy": on_policy(short),
         "longer": unseen(longer, args.seen),
     }
+    if args.fresh:
+        files["fresh"] = renamed(on_policy(greedy(read([args.fresh]), short=True)), FRESH)
     args.output.mkdir(parents=True, exist_ok=True)
     for name, chosen in files.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)

@@ -59,7 +59,7 @@ from sae_runtime.checkpoint import write_atomically
 
 LABEL = "telltale lab monitor elicit"
 KEY_VARIABLE = "TELLTALE_ELICIT_API_KEY"
-_OF_QUESTIONS = ("questions", "kinds", "limit", "arms", "formats", "share", "samples", "steering", "knowledge")
+_OF_QUESTIONS = ("questions", "kinds", "skip", "limit", "arms", "formats", "share", "samples", "steering", "knowledge")
 
 Ask = Callable[[str, Sequence[Inquiry]], None]
 """Name of the round, and what to ask in it."""
@@ -80,12 +80,14 @@ def chosen_questions(args: argparse.Namespace) -> list[Question]:
     if unknown := set(args.kinds or ()) - kinds:
         raise ElicitError(f"kinds must be among {', '.join(sorted(kinds))}, got {', '.join(sorted(unknown))}")
     questions = [question for question in questions if not args.kinds or question.kind in args.kinds]
-    if args.limit is None:
-        return questions
-    if args.limit < 1:
+    if args.limit is not None and args.limit < 1:
         raise ElicitError(f"limit must be at least 1, got {args.limit}")
-    chosen = sorted(questions, key=lambda question: _hash(f"{args.seed}/{question.id}"))[: args.limit]
-    return [question for question in questions if question in chosen]
+    if not 0 <= args.skip < max(len(questions), 1):
+        raise ElicitError(f"skip must leave some of the {len(questions)} questions, got {args.skip}")
+    end = None if args.limit is None else args.skip + args.limit
+    by_hash = sorted(questions, key=lambda question: _hash(f"{args.seed}/{question.id}"))
+    chosen = {question.id for question in by_hash[args.skip : end]}
+    return [question for question in questions if question.id in chosen]
 
 
 def _hash(text: str) -> str:
@@ -244,6 +246,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     asked.add_argument("--questions", type=Path, action="append", default=[], help="a file of questions; repeat")
     asked.add_argument("--kinds", nargs="+", help="of questions; default: all")
     asked.add_argument("--limit", type=int, help="no more questions than this, chosen by hash")
+    asked.add_argument("--skip", type=int, default=0, help="none of those that this --limit would choose; default 0")
     asked.add_argument("--arms", nargs="+", help="default: all; those that ask for knowledge are asked anyway")
     asked.add_argument("--formats", nargs="+", help=f"of {', '.join(FORMATS)}; default: all")
     asked.add_argument("--share", type=float, default=1.0, help="of what is asked in the second round, by hash")

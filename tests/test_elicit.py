@@ -269,6 +269,9 @@ async def test_faults_are_named(tmp_path, monkeypatch):
             await run(*flags(server, tmp_path, "--questions", questions, "--questions", questions))
         with pytest.raises(LabError, match="limit must be at least 1, got 0"):
             await run(*flags(server, tmp_path, "--questions", questions, "--limit", 0))
+        for skip in (-1, 1):
+            with pytest.raises(LabError, match=f"skip must leave some of the 1 questions, got {skip}"):
+                await run(*flags(server, tmp_path, "--questions", questions, "--skip", skip))
         assert await run(*flags(server, tmp_path, "--questions", questions)) == 0
     # A model with another template is another model.
     monkeypatch.setattr(tiny, "CHAT_TEMPLATE", tiny.CHAT_TEMPLATE.replace("<|im_end|>", ""))
@@ -298,6 +301,8 @@ def test_a_limit_is_a_choice_by_hash(tmp_path):
     assert set(chosen("--limit", 5)) < set(chosen("--limit", 12))
     assert chosen("--limit", 5) != chosen("--limit", 5, "--seed", 1)
     assert chosen("--limit", 12) == [name for name in chosen() if name in chosen("--limit", 12)]
+    assert chosen("--skip", 12) == [name for name in chosen() if name not in chosen("--limit", 12)]
+    assert set(chosen("--skip", 5, "--limit", 7)) == set(chosen("--limit", 12)) - set(chosen("--limit", 5))
 
 
 async def test_how_often_the_servers_monitors_fire_on_benign_replies_is_told(tmp_path, capsys):
@@ -332,6 +337,7 @@ async def test_how_often_the_servers_monitors_fire_on_benign_replies_is_told(tmp
         (["--requests", "mine.jsonl"], "--requests must come with --benign"),
         (["--benign", "9", "--knowledge", "run.replies"], "--knowledge must come without --benign"),
         (["--benign", "9", "--limit", "40"], "--limit must come without --benign"),
+        (["--benign", "9", "--skip", "40"], "--skip must come without --benign"),
         (["--benign", "9", "--steering", "[]"], "--steering must come without --benign"),
     ],
 )

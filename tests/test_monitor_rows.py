@@ -86,3 +86,16 @@ def test_longer_replies_to_questions_that_a_pack_has_seen_are_left_out(made, tmp
     replace(pack, evidence={"fit": {"seen_groups": seen}}).save(path)
     longer, left = made()["longer"], made("--seen", path)["longer"]
     assert len(longer) - len(left) == 10 and {one["dataset"] for one in left} == {"on_policy_longer"}
+
+
+def test_fresh_questions_are_a_set_of_their_own_chosen_as_those_that_are_measured_on(made, tmp_path):
+    fresh = tmp_path / "fresh.jsonl"
+    fresh.write_text("".join(json.dumps(one) + "\n" for number in range(400, 500) for one in asked(number)))
+    without = made()
+    files = made("--fresh", fresh)
+    assert {name: rows for name, rows in files.items() if name != "fresh"} == without
+    (tmp_path / "short.jsonl").write_text(fresh.read_text())
+    (tmp_path / "long.jsonl").write_text("")
+    wanted = made()["on_policy"]
+    assert [one | {"dataset": "on_policy"} for one in files["fresh"]] == wanted and len(wanted) > 200
+    assert {one["dataset"] for one in files["fresh"]} == {"on_policy_fresh"}
