@@ -157,13 +157,13 @@ def _calibration(pack: MonitorPack) -> Iterator[str]:
     groups |= {f"{name} (hard negatives)": levels for name, levels in figures.get("hard_negatives", {}).items()}
     for name, levels in groups.items():
         if levels:
-            yield f"| {name} | {levels[LEVELS[0]]['num']} | {_by_level(pack, levels)} |"
+            yield f"| {name} | {max(of['num'] for of in levels.values())} | {_by_level(pack, levels)} |"
 
 
 def _by_level(pack: MonitorPack, shares: Mapping[str, Any]) -> str:
     """Cells of the share that reached each level; a dash for one that the pack has not: nothing could reach it."""
     levels = {} if pack.thresholds is None else dict(pack.thresholds.levels.named())
-    return " | ".join(share_cell(shares[name] if name in levels else None) for name in LEVELS)
+    return " | ".join(share_cell(shares.get(name) if name in levels else None) for name in LEVELS)
 
 
 # --- what it is worth -----------------------------------------------------------------------------------------------

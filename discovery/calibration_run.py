@@ -2,18 +2,19 @@
 
 The thresholds are `monitors.conformal.calibrate`'s. What they come to on replies they were not set on is measured by
 cross-fitting: benign groups are dealt into folds; each fold runs through the streaming code with thresholds set on the
-other folds. Those rates are of somewhat less data than the final thresholds have, and so somewhat harsh on them.
+other folds. Those rates are of somewhat less data than the final thresholds have. Where it is so little that a level
+does not stand in a stratum in which it stands in the end, replies that end there say nothing of it, and are left out.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from discovery.benign_replies import BenignRows, alert_rates, shares_by
 from discovery.monitor_scores import ScoredReply, score_replies
 from discovery.reply_readings import ReplyReadings
-from monitors.conformal import BenignReply, Calibration, calibrate, needed_replies, order_statistic
+from monitors.conformal import Calibration, Scores, calibrate, needed_replies, order_statistic
 from monitors.drift import REFERENCE_KEY, Reference
 from monitors.errors import MonitorError
 from monitors.pack import MonitorPack
@@ -42,16 +43,16 @@ def calibrated(
     """The pack's next version, with thresholds. MonitorError if there are too few replies for any level."""
     bare = replace(pack, thresholds=None, calibration=None, validated=False)
     scored = score_replies(bare, readings, rows.replies)
-    calibration = _calibrate(bare, rows, scored, settings)
+    calibration = _calibrate(bare, scored, settings)
     made = with_thresholds(bare, calibration.thresholds, _in_words(rows, settings))
     figures = {
         "strata": _strata(calibration, settings),
-        "cross_fitted": _cross_fitted(bare, rows, readings, scored, settings),
+        "cross_fitted": _cross_fitted(made, rows, readings, scored, settings),
         "left_out": rows.left_out,
         "hard_negatives": _hard_negatives(made, hard_negatives),
         "curve": _curve(calibration),
         "frozen_sha256": pack.frozen_sha256,
-        "halves_seed": settings.seed,
+        "folds_seed": settings.seed,
     }
     reference = reference_of(made, score_replies(made, readings, rows.replies))
     if reference is not None:
@@ -82,56 +83,85 @@ def with_thresholds(pack: MonitorPack, thresholds: Thresholds, source: str) -> M
     return replace(pack, thresholds=thresholds, calibration=calibration)
 
 
-def _calibrate(
-    pack: MonitorPack, rows: BenignRows, scored: Sequence[ScoredReply], settings: CalibrationSettings
-) -> Calibration:
-    benign = [
-        BenignReply(run, conversation.full_group)
-        for reply, conversation in zip(scored, rows.conversations, strict=True)
-        for run in _long_enough(reply, pack.min_tokens)
-    ]
-    return calibrate(
-        benign, min_tokens=pack.min_tokens, bounds=settings.bounds, alphas=settings.alphas, seed=settings.seed
-    )
+def _calibrate(pack: MonitorPack, scored: Sequence[ScoredReply], settings: CalibrationSettings) -> Calibration:
+    benign = [run for reply in scored for run in _long_enough(reply, pack.min_tokens)]
+    return calibrate(benign, min_tokens=pack.min_tokens, bounds=settings.bounds, alphas=settings.alphas)
 
 
-def _long_enough(reply: ScoredReply, min_tokens: int) -> Sequence[Sequence[float]]:
+def _long_enough(reply: ScoredReply, min_tokens: int) -> Sequence[Scores]:
     """What each role's rate is set by. Of a reply of one role that is all of it, whatever its length."""
     scores = [run.scores for run in reply.runs]
     return scores if len(scores) <= 1 else [of_role for of_role in scores if len(of_role) >= min_tokens]
 
 
+class _Crossed(NamedTuple):
+    """A reply, scored with thresholds that it had no part in."""
+
+    reply: ScoredReply
+    stratum: int
+    dataset: str
+    counts: frozenset[Level]
+    """Levels whose rate it says something of."""
+
+
 def _cross_fitted(
-    pack: MonitorPack,
+    made: MonitorPack,
     rows: BenignRows,
     readings: ReplyReadings,
     scored: Sequence[ScoredReply],
     settings: CalibrationSettings,
 ) -> dict[str, Any]:
-    """Rates on replies that the thresholds were not set on. A fold whose thresholds can't be set is left out."""
+    """Rates on replies that thresholds were not set on; `left_out` of each level: replies that say nothing of it."""
     places = [_fold(conversation.full_group, settings.seed) for conversation in rows.conversations]
-    fresh: list[ScoredReply] = []
-    indices: list[int] = []
+    crossed: list[_Crossed] = []
     for fold in range(NUM_FOLDS):
         inside = [index for index, place in enumerate(places) if place == fold]
-        others = [index for index, place in enumerate(places) if place != fold]
-        some = BenignRows([rows.conversations[i] for i in others], [rows.replies[i] for i in others], {})
+        others = [scored[index] for index, place in enumerate(places) if place != fold]
         try:
-            calibration = _calibrate(pack, some, [scored[i] for i in others], settings)
-        except MonitorError:
+            thresholds = _calibrate(made, others, settings).thresholds
+        except MonitorError:  # too few replies for any level
             continue
-        if inside:
-            made = with_thresholds(pack, calibration.thresholds, "Other folds.")
-            fresh += score_replies(made, readings.take(inside), [rows.replies[i] for i in inside])
-            indices += inside
-    strata = [next(bound for bound in settings.bounds if len(reply.scores) <= bound) for reply in fresh]
+        pack = with_thresholds(made, thresholds, "Other folds.")
+        for index, reply in zip(inside, _scored_of(pack, rows, readings, inside), strict=True):
+            stratum = next(bound for bound in settings.bounds if len(reply.scores) <= bound)
+            counts = frozenset(level for level in LEVELS if _stands_as_in(made, thresholds, level, stratum))
+            crossed.append(_Crossed(reply, stratum, rows.conversations[index].dataset, counts))
     return {
         "num_folds": NUM_FOLDS,
-        "all": shares_by(["all"] * len(fresh), fresh).get("all"),
-        "by_stratum": shares_by(strata, fresh),
-        "by_set": shares_by([rows.conversations[index].dataset for index in indices], fresh),
-        "alerts": alert_rates(fresh),
+        "all": _shares(crossed, lambda _: "all").get("all"),
+        "by_stratum": _shares(crossed, lambda one: one.stratum),
+        "by_set": _shares(crossed, lambda one: one.dataset),
+        "left_out": {level: len(scored) - sum(level in one.counts for one in crossed) for level in LEVELS},
+        "alerts": alert_rates([one.reply for one in crossed]),
     }
+
+
+def _scored_of(
+    pack: MonitorPack, rows: BenignRows, readings: ReplyReadings, indices: Sequence[int]
+) -> Sequence[ScoredReply]:
+    return score_replies(pack, readings.take(indices), [rows.replies[i] for i in indices]) if indices else []
+
+
+def _stands_as_in(made: MonitorPack, thresholds: Thresholds, level: Level, stratum: int) -> bool:
+    """Whether a level stands in a stratum, if it does in the end."""
+    assert made.thresholds is not None
+    in_the_end, here = (stratum in _standing(found, level) for found in (made.thresholds, thresholds))
+    return here or not in_the_end
+
+
+def _standing(thresholds: Thresholds, level: Level) -> Sequence[int]:
+    found = dict(thresholds.levels.named()).get(level)
+    return () if found is None else found.strata
+
+
+def _shares(crossed: Sequence[_Crossed], name: Callable[[_Crossed], Any]) -> dict[str, dict[str, Any]]:
+    """Name -> level -> share of those replies that reached it."""
+    found: dict[str, dict[str, Any]] = {}
+    for level in LEVELS:
+        counted = [one for one in crossed if level in one.counts]
+        for of, shares in shares_by([name(one) for one in counted], [one.reply for one in counted]).items():
+            found.setdefault(of, {})[level] = shares[level]
+    return found
 
 
 def _fold(group: str, seed: str) -> int:
@@ -153,9 +183,8 @@ def _strata(calibration: Calibration, settings: CalibrationSettings) -> list[dic
         {
             "max_tokens": figures.max_tokens,
             "profile": stratum.offset,
-            "num_shape": figures.num_shape,
             "num_replies": figures.num_replies,
-            "order_statistics": dict(figures.order_statistics),
+            "thresholds": dict(figures.thresholds),
             "needed_replies": {level: needed_replies(settings.alphas[level]) for level in LEVELS},
         }
         for figures, stratum in zip(calibration.strata, calibration.thresholds.strata, strict=True)

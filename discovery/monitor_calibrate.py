@@ -88,7 +88,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for level in LEVELS:
         parser.add_argument(f"--{level}", type=float, default=DEFAULT_ALPHAS[level], help="share of benign replies")
     parser.add_argument("--temperature", type=float, action="append", default=[], help="of generated replies; repeat")
-    parser.add_argument("--seed", default="", help="another seed, other halves")
+    parser.add_argument("--seed", default="", help="another seed, other folds of the rates")
     parser.add_argument("--rebind", action="store_true", help="bind the pack to the model that is given")
     parser.add_argument("--json", action="store_true", help="print a JSON line for each pack instead of a table")
     model = parser.add_argument_group("model")

@@ -1,48 +1,49 @@
 """Thresholds from benign replies, with a bound on the share of benign replies that ever reach them.
 
-A reply's statistic is the largest excess of its score over a length profile (`monitors.thresholds`). Benign replies are
-split in halves, no group on both sides.
+A reply that ends in stratum k has passed the strata before, so it has a largest score M_j in each j up to k, and it
+fires if any of them is above that stratum's threshold t_j. Strata are gone through from the first, at one share alpha;
+replies that end in stratum k set t_k, and raise the earlier thresholds as far as they must:
 
-    shape half        Q_k = 99 % quantile of the plain largest score of replies that end in stratum k
-                      g_k = the largest of Q_j - Q_first over strata j up to k: 0 in the first, never falling
-    threshold half    T = max over t >= min_tokens of S_t - g(t)
-                      q_k = the ceil((n_k + 1)(1 - alpha))-th smallest T of the n_k replies that end in stratum k
-                      q   = the largest q_k
+    s_i = the largest of M_ik, and of M_ij + w_j for those j < k at which M_ij > t_j
+    q   = the ceil((n_k + 1)(1 - alpha))-th smallest s_i of the n_k replies that end in stratum k
+    t_k = q;  t_j becomes the larger of t_j and q - w_j
 
-If a further benign reply of stratum k is exchangeable with those n_k, it exceeds q_k with chance alpha at most: the
-order statistic of split conformal prediction (Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005,
-section 2.2; Lei et al., Distribution-Free Predictive Inference for Regression, 2018, section 2.2). So it reaches the
-level with chance alpha at most, however often the score is looked at, since the statistic is over all looks, and at any
-length at which the level stands. Where n_k is so small that the order statistic does not exist, the level is absent in
-stratum k: it does not fire there, and nothing bounds how many replies that end there reached it before.
+The slack w_j says how high a score in stratum j weighs: by how much the 1 - alpha quantile of M_k is above t_j, or
+above the 1 - 5 alpha quantile of M_j if that is more. So t_j stays where few of these replies fire early, and t_k is
+not put out of reach by those that do.
+
+Why it holds: if a further reply of stratum k is exchangeable with those n_k, its s is above their q with chance alpha
+at most, by the order statistic of split conformal prediction (Vovk, Gammerman, Shafer, Algorithmic Learning in a Random
+World, 2005, section 2.2; Lei et al., Distribution-Free Predictive Inference for Regression, 2018, section 2.2), given
+slacks that treat it as one of n_k + 1 like the others (full conformal prediction, ibid.). It moves a quantile by one
+place at most; so s_i is taken with the largest slack that this allows, and q - w_j with the smallest, and what fires at
+the thresholds is a part of what would. The t_j before are of other replies than these, and later strata only raise
+them. So a benign reply reaches the level with chance alpha at most, however often the score is looked at, and whatever
+its length as far as the level stands. Where n_k is so small that the order statistic does not exist, the level is
+absent in stratum k: it does not fire there, and nothing bounds how many replies that end there reached it before.
+
+A pack keeps one profile g for both levels, and an offset of each: g_k = t_k - t_1 of the warning, whose offset is t_1;
+critical's is the largest t_k - g_k of its own thresholds, and not below the warning's.
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import accumulate
 
 from monitors import checks
-from monitors.errors import Problem
+from monitors.errors import MonitorError, Problem
 from monitors.thresholds import LEVELS, Level, Levels, LevelThreshold, Stratum, Thresholds
 
 DEFAULT_BOUNDS = (64, 256, 1024)
 DEFAULT_ALPHAS: Mapping[Level, float] = {"warning": 0.01, "critical": 0.001}
-SHAPE_QUANTILE = 0.99
-MIN_SHAPE_REPLIES = 20
-"""A stratum with fewer in the shape half takes over the offset of the one before."""
+EARLY_TAIL = 5
+"""This many times alpha of the replies are above what an early score is measured from."""
 HYSTERESIS = 0.2
 """An alert clears this share of the way down from the lowest level to the benign replies' median statistic."""
 
-
-class BenignReply(NamedTuple):
-    """One reply that ought not to fire anything."""
-
-    scores: Sequence[float]
-    """The monitor's score at each scored token, as `monitors.reference.reply_scores` gives it."""
-    group: str
-    """Replies that share a prompt, or anything else that makes them alike, share a group."""
+Scores = Sequence[float]
+"""Of one benign reply at each scored token, as `monitors.reference.reply_scores` gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,10 @@ class StratumFigures:
     """What one stratum's numbers rest on."""
 
     max_tokens: int
-    num_shape: int
-    """Replies in the shape half."""
     num_replies: int
-    """n_k: replies in the threshold half."""
-    order_statistics: Mapping[Level, float | None]
-    """q_k of each level; None where it does not exist."""
+    """n_k."""
+    thresholds: Mapping[Level, float | None]
+    """t_k of each level; None where it is absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +64,23 @@ class Calibration:
     thresholds: Thresholds
     strata: tuple[StratumFigures, ...]
     statistics: tuple[float, ...]
-    """T of each reply of the threshold half that has `min_tokens` scored tokens, in the order given."""
+    """The statistic of each reply that has `min_tokens` scored tokens, in the order given."""
 
 
 def order_statistic(values: Sequence[float], alpha: float) -> float | None:
     """The ceil((n + 1)(1 - alpha))-th smallest of n values; None if that is beyond the n-th."""
-    # Rounded before the ceiling, since 1 - 0.001 is a little more than it should be: (n + 1) * 0.999 of 999 is 999.
-    rank = math.ceil(round((len(values) + 1) * (1 - alpha), 9))
+    rank = _rank(len(values), alpha)
     return sorted(values)[rank - 1] if rank <= len(values) else None
+
+
+def _rank(num: int, alpha: float) -> int:
+    # Rounded before the ceiling, since 1 - 0.001 is a little more than it should be: (n + 1) * 0.999 of 999 is 999.
+    return math.ceil(round((num + 1) * (1 - alpha), 9))
 
 
 def needed_replies(alpha: float) -> int:
     """The fewest values that an order statistic exists of: ceil(1 / alpha) - 1."""
     return math.ceil(round(1 / alpha, 9)) - 1
-
-
-def in_shape_half(group: str, seed: str = "") -> bool:
-    """Which half a group belongs to: the same for ever, and no matter who else is there."""
-    # A group is any text of a JSON file, which can hold half of a surrogate pair.
-    return hashlib.sha256(f"{seed}\0{group}".encode("utf-8", "surrogatepass")).digest()[0] % 2 == 0
 
 
 def check_levels(bounds: Sequence[int], alphas: Mapping[Level, float]) -> None:
@@ -104,12 +101,11 @@ def check_levels(bounds: Sequence[int], alphas: Mapping[Level, float]) -> None:
 
 
 def calibrate(
-    replies: Iterable[BenignReply],
+    replies: Iterable[Scores],
     *,
     min_tokens: int,
     bounds: Sequence[int] = DEFAULT_BOUNDS,
     alphas: Mapping[Level, float] = DEFAULT_ALPHAS,
-    seed: str = "",
 ) -> Calibration:
     """Thresholds of a frozen monitor.
 
@@ -118,92 +114,173 @@ def calibrate(
         min_tokens: of the monitor.
         bounds: last scored token of each stratum, rising.
         alphas: share of benign replies that each level may reach, at most.
-        seed: another seed, other halves.
 
     Raises:
         MonitorError: what `check_levels` refuses, a reply longer than the last bound, a score that is not finite, or
             too few replies for any level in any stratum.
     """
     check_levels(bounds, alphas)
-    shape, rest = _halves(list(replies), bounds, seed)
-    strata = _length_profile(shape, bounds, min_tokens)
-    values = [[statistic(reply.scores, strata, min_tokens) for reply in group] for group in rest]
-    found = {level: [order_statistic(group, alphas[level]) for group in values] for level in LEVELS}
-    finite = tuple(value for group in values for value in group if math.isfinite(value))
-    levels = _levels(found, alphas, bounds)
-    lowest = [level.offset for _, level in levels.named()]
-    if not lowest:
+    replies = list(replies)
+    _check(replies, bounds)
+    classes = _by_stratum(replies, bounds, min_tokens)
+    found = {level: _level_thresholds(classes, alphas[level]) for level in LEVELS}
+    lowest_level = next((found[level] for level in LEVELS if found[level].is_there), None)
+    if lowest_level is None:
         least = needed_replies(max(alphas.values()))
-        wanted = f"at least {least} in the threshold half of a stratum, some of them of {min_tokens} tokens or more"
-        checks.refuse(Problem("replies", wanted, f"{', '.join(str(len(group)) for group in values)} by stratum"))
+        wanted = f"at least {least} in a stratum, some of them of {min_tokens} tokens or more"
+        raise MonitorError(Problem("replies", wanted, f"{', '.join(str(len(of)) for of in classes)} by stratum"))
+    profile = _profile(lowest_level)
+    strata = tuple(Stratum(bound, offset) for bound, offset in zip(bounds, profile, strict=True))
+    levels = _levels(found, profile, alphas, bounds)
+    everything = (statistic(reply, strata, min_tokens) for reply in replies)
+    finite = tuple(value for value in everything if math.isfinite(value))
+    lowest = next(level.offset for _, level in levels.named())
+    clear = lowest - HYSTERESIS * max(lowest - sorted(finite)[len(finite) // 2], 0.0)
     figures = [
-        StratumFigures(bound, len(shape[k]), len(rest[k]), {level: found[level][k] for level in LEVELS})
+        StratumFigures(bound, len(classes[k]), {name: _standing(of, k) for name, of in found.items()})
         for k, bound in enumerate(bounds)
     ]
-    median = sorted(finite)[len(finite) // 2]
-    clear = lowest[0] - HYSTERESIS * max(lowest[0] - median, 0.0)
     return Calibration(Thresholds(strata, levels, clear), tuple(figures), finite)
 
 
-def statistic(scores: Sequence[float], strata: Sequence[Stratum], min_tokens: int) -> float:
+def statistic(scores: Scores, strata: Sequence[Stratum], min_tokens: int) -> float:
     """A reply's largest excess over the profile; -inf if it has fewer than `min_tokens` scored tokens."""
-    largest, start = -math.inf, min_tokens - 1
-    for stratum in strata:
-        inside = scores[start : stratum.max_tokens]
-        if inside:
-            largest = max(largest, max(inside) - stratum.offset)
-        start = max(start, stratum.max_tokens)
+    largest = _largest(scores, [stratum.max_tokens for stratum in strata], min_tokens)
+    return max(score - stratum.offset for score, stratum in zip(largest, strata, strict=False))
+
+
+def _largest(scores: Scores, bounds: Sequence[int], min_tokens: int) -> list[float]:
+    """M_j of each stratum up to the one that the reply ends in, or of all if it goes on; -inf where it has no token
+    that counts."""
+    largest, start = [], 0
+    for bound in bounds:
+        largest.append(max(scores[max(start, min_tokens - 1) : bound], default=-math.inf))
+        if len(scores) <= bound:
+            break
+        start = bound
     return largest
 
 
-def _halves(
-    replies: Sequence[BenignReply], bounds: Sequence[int], seed: str
-) -> tuple[list[list[BenignReply]], list[list[BenignReply]]]:
-    """The shape half and the threshold half, each by the stratum that a reply ends in."""
-    _check(replies, bounds)
-    halves: tuple[list[list[BenignReply]], ...] = ([[] for _ in bounds], [[] for _ in bounds])
-    for reply in replies:
-        stratum = next(k for k, bound in enumerate(bounds) if len(reply.scores) <= bound)
-        halves[0 if in_shape_half(reply.group, seed) else 1][stratum].append(reply)
-    return halves[0], halves[1]
+def _check(replies: Sequence[Scores], bounds: Sequence[int]) -> None:
+    for i, scores in enumerate(replies):
+        if len(scores) > bounds[-1]:
+            checks.refuse(Problem(f"replies.{i}", f"at most {bounds[-1]} scored tokens", str(len(scores))))
+        if not all(map(checks.is_summable, scores)):
+            worst = next(t for t, score in enumerate(scores) if not checks.is_summable(score))
+            checks.refuse(checks.finite(f"replies.{i}.{worst}", scores[worst]))
 
 
-def _check(replies: Sequence[BenignReply], bounds: Sequence[int]) -> None:
-    for i, reply in enumerate(replies):
-        if len(reply.scores) > bounds[-1]:
-            checks.refuse(Problem(f"replies.{i}", f"at most {bounds[-1]} scored tokens", str(len(reply.scores))))
-        if not all(map(checks.is_summable, reply.scores)):
-            worst = next(t for t, score in enumerate(reply.scores) if not checks.is_summable(score))
-            checks.refuse(checks.finite(f"replies.{i}.scores.{worst}", reply.scores[worst]))
+def _by_stratum(replies: Sequence[Scores], bounds: Sequence[int], min_tokens: int) -> list[list[list[float]]]:
+    """Of each stratum the replies that end in it, each as its M_j."""
+    classes: list[list[list[float]]] = [[] for _ in bounds]
+    for scores in replies:
+        largest = _largest(scores, bounds, min_tokens)
+        classes[len(largest) - 1].append(largest)
+    return classes
 
 
-def _length_profile(
-    shape: Sequence[Sequence[BenignReply]], bounds: Sequence[int], min_tokens: int
-) -> tuple[Stratum, ...]:
-    strata: list[Stratum] = []
-    first: float | None = None
-    for bound, replies in zip(bounds, shape, strict=True):
-        offset = strata[-1].offset if strata else 0.0
-        largest = sorted(max(r.scores[min_tokens - 1 :]) for r in replies if len(r.scores) >= min_tokens)
-        if len(largest) >= MIN_SHAPE_REPLIES:
-            quantile = largest[math.ceil(SHAPE_QUANTILE * len(largest)) - 1]
-            first = quantile if first is None else first
-            offset = max(offset, quantile - first)
-        strata.append(Stratum(bound, offset))
-    return tuple(strata)
+# --- one level ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _LevelThresholds:
+    values: Sequence[float]
+    """t_k of every stratum, never falling; -inf as long as no reply that can fire has set one."""
+    stands: Sequence[bool]
+    """Whether there were replies enough in the stratum."""
+
+    @property
+    def is_there(self) -> bool:
+        return math.isfinite(self.values[-1])
+
+
+def _level_thresholds(classes: Sequence[Sequence[Sequence[float]]], alpha: float) -> _LevelThresholds:
+    thresholds: list[float] = []
+    stands: list[bool] = []
+    for k, replies in enumerate(classes):
+        slacks = [_slack(replies, j, k, threshold, alpha) for j, threshold in enumerate(thresholds)]
+        q = order_statistic([_weighed(largest, thresholds, slacks, stands) for largest in replies], alpha)
+        if q is not None:
+            floors = [_without(q, smallest) for smallest, _ in slacks]
+            raised = [floor if is_there else -math.inf for floor, is_there in zip(floors, stands, strict=True)]
+            thresholds = list(map(max, thresholds, raised))
+        thresholds = list(accumulate([*thresholds, -math.inf if q is None else q], max))
+        stands.append(q is not None)
+    # Strata before the first that stands get its threshold, at which nothing fires there.
+    first = next(filter(math.isfinite, thresholds), -math.inf)
+    return _LevelThresholds([max(first, threshold) for threshold in thresholds], stands)
+
+
+def _without(q: float, slack: float) -> float:
+    """q - slack, so rounded that a score which weighs no more than q with it is no higher."""
+    return q if slack == 0 else q - slack + 2 * math.ulp(max(abs(q), slack))
+
+
+def _weighed(
+    largest: Sequence[float], thresholds: Sequence[float], slacks: Sequence[tuple[float, float]], stands: Sequence[bool]
+) -> float:
+    """s_i. Where the level is absent nothing fires."""
+    early = zip(largest[:-1], thresholds, slacks, stands, strict=True)
+    return max([largest[-1], *(score + slack for score, t, (_, slack), is_there in early if is_there and score > t)])
+
+
+def _slack(
+    replies: Sequence[Sequence[float]], early: int, late: int, threshold: float, alpha: float
+) -> tuple[float, float]:
+    """The smallest and the largest that w_early can be once a further reply is among these."""
+    early_I, late_I = (sorted(largest[j] for largest in replies) for j in (early, late))
+    late_rank, early_rank = (_rank(len(replies), tail) for tail in (alpha, EARLY_TAIL * alpha))
+    # Without slack where there are too few replies to set a threshold, where none of them can fire early, and where
+    # nothing is there to measure it from.
+    is_bottomless = threshold == -math.inf and early_rank < 2
+    if late_rank > len(replies) or early_I[-1] == -math.inf or is_bottomless:
+        return 0.0, 0.0
+    # Of these and a further one, the r-th smallest is between the r-1-th and the r-th of these.
+    early_low, early_high = (max(_at(early_I, rank), threshold) for rank in (early_rank - 1, early_rank))
+    late_low, late_high = _at(late_I, late_rank - 1), _at(late_I, late_rank)
+    return max(late_low - early_high, 0.0), max(late_high - early_low, 0.0)
+
+
+def _at(ordered: Sequence[float], rank: int) -> float:
+    """The `rank`-th smallest; -inf below the first."""
+    return ordered[rank - 1] if rank >= 1 else -math.inf
+
+
+# --- both levels ----------------------------------------------------------------------------------------------------
+
+
+def _standing(level: _LevelThresholds, stratum: int) -> float | None:
+    return level.values[stratum] if level.is_there and level.stands[stratum] else None
+
+
+def _profile(level: _LevelThresholds) -> list[float]:
+    """g_k."""
+    first = level.values[0]
+    return [_offset(threshold, first) for threshold in level.values]
+
+
+def _offset(threshold: float, first: float) -> float:
+    """threshold - first, so rounded that a score which is no higher than the threshold is no higher than `first` when
+    it is taken from it."""
+    offset = threshold - first
+    while threshold - offset > first:
+        offset = math.nextafter(offset, math.inf)
+    return offset
 
 
 def _levels(
-    found: Mapping[Level, Sequence[float | None]], alphas: Mapping[Level, float], bounds: Sequence[int]
+    found: Mapping[Level, _LevelThresholds],
+    profile: Sequence[float],
+    alphas: Mapping[Level, float],
+    bounds: Sequence[int],
 ) -> Levels:
     made: dict[Level, LevelThreshold | None] = {}
-    below = -math.inf
+    lowest = -math.inf
     for level in LEVELS:
-        statistics = {bound: q for bound, q in zip(bounds, found[level], strict=True) if q is not None}
-        # Critical may stand in fewer strata than warning, and must not fall under it for that.
-        offset = max([below, *statistics.values()])
-        absent = tuple(bound for bound in bounds if bound not in statistics)
-        is_there = bool(statistics) and math.isfinite(offset)
-        made[level] = LevelThreshold(alphas[level], offset, tuple(statistics), absent) if is_there else None
-        below = offset if is_there else below
+        of_level, made[level] = found[level], None
+        if of_level.is_there:
+            lowest = max(lowest, *(t - g for t, g in zip(of_level.values, profile, strict=True)))
+            standing = tuple(bound for bound, stands in zip(bounds, of_level.stands, strict=True) if stands)
+            absent = tuple(bound for bound in bounds if bound not in standing)
+            made[level] = LevelThreshold(alphas[level], lowest, standing, absent)
     return Levels(made["warning"], made["critical"])

@@ -11,24 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitors.combination import Single
 from monitors.components import Component, Inputs, ProbeScore
-from monitors.conformal import (
-    BenignReply,
-    Calibration,
-    calibrate,
-    in_shape_half,
-    needed_replies,
-    order_statistic,
-    statistic,
-)
+from monitors.conformal import Calibration, Scores, calibrate, needed_replies, order_statistic, statistic
 from monitors.errors import MonitorError
 from monitors.monitor_spec import MonitorSpec
 from monitors.reference import reply_scores, reply_statistic
-from monitors.thresholds import Levels, LevelThreshold, Stratum, Thresholds
+from monitors.thresholds import Level, Levels, LevelThreshold, Stratum, Thresholds
 from monitors.track import Track
 
 BOUNDS = (8, 24, 72)
@@ -61,9 +53,8 @@ def some_length(rng: random.Random) -> int:
     return rng.randint(low, high)
 
 
-def benign(rng: random.Random, number: int) -> list[BenignReply]:
-    replies = (noise(rng, some_length(rng)) for _ in range(number))
-    return [BenignReply(reply_scores(SPEC, [scores]), str(i)) for i, scores in enumerate(replies)]
+def benign(rng: random.Random, number: int) -> list[Scores]:
+    return [reply_scores(SPEC, [noise(rng, some_length(rng))]) for _ in range(number)]
 
 
 def made(number: int, seed: int) -> Calibration:
@@ -92,6 +83,7 @@ def test_how_many_replies_a_level_needs(alpha, needed):
     assert order_statistic([0.0] * (needed - 1), alpha) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-9, 9), max_size=80), st.lists(st.floats(0, 3), min_size=3, max_size=3), st.integers(1, 30))
 def test_the_statistic_is_that_of_the_reference(scores, offsets, min_tokens):
     strata = tuple(Stratum(bound, offset) for bound, offset in zip((8, 24, 80), sorted(offsets), strict=True))
@@ -101,71 +93,121 @@ def test_the_statistic_is_that_of_the_reference(scores, offsets, min_tokens):
     assert statistic(scores, strata, min_tokens) == (-math.inf if wanted is None else wanted)
 
 
-def test_groups_are_never_on_both_sides():
-    halves = {group: in_shape_half(group) for group in map(str, range(200))}
-    assert 60 < sum(halves.values()) < 140
-    assert {group: in_shape_half(group) for group in halves} == halves
-    assert {group: in_shape_half(group, "other") for group in halves} != halves
+def constant(value: float, length: int) -> Scores:
+    return [value] * length
 
 
-def two_halves(number: int) -> tuple[list[str], list[str]]:
-    """Names of groups in the shape half and in the other."""
-    names = [str(i) for i in range(8 * number)]
-    return [n for n in names if in_shape_half(n)][:number], [n for n in names if not in_shape_half(n)][:number]
+def rising(early: float, late: float, length: int = 20) -> Scores:
+    """A reply of the second stratum."""
+    return [early] * 8 + [late] * (length - 8)
 
 
-def constant(value: float, length: int, group: str) -> BenignReply:
-    return BenignReply([value] * length, group)
+def calibrated(replies: Sequence[Scores], warning: float = 0.1, critical: float = 0.05, bounds: Any = BOUNDS) -> Any:
+    return calibrate(replies, min_tokens=3, bounds=bounds, alphas={"warning": warning, "critical": critical})
 
 
-def test_profile_and_offsets_by_hand():
-    shape, rest = two_halves(60)
-    replies = [constant(1.0, 5, g) for g in shape[:20]] + [constant(1.5, 20, g) for g in shape[20:40]]
-    replies += [constant(1.25, 40, g) for g in shape[40:60]]  # lower than before: the profile does not fall
-    replies += [constant(float(i), 5, g) for i, g in enumerate(rest[:9])]
-    replies += [constant(i + 0.5, 20, g) for i, g in enumerate(rest[9:20])]
-    replies += [constant(7.0, 40, g) for g in rest[20:28]]  # one too few
-    found = calibrate(replies, min_tokens=3, bounds=BOUNDS, alphas={"warning": 0.1, "critical": 0.05})
-    thresholds = found.thresholds
-    assert [(s.max_tokens, s.offset) for s in thresholds.strata] == [(8, 0.0), (24, 0.5), (72, 0.5)]
-    # Nine replies of 0..8: the largest. Eleven of 0.5..10.5, whose first tokens stand under no offset: the largest.
-    assert [figures.order_statistics["warning"] for figures in found.strata] == [8.0, 10.5, None]
-    warning = thresholds.levels.warning
-    assert warning is not None
-    assert (warning.offset, warning.strata, warning.absent) == (10.5, (8, 24), (72,))
-    assert thresholds.levels.critical is None
-    assert [(figures.num_shape, figures.num_replies) for figures in found.strata] == [(20, 9), (20, 11), (20, 8)]
-    median = sorted(found.statistics)[len(found.statistics) // 2]
-    assert thresholds.clear_offset == pytest.approx(10.5 - 0.2 * (10.5 - median))
+def firing(thresholds: Thresholds, level: str) -> list[float]:
+    """What a score must exceed in each stratum."""
+    offset = dict(thresholds.levels.named())[level].offset  # type: ignore[index]
+    return [round(stratum.offset + offset, 12) for stratum in thresholds.strata]
 
 
-def test_a_thin_shape_half_takes_the_offset_of_the_stratum_before():
-    shape, rest = two_halves(60)
-    replies = [constant(1.0, 5, g) for g in shape[:20]] + [constant(3.0, 20, g) for g in shape[20:40]]
-    replies += [constant(9.0, 40, g) for g in shape[40:59]]
-    replies += [constant(0.0, 5, g) for g in rest[:9]]
-    found = calibrate(replies, min_tokens=3, bounds=BOUNDS, alphas={"warning": 0.1, "critical": 0.05})
-    assert [s.offset for s in found.thresholds.strata] == [0.0, 2.0, 2.0]
+def test_a_stratum_sets_its_threshold_by_what_ends_in_it_and_is_not_below_the_one_before():
+    replies = [constant(float(i), 5) for i in range(9)]  # the largest: 8
+    replies += [rising(-1.0, i + 0.5) for i in range(19)]  # none fires early; the largest but one of nineteen: 17.5
+    replies += [constant(-1.0, 40)] * 12  # lower, but a threshold does not fall
+    found = calibrated(replies, critical=0.01)
+    # A further reply could make 16.5 the quantile, and the slack one less: 9 above the threshold before.
+    assert firing(found.thresholds, "warning") == [9.0, 17.5, 17.5]
+    assert [of.thresholds["warning"] for of in found.strata] == pytest.approx([9.0, 17.5, 17.5])
+    assert [(of.max_tokens, of.num_replies) for of in found.strata] == [(8, 9), (24, 19), (72, 12)]
+    warning = found.thresholds.levels.warning
+    assert (warning.strata, warning.absent, found.thresholds.levels.critical) == ((8, 24, 72), (), None)
+    assert [s.offset for s in found.thresholds.strata] == pytest.approx([0.0, 8.5, 8.5])
+    assert found.statistics == tuple(statistic(reply, found.thresholds.strata, 3) for reply in replies)
+    median = sorted(found.statistics)[20]
+    assert found.thresholds.clear_offset == pytest.approx(9.0 - 0.2 * (9.0 - median))
+
+
+def test_replies_that_fire_early_raise_the_threshold_before_by_what_is_too_much():
+    """Of 39 at a tenth three may fire. Their 0.9 quantile late is 10, whoever else comes, their median early is below
+    the threshold before: the slack is 10 - 1, and an early 5 weighs as a late 14."""
+    short = [constant(1.0, 5)] * 9
+
+    def found(early: int, late: int) -> list[float]:
+        usual = [rising(0.0, 10.0)] * (39 - early - late)
+        replies = [*short, *usual, *[rising(5.0, 0.0)] * early, *[rising(0.0, 12.0)] * late]
+        return firing(calibrated(replies).thresholds, "warning")
+
+    assert found(early=3, late=0) == [1.0, 10.0, 10.0]
+    assert found(early=1, late=2) == [1.0, 10.0, 10.0]
+    # One too many fires late: the late threshold rises, and the early one as far.
+    assert found(early=1, late=3) == [3.0, 12.0, 12.0]
+    # One too many fires early: both rise until it does not.
+    assert found(early=4, late=0) == [5.0, 14.0, 14.0]
+
+
+def test_a_gate_that_is_mostly_shut_early_does_not_put_the_later_threshold_out_of_reach():
+    """Shut, it gives -10. The slack is from the threshold before then, 1, and not from -10: with that the later one
+    would be at 14."""
+    replies = [constant(1.0, 5)] * 9
+    replies += [rising(-10.0, 2.0)] * 31 + [rising(2.0, 0.0)] * 8
+    assert firing(calibrated(replies).thresholds, "warning") == [2.0, 3.0, 3.0]
+
+
+def test_a_stratum_with_too_few_replies_is_absent_and_changes_nothing():
+    replies = [constant(1.0, 5)] * 9 + [rising(7.0, 9.0)] * 8 + [constant(3.0, 40)] * 9
+    found = calibrated(replies)
+    warning = found.thresholds.levels.warning
+    assert (warning.strata, warning.absent) == ((8, 72), (24,))
+    assert [of.thresholds["warning"] for of in found.strata] == [3.0, None, 3.0]
+    assert firing(found.thresholds, "warning") == [3.0, 3.0, 3.0]
+
+
+def test_nothing_fires_where_a_level_is_absent():
+    """So what long replies have there is none of their firings: it would raise what comes after."""
+    replies = [constant(1.0, 5)] * 9 + [rising(0.0, 0.0)] * 8
+    replies += [[0.0] * 8 + [9.0] * 16 + [2.0] * 16] * 19
+    assert firing(calibrated(replies).thresholds, "warning") == [1.0, 1.0, 2.0]
+
+
+def test_the_first_strata_may_be_absent():
+    found = calibrated([constant(float(i), 40) for i in range(9)])
+    warning = found.thresholds.levels.warning
+    assert (warning.strata, warning.absent) == ((72,), (8, 24))
+    assert firing(found.thresholds, "warning") == [8.0, 8.0, 8.0]
+
+
+def test_critical_has_thresholds_of_its_own_above_the_same_profile():
+    replies = [constant(float(i), 5) for i in range(19)] + [rising(-1.0, i // 2 + 20.0) for i in range(19)]
+    found = calibrated(replies)
+    # Of 19 one may reach a warning, none a critical alert; above the profile what is higher of both strata stands.
+    assert firing(found.thresholds, "warning") == [17.0, 28.0, 28.0]
+    assert [of.thresholds["critical"] for of in found.strata] == [pytest.approx(19.0), 29.0, None]
+    assert firing(found.thresholds, "critical") == [19.0, 30.0, 30.0]
 
 
 def test_critical_in_fewer_strata_does_not_fall_under_warning():
-    _, rest = two_halves(60)
-    replies = [constant(1.0, 5, g) for g in rest[:20]] + [constant(4.0, 20, g) for g in rest[20:30]]
-    found = calibrate(replies, min_tokens=3, bounds=BOUNDS, alphas={"warning": 0.1, "critical": 0.05})
+    found = calibrated([constant(1.0, 5)] * 20 + [constant(4.0, 20)] * 10)
     warning, critical = found.thresholds.levels.warning, found.thresholds.levels.critical
-    assert warning is not None and critical is not None
-    assert (warning.offset, warning.strata) == (4.0, (8, 24))
-    assert (critical.offset, critical.strata, critical.absent) == (4.0, (8,), (24, 72))
+    assert firing(found.thresholds, "warning") == [4.0, 4.0, 4.0] == firing(found.thresholds, "critical")
+    assert (warning.strata, critical.strata, critical.absent) == ((8, 24), (8,), (24, 72))
 
 
 def test_replies_too_short_to_fire_count():
-    _, rest = two_halves(40)
-    replies = [constant(9.0, 2, g) for g in rest[:30]] + [constant(5.0, 5, g) for g in rest[30:31]]
-    with pytest.raises(MonitorError, match=r"^replies: wanted at least 49 in the threshold half .* or more, got 31 by"):
-        calibrate(replies, min_tokens=3, bounds=(8,), alphas={"warning": 0.02, "critical": 0.01})
-    counted = calibrate(replies, min_tokens=3, bounds=(8,), alphas={"warning": 1 / 32, "critical": 0.01})
+    replies = [constant(9.0, 2)] * 30 + [constant(5.0, 5)]
+    with pytest.raises(MonitorError, match=r"^replies: wanted at least 49 in a stratum, .* or more, got 31 by"):
+        calibrated(replies, 0.02, 0.01, (8,))
+    counted = calibrated(replies, 1 / 32, 0.01, (8,))
     assert counted.strata[0].num_replies == 31
-    assert counted.thresholds.levels.warning is not None and counted.thresholds.levels.warning.offset == 5.0
+    assert counted.thresholds.levels.warning.offset == 5.0
+
+
+def test_a_stratum_that_nobody_can_fire_in_has_no_part():
+    replies = [constant(9.0, 5)] * 9 + [constant(float(i), 20) for i in range(9)]
+    found = calibrate(replies, min_tokens=9, bounds=BOUNDS, alphas={"warning": 0.1, "critical": 0.05})
+    assert firing(found.thresholds, "warning") == [8.0, 8.0, 8.0]
+    assert found.thresholds.levels.warning is not None and found.thresholds.levels.warning.strata == (8, 24)
 
 
 @pytest.mark.parametrize(
@@ -173,10 +215,10 @@ def test_replies_too_short_to_fire_count():
     [
         ([], (8, 8), r"^bounds: wanted rising whole numbers"),
         ([], (), r"^bounds: wanted rising whole numbers"),
-        ([BenignReply([0.0] * 9, "a")], (8,), r"^replies\.0: wanted at most 8 scored tokens, got 9$"),
-        ([BenignReply([0.0, math.nan], "a")], (8,), r"^replies\.0\.scores\.1: wanted a finite number"),
-        ([], (8,), r"^replies: wanted at least 9 in the threshold half of a stratum, .*, got 0 by stratum$"),
-        ([BenignReply([1.0], g) for g in map(str, range(60))], (8,), r"^replies: wanted at least 9"),
+        ([[0.0] * 9], (8,), r"^replies\.0: wanted at most 8 scored tokens, got 9$"),
+        ([[0.0, math.nan]], (8,), r"^replies\.0\.1: wanted a finite number"),
+        ([], (8,), r"^replies: wanted at least 9 in a stratum, .*, got 0 by stratum$"),
+        ([[1.0]] * 60, (8,), r"^replies: wanted at least 9"),
     ],
 )
 def test_bad_replies_are_refused_by_name(replies, bounds, message):
@@ -194,24 +236,73 @@ def test_bad_replies_are_refused_by_name(replies, bounds, message):
     ],
 )
 def test_shares_that_no_level_can_have_are_refused_by_name(warning, critical, message):
-    replies = [BenignReply([float(i)] * 5, str(i)) for i in range(200)]
+    replies = [[float(i)] * 5 for i in range(200)]
     with pytest.raises(MonitorError, match=message):
         calibrate(replies, min_tokens=3, bounds=(8,), alphas={"warning": warning, "critical": critical})
 
 
-def test_any_text_of_a_file_may_name_a_group():
-    replies = [BenignReply([float(i)] * 5, f"\ud800{i}") for i in range(60)]
-    found = calibrate(replies, min_tokens=3, bounds=(8,), alphas={"warning": 0.1, "critical": 0.05})
-    assert 10 < found.strata[0].num_replies < 50
+# By leaving out each
+
+
+def fires(thresholds: Thresholds, level: Level, scores: Scores, min_tokens: int) -> bool:
+    """As the alarm has it: token by token, and not where the level is absent."""
+    for t, score in enumerate(scores, 1):
+        stretch = thresholds.stretch_at(t)
+        mark = getattr(stretch.marks, level)
+        if t >= min_tokens and mark is not None and score - stretch.profile > mark:
+            return True
+    return False
+
+
+SMALL = (2, 4, 6)
+
+
+def small_replies(rng: random.Random, alike: bool) -> list[Scores]:
+    """Of few different scores, so that many are equal, which must not matter; later ones higher if not `alike`."""
+    highest, lengths = rng.choice([2, 5, 30]), rng.choice([[2, 4], [2, 4, 6], [4], [1, 3, 5, 6]])
+    rise = 0.0 if alike else 0.7 * highest
+    lengths = [rng.choice(lengths) for _ in range(rng.randint(2, 36))]
+    unit = rng.choice([1.0, 0.1])  # tenths, of which sums and differences are rounded
+    return [[(rng.randint(0, highest) + rise * (t >= 2)) * unit for t in range(length)] for length in lengths]
+
+
+def left_out(replies: Sequence[Scores], alphas: Any, min_tokens: int) -> dict[tuple[Level, int], list[bool]]:
+    """Level and stratum -> of each reply that ends there whether it fires at thresholds of all the others."""
+    fired: dict[tuple[Level, int], list[bool]] = {}
+    for index, reply in enumerate(replies):
+        others = [*replies[:index], *replies[index + 1 :]]
+        try:
+            thresholds = calibrate(others, min_tokens=min_tokens, bounds=SMALL, alphas=alphas).thresholds
+        except MonitorError:
+            continue
+        stratum = next(bound for bound in SMALL if len(reply) <= bound)
+        for level, found in thresholds.levels.named():
+            if stratum in found.strata:
+                fired.setdefault((level, stratum), []).append(fires(thresholds, level, reply, min_tokens))
+    return fired
+
+
+def test_of_replies_that_are_left_out_in_turn_no_more_fire_than_may():
+    """What the bound says of exchangeable replies, without luck: of N that end in a stratum at most alpha N fire when
+    each is held against thresholds of all the others."""
+    rng, num_tight = random.Random(2), 0
+    for i in range(2500):
+        alpha = rng.choice([0.5, 0.34, 0.3, 0.2, 0.15, 0.1])
+        alphas: dict[Level, float] = {"warning": alpha, "critical": alpha / 2}
+        for (level, _), flags in left_out(small_replies(rng, i % 2 == 0), alphas, rng.randint(1, 3)).items():
+            most = math.floor(alphas[level] * len(flags) + 1e-9)
+            assert sum(flags) <= most
+            num_tight += sum(flags) == most > 0
+    assert num_tight > 300  # and it is used up
 
 
 # By simulation
 
 
-def reached(thresholds: Thresholds, replies: Sequence[BenignReply], stratum: int) -> tuple[int, int, int]:
+def reached(thresholds: Thresholds, replies: Sequence[Scores], stratum: int) -> tuple[int, int, int]:
     """Replies that end in a stratum, and how many of them reach warning and critical."""
-    inside = [r for r in replies if stratum_of(len(r.scores)) == stratum]
-    values = [statistic(r.scores, thresholds.strata, MIN_TOKENS) for r in inside]
+    inside = [r for r in replies if stratum_of(len(r)) == stratum]
+    values = [statistic(r, thresholds.strata, MIN_TOKENS) for r in inside]
     warning, critical = thresholds.levels.warning, thresholds.levels.critical
     assert warning is not None and critical is not None
     return len(inside), sum(v > warning.offset for v in values), sum(v > critical.offset for v in values)
@@ -267,25 +358,25 @@ def test_it_holds_however_often_the_score_is_looked_at():
         every_fifth += looked_at(scores, profile, lambda t: t % 5 == 0) > warning.offset
         at_the_end += looked_at(scores, profile, lambda t: t == len(scores)) > warning.offset  # noqa: B023
     assert at_the_end <= every_fifth <= every_token <= at_most(ALPHAS["warning"], number)
-    # And the alarm is no dead one: with three strata under one offset it is cautious, but it fires on benign replies.
-    assert every_token >= 0.2 * ALPHAS["warning"] * number
+    # And the alarm is no dead one: it fires on benign replies, not many times less often than it may.
+    assert every_token >= 0.4 * ALPHAS["warning"] * number
 
 
 def test_a_threshold_per_token_breaks_it():
     """What others do: the 1 - alpha quantile of all token scores. Then most long replies fire."""
     replies = benign(random.Random(3), 900)
-    tokens = sorted(s for r in replies for s in r.scores[MIN_TOKENS - 1 :])
+    tokens = sorted(s for r in replies for s in r[MIN_TOKENS - 1 :])
     per_token = tokens[math.ceil((1 - ALPHAS["warning"]) * len(tokens)) - 1]
-    fresh = [r for r in benign(random.Random(4), 600) if stratum_of(len(r.scores)) == 2]
-    fired = sum(max(r.scores[MIN_TOKENS - 1 :]) > per_token for r in fresh)
+    fresh = [r for r in benign(random.Random(4), 600) if stratum_of(len(r)) == 2]
+    fired = sum(max(r[MIN_TOKENS - 1 :]) > per_token for r in fresh)
     assert fired > 5 * ALPHAS["warning"] * len(fresh)
 
 
 def test_one_threshold_for_all_lengths_breaks_it_for_long_replies():
     """A pooled order statistic holds on average, and not for the long replies among them."""
     replies = benign(random.Random(5), 1800)
-    pooled = order_statistic([max(r.scores) for r in replies], ALPHAS["warning"])
+    pooled = order_statistic([max(r) for r in replies], ALPHAS["warning"])
     assert pooled is not None
-    fresh = [r for r in benign(random.Random(6), 1500) if stratum_of(len(r.scores)) == 2]
-    fired = sum(max(r.scores) > pooled for r in fresh)
+    fresh = [r for r in benign(random.Random(6), 1500) if stratum_of(len(r)) == 2]
+    fired = sum(max(r) > pooled for r in fresh)
     assert fired > at_most(ALPHAS["warning"], len(fresh))

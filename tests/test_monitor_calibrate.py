@@ -18,7 +18,7 @@ from discovery.group_split import group_digest
 from discovery.monitor_calibrate import output_paths
 from discovery.monitor_scores import reading_plan, score_replies
 from discovery.read_replies import read_replies
-from monitors.conformal import BenignReply, calibrate
+from monitors.conformal import calibrate
 from monitors.pack import MonitorPack
 from monitors.stability import bin_counts
 from sae_runtime.language_model import load_language_model
@@ -87,19 +87,15 @@ def test_replies_without_thoughts_are_no_successes_of_a_monitor_of_thoughts(mode
 
 def test_thresholds_are_the_conformal_ones_and_hold_on_fresh_replies(model, pack, benign, tmp_path, capsys):
     frozen = MonitorPack.load(pack)
-    figures = run(capsys, pack, "--benign", *benign, "--seed", "2", *HOW, *monitor_files.options(model))
+    figures = run(capsys, pack, "--benign", *benign, *HOW, *monitor_files.options(model))
     made = MonitorPack.load(pack)
     assert (made.version, made.validated, made.bindings.temperatures) == (2, False, (0.7,))
     assert made.frozen_sha256 == frozen.frozen_sha256 == figures["frozen_sha256"]
-    rows, replies = scored(model, frozen, benign)
-    pairs = zip(replies, rows.conversations, strict=True)
-    told = [BenignReply(reply.scores, row.full_group) for reply, row in pairs]
-    wanted = calibrate(told, min_tokens=4, bounds=BOUNDS, alphas=LEVELS, seed="2")
+    _, replies = scored(model, frozen, benign)
+    wanted = calibrate([reply.scores for reply in replies], min_tokens=4, bounds=BOUNDS, alphas=LEVELS)
     assert made.thresholds == wanted.thresholds
-    # Without the seed nobody could make the same thresholds of the same replies again.
-    assert figures["halves_seed"] == "2"
-    assert made.thresholds != calibrate(told, min_tokens=4, bounds=BOUNDS, alphas=LEVELS).thresholds
     assert [of["num_replies"] for of in figures["strata"]] == [of.num_replies for of in wanted.strata]
+    assert [of["thresholds"] for of in figures["strata"]] == [of.thresholds for of in wanted.strata]
     assert made.calibration.method == "conformal_by_length" and "one (260), two (200)" in made.calibration.source
     fresh = files.write(tmp_path / "fresh.jsonl", files.benign(300, dataset="fresh", seed=5))
     fired = [reply.level is not None for reply in scored(model, made, [fresh])[1]]
@@ -132,6 +128,40 @@ def test_rates_come_from_replies_that_thresholds_were_not_set_on(model, pack, be
     assert crossed["alerts"]["num_alerts"] >= crossed["all"]["warning"]["count"]
     curve = [point["offset"] for point in figures["curve"]]
     assert curve == sorted(curve) and len(curve) > 5
+
+
+def test_no_reply_of_a_group_has_a_part_in_the_thresholds_that_it_is_held_against(model, pack, tmp_path, capsys):
+    """The highest replies are all of one group: thresholds of the others let all of them fire. Folds that tear the
+    group apart, or thresholds that it had a part in, let as few fire as may."""
+    path = files.write(tmp_path / "some.jsonl", files.benign(260, dataset="some"))
+    conversations, replies = scored(model, MonitorPack.load(pack), [path])
+    of_row = {row.group: reply.statistic for row, reply in zip(conversations.conversations, replies, strict=True)}
+    rows = sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: of_row[row["group"]])
+    odd = [row | {"group": "odd"} for row in rows[-30:]]
+    files.write(path, [*rows[:-30], *odd])
+    how = ["--bounds", "64", "--warning", "0.05", "--critical", "0.02", "--json"]
+    crossed = run(capsys, pack, "--benign", path, *how, *monitor_files.options(model))["cross_fitted"]
+    assert 30 <= crossed["all"]["warning"]["count"] <= 30 + 30
+    figures = run(capsys, pack, "--benign", path, *how, "--seed", "2", *monitor_files.options(model))
+    # Without the seed nobody could deal the same folds again.
+    assert figures["folds_seed"] == "2" and figures["cross_fitted"]["all"]["warning"]["count"] >= 30
+
+
+def test_a_rate_leaves_out_replies_whose_level_no_fold_could_set(model, pack, benign, capsys):
+    """In a stratum with as few replies as a level needs it stands, and in none of the folds, which have fewer."""
+    frozen = MonitorPack.load(pack)
+    _, replies = scored(model, frozen, benign)
+    lengths = sorted((len(reply.scores) for reply in replies), reverse=True)
+    longest = lengths[19]  # the twentieth: 19 are needed
+    num = sum(length >= longest for length in lengths)
+    bounds = f"{longest - 1},64"
+    how = ["--bounds", bounds, "--warning", str(1 / (num + 0.5)), "--critical", "0.0001", "--json"]
+    figures = run(capsys, pack, "--benign", *benign, *how, *monitor_files.options(model))
+    assert figures["strata"][1]["thresholds"]["warning"] is not None
+    crossed = figures["cross_fitted"]
+    assert crossed["left_out"]["warning"] == num and set(crossed["by_stratum"]) == {str(longest - 1), "64"}
+    assert "warning" not in crossed["by_stratum"]["64"]
+    assert crossed["all"]["warning"]["num"] == 460 - num
 
 
 def test_hard_negatives_are_measured_and_decide_nothing(model, pack, benign, tmp_path, capsys):
@@ -192,7 +222,7 @@ def test_what_is_not_benign_and_too_little_are_named(model, pack, tmp_path, caps
     assert "benign replies must have label 0, got 10 with 1, first instructed, id 'instructed-1'" in line
     few = files.write(tmp_path / "few.jsonl", files.benign(12))
     line = run(capsys, pack, "--benign", few, *HOW, *monitor_files.options(model))
-    assert "replies: wanted at least 19 in the threshold half of a stratum" in line
+    assert "replies: wanted at least 19 in a stratum" in line
     short = [row | {"score_to_char": 2} for row in files.benign(12)]
     path = files.write(tmp_path / "short.jsonl", short)
     line = run(capsys, pack, "--benign", path, *HOW, *monitor_files.options(model))
