@@ -88,6 +88,9 @@ class Delivery:
                     yield event
 
     def close_watchers(self) -> None:
-        """End all alert streams."""
+        """End all alert streams, after what has been published so far: that may still wait for its turn on the loop."""
+        self._loop.call_soon(self._close_watchers)
+
+    def _close_watchers(self) -> None:
         for queue in self._watchers:
             queue.put_nowait(None)

@@ -94,6 +94,12 @@ class Engine:
         """Requests that run or wait."""
         return len(self._roster.rows) + self.admission.num_waiting
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody runs or waits, and all that was to be told is published."""
+        # In this order: a request leaves its slot in the step that has yet to publish its end.
+        return self.num_active == 0 and self._step_started is None
+
     def stalled_seconds(self) -> float:
         """How long the step in progress has been taking; 0 between steps."""
         started = self._step_started

@@ -154,10 +154,10 @@ class Server:
         seconds, num_active = self.settings.drain_timeout_seconds, self.engine.num_active
         if num_active:
             logger.info("shutting down: %d requests have up to %g s to finish", num_active, seconds)
-        await _until(lambda: self.engine.num_active == 0 or hurry.is_set(), seconds)
+        await _until(lambda: self.engine.is_idle or hurry.is_set(), seconds)
         # From the engine, so that clients get a Finished and not the transport's bare UNAVAILABLE.
         self.engine.finish_all()
-        await _until(lambda: self.engine.num_active == 0 or not self.engine.is_healthy, _FINISH_SECONDS)
+        await _until(lambda: self.engine.is_idle or not self.engine.is_healthy, _FINISH_SECONDS)
         self.delivery.close_watchers()
 
     async def close(self) -> bool:

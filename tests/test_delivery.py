@@ -169,3 +169,11 @@ async def test_closing_ends_streams_well_after_what_is_unread(watching, num_unre
     delivery._deliver(alerts(*(event(i) for i in range(num_unread))))
     delivery.close_watchers()
     assert len([e async for e in stream]) == num_unread
+
+
+async def test_closing_ends_streams_after_what_was_published_before(watching):
+    """What the engine's thread has handed over waits for its turn on the loop."""
+    delivery, stream = watching
+    delivery.publish(alerts(event(1)))
+    delivery.close_watchers()
+    assert [e async for e in stream] == [event(1)]

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+import threading
 import time
 from contextlib import aclosing
 
@@ -14,6 +15,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from serving import (
+    ALWAYS,
     GENERATE,
     SCORE,
     Gate,
@@ -31,11 +33,13 @@ from serving import (
 from telltale.v1 import generation_pb2, generation_pb2_grpc
 from test_wire_requests import WRONG
 
+from service import server as server_module
 from service import wire_requests, wire_responses
 from service.client_events import Token
 from service.config import Settings
 from service.errors import EngineFailed, InvalidRequest, NotReady, QueueFull
 from service.grpc_server import GENERATION
+from service.journal_keeper import JournalKeeper
 from service.model_runner import ModelRunner
 from service.server import LIVENESS, Server
 from service.servicer import REQUEST_ID_KEY
@@ -516,3 +520,52 @@ async def test_a_busy_server_is_alive():
         assert await health(channel, LIVENESS) == await health(channel, GENERATION.full_name) == SERVING
         gate.open()
         assert set(await asyncio.gather(*map(status, calls))) == {grpc.StatusCode.OK}
+
+
+# --- a disk that is slow ---
+
+
+async def test_a_drain_waits_for_the_alerts_of_the_last_step(tmp_path, monkeypatch):
+    """Their requests have left their slots by then, and neither they nor watchers have been told."""
+    is_appending, may_end = threading.Event(), threading.Event()
+    append = JournalKeeper.append
+
+    def append_slowly(keeper, records):
+        append(keeper, records)
+        is_appending.set()
+        assert may_end.wait(20), "the disk never came back"
+
+    monkeypatch.setattr(JournalKeeper, "append", append_slowly)
+    path = str(tmp_path / "alerts.sqlite")
+    settings = Settings(grpc_port=0, http_port=0, journal=path, drain_delay_seconds=0.0)
+    server = Server(settings, parts(), JournalKeeper.open(settings))
+    await server.start()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(server.run(stop, hurry))
+    try:
+        async with connect(server) as client:
+            watching = asyncio.create_task(told_to_watchers(client))
+            await eventually(lambda: server.delivery._watchers)
+            asked = asyncio.create_task(client.complete("The sea", max_tokens=3, ignore_eos=True, monitors=[ALWAYS]))
+            await eventually(is_appending.is_set)
+            with monkeypatch.context() as patch:
+                patch.setattr(server_module, "_STOP_GRACE_SECONDS", 0.0)  # of a server that does not wait
+                stop.set()
+                await eventually(lambda: server.engine.admission.is_draining)
+            may_end.set()
+            reply, watched = await asyncio.gather(asked, watching)
+    finally:
+        may_end.set()
+        stop.set()
+        assert await running == 0
+    assert reply.finished.reason == "length"
+    assert watched == [alert.alert_id for alert in reply.alerts] != []
+
+
+async def told_to_watchers(client):
+    """Ids of all alerts, until the server ends the stream."""
+    told = []
+    with pytest.raises(NotReady, match="ended the stream"):
+        async for alert in client.watch_alerts():
+            told.append(alert.alert_id)
+    return told
