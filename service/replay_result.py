@@ -119,8 +119,15 @@ def _is_same(record: AlertRecord, alert: Alert) -> bool:
 
 
 def _differences(
-    record: AlertRecord, series: Series, replayed: Replayed, watched: Sequence[int], positions: range
+    record: AlertRecord, series: Series, replayed: Replayed, watched: Sequence[int], positions: Sequence[int]
 ) -> list[SeriesDifference]:
+    start = record.span_start
+
+    def score(position: int) -> float | None:
+        token = replayed.tokens.get(position)
+        scores = () if token is None else token.scores
+        return next((score.value for score in scores if score.monitor == record.monitor), None)
+
     def value(position: int) -> float | None:
         token = replayed.tokens.get(position)
         match series.kind:
@@ -131,8 +138,7 @@ def _differences(
             case "probe":
                 return replayed.probes.get(position, {}).get(series.name)
             case _:
-                scores = () if token is None else token.scores
-                return next((score.value for score in scores if score.monitor == series.name), None)
+                return score(position)
 
     def steered(position: int) -> float | None:
         token = replayed.tokens.get(position)
@@ -140,7 +146,10 @@ def _differences(
             return None
         return token.steered_readings[watched.index(series.feature)]
 
-    start = record.span_start
+    if series.kind == "probe":
+        # Its values are kept wherever any monitor of the request scored; the replay runs this one alone.
+        recorded = next((each.values for each in record.readings if each.kind == "score"), ())
+        positions = [p for p in positions if (recorded and recorded[p - start] is not None) or score(p) is not None]
     found = [_difference(series.name, series.kind, [(series.values[p - start], value(p)) for p in positions])]
     if series.steered_values:
         pairs = [(series.steered_values[p - start], steered(p)) for p in positions]

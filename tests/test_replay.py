@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 import serving as serving_module
@@ -45,18 +46,16 @@ async def server(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(serving_module, "monitor_packs", packs)
     parts = serving_module.parts
-    patch.setattr(serving_module, "parts", lambda **options: with_probes(parts(**options)))
+    patch.setattr(serving_module, "parts", lambda **options: with_probes(parts(**options), packs()))
     async with serving(journal=str(tmp_path_factory.mktemp("replay") / "alerts.sqlite")) as server:
         yield server
     patch.undo()
 
 
-def with_probes(parts):
-    from dataclasses import replace
-
+def with_probes(parts, packs):
     probes = [
         tiny.Probe(probe.name, tiny.HookPoint.parse(probe.hook_point), probe.direction, probe.bias)
-        for pack in packs()
+        for pack in packs
         for probe in pack.probes()
     ]
     return replace(parts, runner=tiny.model_runner(tiny.language_model(), tiny.sae(), probes=probes))
@@ -143,6 +142,27 @@ async def test_alerts_in_a_plain_text_are_read_again_as_the_role_that_they_were_
     assert told.keys() >= {("restless", "assistant"), ("reading", "text")}
     for alert_id in told.values():
         assert (await client.journal.replay(alert_id)).read.reproduced
+
+
+async def test_a_probe_is_compared_where_its_own_monitor_scored(tmp_path, monkeypatch):
+    """Its values are kept wherever any monitor of the request scored, and a replay runs one monitor alone."""
+    whole = {"window": 60, "min_tokens": 45, "thresholds": tiny_packs.thresholds(-50.0), "roles": ("user",)}
+    packs = [
+        tiny_packs.pack("asking", [tiny_packs.probe_component()], **whole),
+        tiny_packs.pack("answering", [tiny_packs.probe_component()], thresholds=tiny_packs.thresholds(1e9)),
+    ]
+    monkeypatch.setattr(serving_module, "monitor_packs", lambda: packs)
+    made = with_probes(serving_module.parts(), packs)
+    monkeypatch.setattr(serving_module, "parts", lambda **_: made)
+    between = {"role": "assistant", "content": "It is wet."}
+    async with serving(journal=str(tmp_path / "alerts.sqlite")) as server, connect(server) as client:
+        result = await client.score([*CHAT, between, {"role": "user", "content": "And what of the sky above it?"}])
+        [told] = result.alerts
+        replay = (await client.journal.replay(told.alert_id)).read
+    assert told.span_start < next(token.index for token in result.tokens if token.role == "assistant") < told.position
+    assert replay.reproduced, replay
+    compared = {series.kind: (series.num_compared, series.num_missing) for series in replay.series}
+    assert compared["probe"] == compared["score"] == (45, 0)
 
 
 async def test_another_seed_writes_another_reply_and_is_said_to(server, client):
