@@ -22,7 +22,7 @@ from service.engine import Engine
 from service.errors import NotFound, NotPossible, NotReady
 from service.journal_keeper import JournalKeeper
 from service.replay import ReplayHost, compared, plan
-from service.request import Event, FinishedEvent, Request
+from service.request import Event, FinishedEvent, FinishReason, Request
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ class AlertServicer:
             raise NotReady(f"The alert journal can't be used: {wanted}.") from error
 
     async def _run(self, request: Request) -> list[Event]:
-        """A request of our own through the engine."""
+        """A request of our own through the engine. NotReady if the server's end cut it short: that shows nothing."""
         admission = self._engine.admission
         if not self._engine.is_healthy:
             raise NotReady("The engine is not running.")
@@ -132,8 +132,11 @@ class AlertServicer:
             async with aclosing(self._delivery.events(submission.mailbox)) as batches:
                 async for batch in batches:
                     events += batch
-                    if isinstance(events[-1], FinishedEvent):
-                        break
+                    match events[-1]:
+                        case FinishedEvent(reason=FinishReason.SHUTDOWN):
+                            raise NotReady("The server is shutting down.")
+                        case FinishedEvent():
+                            break
         finally:
             admission.cancel(submission)
         return events

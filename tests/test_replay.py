@@ -20,7 +20,7 @@ from service import cli
 from service.alert_view import replay_lines
 from service.client import TelltaleClient
 from service.client_request import Policy, Steering
-from service.errors import InvalidRequest, NotPossible
+from service.errors import InvalidRequest, NotPossible, NotReady
 from service.replay import ReplayHost, differences, plan
 from service.replay_result import SeriesDifference
 
@@ -163,6 +163,26 @@ async def test_a_probe_is_compared_where_its_own_monitor_scored(tmp_path, monkey
     assert replay.reproduced, replay
     compared = {series.kind: (series.num_compared, series.num_missing) for series in replay.series}
     assert compared["probe"] == compared["score"] == (45, 0)
+
+
+async def test_a_replay_that_the_servers_end_cuts_short_is_no_verdict(tmp_path, monkeypatch):
+    late = tiny_packs.pack(
+        "late", [tiny_packs.feature_component(*range(tiny.NUM_LATENTS))], thresholds=tiny_packs.thresholds(1e-6),
+        window=1, min_tokens=30,
+    )  # fmt: skip
+    monkeypatch.setattr(serving_module, "monitor_packs", lambda: [late])
+    async with serving(journal=str(tmp_path / "alerts.sqlite")) as server, connect(server) as client:
+        [told] = (await client.complete("The sea", max_tokens=30, ignore_eos=True)).alerts
+        inner, passes = server.engine.runner.forward, iter(range(1000))
+
+        def forward(*args, **options):
+            if next(passes) == 15:  # in the reply that is written again
+                server.engine.finish_all()
+            return inner(*args, **options)
+
+        server.engine.runner.forward = forward
+        with pytest.raises(NotReady, match="shutting down"):
+            await client.journal.replay(told.alert_id)
 
 
 async def test_another_seed_writes_another_reply_and_is_said_to(server, client):
