@@ -58,7 +58,8 @@ class OffDistributionTokens:
         self._positions: list[tuple[int, Role | None]] = []
 
     def observe(self, position: int, role: Role | None, *, fvu: float, off_scale: bool) -> bool:
-        """Whether this token is off. One off scale has no reading to be trusted anyway."""
+        """Whether this token is off. One off scale, to the dictionary or to a monitor that scores its role, has no
+        reading to be trusted anyway: so whatever is off was scored by all monitors of its role."""
         is_off = self._max_fvu is not None and not off_scale and fvu > self._max_fvu
         if is_off:
             self._positions.append((position, role))

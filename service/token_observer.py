@@ -76,9 +76,10 @@ class TokenObserver:
         readings_U = stats.readings_NU[n]
         role = self.request.prompt_role(position) if is_prompt else self._reply_role(token_id)
         off_scale, fvu = bool(stats.off_scale_N[n]), float(stats.fvu_N[n])
-        off_distribution = self.off_distribution.observe(position, role, fvu=fvu, off_scale=off_scale)
         inputs = self._inputs(fetched, columns, n, role)
         updates = self.bank.observe(position, inputs, role)
+        off_scale = off_scale or self.bank.left_out
+        off_distribution = self.off_distribution.observe(position, role, fvu=fvu, off_scale=off_scale)
         if not is_prompt:
             self.reply_scores.add(updates, role)
         steered = fetched.steered.get(b)
@@ -97,7 +98,7 @@ class TokenObserver:
             fvu=fvu,
             l0=int(stats.l0_N[n]),
             role=role,
-            off_scale=off_scale or self.bank.left_out,
+            off_scale=off_scale,
             probes=inputs.probes,
             off_distribution=off_distribution,
         )

@@ -5,6 +5,7 @@ import math
 import pytest
 import serving
 import tiny
+import tiny_packs
 from telltale.v1 import generation_pb2
 from test_engine import request, run_one
 
@@ -50,6 +51,23 @@ def test_alerts_and_summaries_count_them(model, dictionary):
     assert found.num_tokens == sum(t.off_distribution for t in reply.tokens)
     assert found.by_monitor[monitor.name, "assistant"] == sum(t.off_distribution for t in reply.generated)
     assert isinstance(started.last_prompt_token, TokenEvent)
+
+
+def test_what_a_monitor_leaves_out_is_off_scale_and_not_off_distribution(model, dictionary):
+    """By its probe's largest norm, where the dictionary has nothing against the token."""
+    strict = tiny_packs.pack("strict", [tiny_packs.probe_component(largest_norm=0.001)])
+    probes = [tiny.probe(probe.name, probe.hook_point) for probe in strict.probes()]
+    asked = request(model, TEXT, include_prompt=True, max_tokens=10, monitors=(strict.spec(),))
+    reply = run_one(model, dictionary, asked, probes=probes, max_fvu=0.0)
+    assert {(token.off_scale, token.off_distribution) for token in reply.generated} == {(True, False)}
+    # Prompt tokens are scored by nobody, and so left out by nobody.
+    assert {(token.off_scale, token.off_distribution) for token in reply.tokens if token.is_prompt} == {
+        (True, False),
+        (False, True),
+    }
+    assert reply.finished.monitors[0].num_scored == 0
+    assert reply.finished.off_distribution.by_monitor == {("strict", "assistant"): 0}
+    assert reply.finished.off_distribution.num_tokens == sum(token.off_distribution for token in reply.tokens)
 
 
 def test_without_a_limit_nothing_is_counted(model, dictionary):
