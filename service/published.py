@@ -47,8 +47,13 @@ class Published:
         """End a stream with an error."""
         self.posts.append(Post(submission, [], failure))
 
-    def withhold(self, request_ids: Collection[str], outcome: Outcome, failure: Exception) -> None:
-        """Tell these requests nothing of this step but that they failed."""
+    def withhold(
+        self, request_ids: Collection[str], alert_ids: Collection[str], outcome: Outcome, failure: Exception
+    ) -> None:
+        """Tell these requests nothing of this step but that they failed, and nobody of these alerts.
+
+        Others of theirs are kept, from steps before, and had yet to be told: watchers are.
+        """
 
         def is_concerned(post: Post) -> bool:
             return post.submission.request.request_id in request_ids
@@ -58,7 +63,7 @@ class Published:
         for submission in concerned.values():
             self.posts.append(Post(submission, [], failure))
             submission.cancel_twin(outcome)
-        self.alerts = [event for event in self.alerts if event.request_id not in request_ids]
+        self.alerts = [event for event in self.alerts if event.id not in alert_ids]
         # Two that are twins have one record, under the id of one of them.
         twins = {one.twin.request.request_id for one in concerned.values() if one.twin is not None}
         self.requests = [

@@ -211,7 +211,8 @@ class Roster:
             failure = AlertNotKept()
             for row in [row for row in self.rows if row.request.request_id in lost]:
                 self.fail(row, Outcome.ALERT_NOT_KEPT, failure)
-            self.out.withhold(lost, Outcome.ALERT_NOT_KEPT, failure)
+            lost_alerts = {each.event.id for each in raised if each.event.request_id in lost}
+            self.out.withhold(lost, lost_alerts, Outcome.ALERT_NOT_KEPT, failure)
 
 
 def engine_failed(error: Exception) -> EngineFailed:

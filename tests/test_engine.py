@@ -17,7 +17,7 @@ from sae_runtime.hook_point import HookPoint
 from sae_runtime.probes import Probe
 from sae_runtime.steering_spec import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
 from service.engine import Engine
-from service.errors import DeadlineExceeded, EngineFailed, NotReady, QueueFull, SlowConsumer
+from service.errors import AlertNotKept, DeadlineExceeded, EngineFailed, NotReady, QueueFull, SlowConsumer
 from service.published import Published
 from service.records import Outcome
 from service.request import (
@@ -838,3 +838,27 @@ def test_alerts_of_a_prompt_that_was_not_read_to_its_end_are_told_to_watchers_un
     end(engine, submission)
     assert engine.num_running == 0
     assert [event.alert.monitor for event in told] == ([] if replay else [loud.name])
+
+
+def test_alerts_of_a_prompt_that_were_kept_are_told_to_watchers_though_a_later_one_cannot_be(model, dictionary):
+    restless = tiny.monitor_spec(
+        features=tuple(range(8)), threshold=4.0, window=1, min_tokens=1, cooldown_tokens=0, roles=("text",)
+    )
+    kept, told, outcomes = [], [], []
+
+    def keep(raised):
+        if kept:  # the disk is full by now
+            return {each.event.request_id for each in raised}
+        kept.extend(each.event.id for each in raised)
+        return ()
+
+    def publish(published):
+        told.extend(event.id for event in published.alerts)
+        outcomes.extend(record.outcome for record in published.requests)
+
+    text = "The sea was calm and very wide that day."
+    asked = request(model, text, monitors=(restless,), prompt_roles=("text",) * len(text))
+    [reply] = run(tiny.engine(model, dictionary, chunk_tokens=6, publish=publish, keep=keep), asked)
+    assert isinstance(reply.failure, AlertNotKept) and reply.events == []
+    assert told == kept != []
+    assert outcomes == [Outcome.ALERT_NOT_KEPT]
