@@ -6,7 +6,8 @@ service is thus counted in `telltale_requests_total` exactly once. Nothing here 
 
 Tokens are counted from the steps, as the model reads them, so that requests that are later cancelled or fail are in
 the totals: `prompt_tokens_total` from prefill, `generation_tokens_total` from decode. The last generated token is read
-too and an end-of-sequence token is not, so over streams that ended well the second equals what clients received.
+too and an end-of-sequence token is not, so over streams that ended well the second equals what clients received. What
+replays read is in neither, only in `forward_tokens_total` and `tapped_tokens_total`, which are about the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -120,14 +121,14 @@ class _EngineMetrics:
             Phase.PREFILL: counter("prompt_tokens", "Prompt tokens the model read."),
             Phase.DECODE: counter("generation_tokens", "Generated tokens the model read."),
         }
-        self.forward = counter("forward_tokens", "Tokens the model read: prompt and generated.")
+        self.forward = counter("forward_tokens", "Tokens the model read: prompt, generated, and those of replays.")
         self.tapped = counter("tapped_tokens", "Tokens the tap saw. Must equal forward_tokens_total.")
         self.nonfinite = counter("sae_nonfinite_tokens", "Tokens whose residual or readings held NaN or infinity.")
 
     def observe_step(self, record: StepRecord) -> None:
         self.forward.inc(record.num_tokens)
         self.tapped.inc(record.num_tapped_tokens)  # right after: a scrape in between sees them differ
-        self.tokens[record.phase].inc(record.num_tokens)
+        self.tokens[record.phase].inc(record.num_tokens - record.num_replayed_tokens)
         self.nonfinite.inc(record.num_nonfinite_tokens)
         self.seconds[record.phase].observe(record.step_seconds)
         if record.encode_seconds is not None:

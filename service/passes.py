@@ -124,7 +124,9 @@ class Passes:
     ) -> StepRecord:
         now = time.monotonic()
         is_finite_N = fetched.stats.finite_N.astype(bool)
-        counts_N = is_finite_N & (fetched.stats.off_scale_N == 0)
+        is_replay_B = np.array([row.request.replay is not None for row in rows])
+        is_replay_N = np.repeat(is_replay_B, len(is_finite_N) // len(rows))
+        counts_N = is_finite_N & (fetched.stats.off_scale_N == 0) & ~is_replay_N
         read_NX = fetched.stats.readings_NU[:, plan.server_watch]
         readings_NW = read_NX[:, : self._num_watched]
         if self._num_watched:
@@ -140,7 +142,12 @@ class Passes:
             encode_seconds=output.encode_seconds,
             num_nonfinite_tokens=int((~is_finite_N).sum()),
             readings_NW=readings_NW[counts_N],
-            inter_token_seconds=[now - row.last_token_at for row in rows if row.last_token_at is not None],
+            num_replayed_tokens=int(is_replay_N.sum()),
+            inter_token_seconds=[
+                now - row.last_token_at
+                for row, is_replay in zip(rows, is_replay_B.tolist(), strict=True)
+                if row.last_token_at is not None and not is_replay
+            ],
             num_ordinary_tokens=int(counts_N.sum()),
             num_off_distribution=int((fetched.stats.fvu_N[counts_N] > self._max_fvu).sum()),
             inputs_NG=read_NX[counts_N][:, self._num_watched :],

@@ -62,17 +62,19 @@ class StepRecord:
     num_nonfinite_tokens: int
     """Tokens whose residual or readings held NaN or infinity."""
     readings_NW: NDArray[np.float32]
-    """Readings of the server's own watch list, one line per token; position 0 is left out."""
+    """Readings of the server's own watch list, one line per ordinary token."""
     inter_token_seconds: list[float] = field(default_factory=list)
     """Per row that emitted a token and had emitted one before: time since that one."""
     num_ordinary_tokens: int = 0
-    """Finite ones that are not off scale: what the guards look at."""
+    """Those of traffic that are finite and not off scale: what the guards look at."""
     num_off_distribution: int = 0
     """Of these, those that the dictionary does not describe; 0 without a guard."""
     inputs_NG: NDArray[np.float32] | None = None
     """Readings of the guarded latents at ordinary tokens; None from an engine that guards none."""
     probes_NP: NDArray[np.float32] | None = None
     """Values of all probes at ordinary tokens; None if they were not computed in this pass."""
+    num_replayed_tokens: int = 0
+    """Of `num_tokens` those of replays, which are no traffic: only what is said of the pass itself counts them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,10 +89,7 @@ async def test_every_alert_of_a_generation_is_reproduced(server, client, options
     reply, *_ = await asyncio.gather(asked, *bystanders)
     assert {alert.monitor for alert in reply.alerts} >= {"restless", "probing"}
     head = server.journal.journal.reader.heads()
-    counted = (
-        outcomes(server),
-        sample(server, "telltale_alerts_total", monitor="restless", severity="warning", role="assistant"),
-    )
+    counted, read = traffic(server), sample(server, "telltale_forward_tokens_total")
     last = {told.monitor: told for told in reply.alerts}
     for told in {told.alert_id: told for told in (*reply.alerts[:2], *last.values())}.values():
         replay = await client.journal.replay(told.alert_id)
@@ -109,10 +106,20 @@ async def test_every_alert_of_a_generation_is_reproduced(server, client, options
             assert kinds >= {"feature", "score"} and ("probe" in kinds) == (told.monitor == "probing")
     # A replay is no traffic: nothing of it is kept or counted.
     assert server.journal.journal.reader.heads() == head
-    assert (
+    assert traffic(server) == counted
+    assert sample(server, "telltale_forward_tokens_total") == sample(server, "telltale_tapped_tokens_total") > read
+
+
+def traffic(server):
+    """What the server has counted of its requests, and of their tokens."""
+    counters = ("prompt", "generation", "feature_tokens_observed", "ordinary")
+    totals = [f"telltale_{name}{'' if name.endswith('observed') else '_tokens'}_total" for name in counters]
+    return (
         outcomes(server),
         sample(server, "telltale_alerts_total", monitor="restless", severity="warning", role="assistant"),
-    ) == counted
+        [sample(server, name) for name in (*totals, "telltale_inter_token_latency_seconds_count")],
+        [(one.name, one.num_tokens, one.num_active) for one in server.guards.inputs],
+    )
 
 
 async def test_steering_that_is_left_out_is_found_out(client, monkeypatch):
