@@ -230,7 +230,7 @@ def _monitor_line(summary: MonitorSummary, definition: Monitor | None) -> Text:
     if summary.max_score is None:
         score = f"no score yet after {tokens}, too few"
     else:
-        threshold = f" (threshold {definition.threshold:.3g})" if definition else ""
+        threshold = f"{_beyond_length(summary)} (threshold {definition.threshold:.3g})" if definition else ""
         fired = f"fired first at {summary.first_fired_position}" if summary.fired else "did not fire"
         fired += ", rose to critical" if summary.level == "critical" else ""
         fired += ", beyond calibrated lengths" if summary.beyond_calibration else ""
@@ -239,6 +239,13 @@ def _monitor_line(summary: MonitorSummary, definition: Monitor | None) -> Text:
     unproven = ", not validated" if definition and not definition.validated else ""
     line = f"{sanitize(summary.monitor)}{_whose(summary.role)}: {score}{unproven}"
     return Text(line, style="bold red" if summary.fired else "")
+
+
+def _beyond_length(summary: MonitorSummary) -> str:
+    """What the threshold is for, which is that of short replies, where it is another number than the largest score."""
+    if summary.max_statistic in (None, summary.max_score):
+        return ""
+    return f", {summary.max_statistic:.3g} beyond what its length explains"
 
 
 def _off(num_tokens: int | None) -> str:

@@ -272,6 +272,21 @@ def test_monitors_stand_with_their_threshold():
     ]
 
 
+def test_what_the_length_of_a_reply_explains_is_no_part_of_what_its_threshold_is_for():
+    definition = Monitor(
+        name="stance", description="", threshold=1.25, clear_threshold=0.2, window=1, min_tokens=1, cooldown_tokens=0,
+        severity="info", threshold_source="", validated=True, features=(7,), scores_prompt=False,
+    )  # fmt: skip
+    long = MonitorSummary(
+        monitor="stance", max_score=2.9, max_statistic=0.98, mean_score=0.5, scored_tokens=120, fired=False,
+        first_fired_position=None,
+    )  # fmt: skip
+    told = ["2.9, 0.98 beyond what its length explains (threshold 1.25)", "2.9 (threshold 1.25)"]
+    assert [line.plain for line in monitor_lines([long, replace(long, max_statistic=2.9)], [definition])] == [
+        f"stance: max score {score} over 120 scored tokens, did not fire" for score in told
+    ]
+
+
 def test_a_verified_dictionary_needs_no_warning():
     sae = SaeInfo(
         name="", sha256="", hook_point="", num_latents=1, activation="", verified=True, mismatches=(),
