@@ -9,7 +9,7 @@ r"""The rows that the monitors of Qwen2.5-Coder-1.5B are fitted and measured on,
     python -m benchmarks.monitor_rows short.jsonl long.jsonl --output rows
     python -m benchmarks.monitor_rows short.jsonl long.jsonl --output rows --seen disbelief_at_end.pack.yaml ...
 
-and, when everything was frozen, the questions that had not been asked:
+and, when everything was frozen, the questions that nothing had been fitted, chosen or measured on:
 
     telltale lab monitor elicit --questions discovery/questions/facts.jsonl --output fresh.jsonl \
         --formats short --skip 760 --samples 1 --arms ...                                        # those of short.jsonl
