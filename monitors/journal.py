@@ -26,7 +26,7 @@ from monitors.journal_database import Database, place_of
 from monitors.journal_entry import Acknowledgement, Entry, Retention, Review, Verdict, written
 from monitors.journal_lock import WriterLock
 from monitors.journal_reader import JournalReader
-from monitors.journal_retention import Keep, delete_through, due
+from monitors.journal_retention import Keep, delete_through, due, renewed
 from monitors.journal_schema import upgrade
 from monitors.journal_tables import OWN, chains, entries, values
 from monitors.synced_folder import sync_folder
@@ -136,16 +136,18 @@ class Journal:
     def retain(self, keep: Keep, *, dry_run: bool = False) -> list[Retention]:
         """Deletes what is not to be kept, here and in the copies that lie beside it, and keeps an entry that says so.
 
-        Returns these entries; with `dry_run` nothing is done.
+        Returns the entries about what this run deletes; with `dry_run` nothing is done.
         """
         with self._turn:
             with self._database.begin() as connection:
-                found = due(connection, keep, datetime.now(UTC))
+                now = datetime.now(UTC)
+                found = due(connection, keep, now)
                 if dry_run or not found:
                     return found
+                earlier = renewed(connection, self.id, found, now)
                 for retention in found:
                     delete_through(connection, retention)
-                add(connection, self.id, found)
+                add(connection, self.id, found + earlier)
             self._database.forget_deleted()
         self._tell()
         return found

@@ -55,8 +55,8 @@ class Retention(Timed):
     through_seq: Annotated[int, Field(ge=1)]
     """The last one deleted: all up to it are."""
     through_hash: Sha256
-    num_deleted: Annotated[int, Field(ge=1)]
-    """By this run; earlier ones have deleted others."""
+    num_deleted: Annotated[int, Field(ge=0)]
+    """By this run; earlier ones have deleted others. 0: it says again what an entry said that this run deleted."""
     reason: str
 
 

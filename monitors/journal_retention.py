@@ -3,9 +3,13 @@
 What is deleted is always a beginning, up to some entry: so the rest is still a chain, whose first line names the hash
 of the last one deleted. The entry that accounts for it (`Retention`) names the same hash, and stands in the chain
 itself. A beginning that somebody else deletes has no such entry.
+
+The entries for copies stand in the database's own journal, which ages too: one that is deleted there is written anew.
 """
 
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,7 +17,7 @@ from sqlalchemy import Connection, delete, func, select
 
 from monitors.alert_record import microseconds
 from monitors.errors import JournalError, Problem
-from monitors.journal_entry import Retention
+from monitors.journal_entry import Retention, parsed
 from monitors.journal_tables import chains, entries
 from monitors.time_ids import new_id
 
@@ -64,6 +68,30 @@ def delete_through(connection: Connection, retention: Retention) -> None:
     connection.execute(
         delete(entries).where(entries.c.journal == retention.journal, entries.c.seq <= retention.through_seq)
     )
+
+
+def renewed(connection: Connection, own: str, deleted: Sequence[Retention], now: datetime) -> list[Retention]:
+    """The entries of `own` that account for other journals and are among `deleted`, to be written anew.
+
+    A copy that gets nothing more has nothing to delete in later runs, so that none of them would write of it.
+    """
+    through = {each.journal: each.through_seq for each in deleted}
+    if own not in through:
+        return []
+    query = select(entries.c.seq, entries.c.text).where(entries.c.journal == own, entries.c.kind == "retention")
+    furthest: dict[str, tuple[int, Retention]] = {}
+    for seq, text in connection.execute(query.order_by(entries.c.seq)):
+        with suppress(JournalError):  # a line that was tampered with accounts for nothing
+            entry = parsed(text).entry
+            if isinstance(entry, Retention):
+                best = furthest.get(entry.journal)
+                if best is None or best[1].through_seq <= entry.through_seq:
+                    furthest[entry.journal] = seq, entry
+    return [
+        entry.model_copy(update={"id": new_id(), "time": now, "num_deleted": 0})
+        for journal, (seq, entry) in furthest.items()
+        if journal not in through and seq <= through[own]
+    ]
 
 
 def _due(connection: Connection, journal: str, keep: Keep, now: datetime) -> Retention | None:

@@ -4,13 +4,17 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
 from alerts import alert, text
 from pydantic import ValidationError
 
 from monitors.errors import JournalError
-from monitors.journal import Journal
-from monitors.journal_chain import Fault, NotedHead
+from monitors.journal import Journal, add
+from monitors.journal_chain import EMPTY, Fault, NotedHead
+from monitors.journal_database import Database, place_of
 from monitors.journal_retention import MAX_DAYS, Keep
+from monitors.journal_tables import COPY, chains
+from monitors.time_ids import new_id
 from service import cli_alerts
 from service.config import Settings
 
@@ -74,6 +78,30 @@ def test_again_and_again(journal):
         journal.append([days_old(1) for _ in range(turn % 4)])
         journal.retain(Keep(max_alerts=5))
         assert len(left(journal)) <= 5
+
+
+@pytest.fixture
+def database(journal):
+    database = Database.writable(place_of(journal.place.path))
+    yield database
+    database.close()
+
+
+@pytest.mark.parametrize("num_runs", [2, 5])
+def test_a_copy_that_was_emptied_and_got_nothing_since_is_accounted_for_in_every_run(journal, database, num_runs):
+    """By age the run deletes the entry that accounts for the copy, and finds nothing in the copy to write of."""
+    copy = new_id()
+    with database.begin() as connection:
+        new = {"journal": copy, "role": COPY, "head_seq": EMPTY.seq, "head_hash": EMPTY.hash}
+        connection.execute(sa.insert(chains).values(new))
+        add(connection, copy, [days_old(1) for _ in range(3)])
+    for run in range(num_runs):
+        done = journal.retain(Keep(max_age=timedelta(microseconds=1)))
+        assert [each.num_deleted for each in done] == [3 if run == 0 else min(run, 2)]
+        assert [each.finding for each in journal.reader.verify()] == [None, None]
+    with database.begin() as connection:
+        add(connection, copy, [days_old(0)])
+    assert [each.finding for each in journal.reader.verify()] == [None, None]
 
 
 def test_a_dry_run_says_what_would_go_and_does_nothing(journal):
