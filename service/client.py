@@ -39,7 +39,7 @@ from service.client_channel import open_channel
 from service.client_events import Alert, Baseline, Event, Started
 from service.client_features import Feature, FeatureMatch, FeatureOrder
 from service.client_journal import JournalCalls
-from service.client_lookup import MAX_MATCHES, MAX_PAGE, all_pages, list_request, search_request
+from service.client_lookup import MAX_MATCHES, MAX_PAGE, all_pages, check_is_list, list_request, search_request
 from service.client_monitors import Monitor
 from service.client_reply import Reply, ScoreResult, gather
 from service.client_request import GenerateOptions, Prompt, ScoreOptions, generate_request, score_request
@@ -235,9 +235,11 @@ class TelltaleClient:
         """The alerts of all requests from now on, of these monitors or of all. Ends only with an exception.
 
         Raises:
+            InvalidRequest: an unknown monitor, or a text in place of a list.
             SlowConsumer: alerts were not read fast enough; some may be missing.
             NotReady: the server went away.
         """
+        check_is_list("monitors", monitors, "names")
         request = monitor_pb2.WatchAlertsRequest(monitors=monitors)
         async with aclosing(self.alert_messages(request)) as responses:
             async for response in responses:
@@ -281,8 +283,7 @@ class TelltaleClient:
         return [latents[f] if f in latents else _latent(f, list(latents)) for f in features]
 
     async def _latents(self, watch: Sequence[int | str]) -> list[int]:
-        if isinstance(watch, str):  # a sequence of one-letter names, to Python
-            raise InvalidRequest.field("watch", f"must be a list of latents and names. Got {watch!r}.")
+        check_is_list("watch", watch, "latents and names")
         return await self.resolve_features(watch)
 
     async def _health_changes(self) -> AsyncGenerator[str, None]:

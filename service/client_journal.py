@@ -15,6 +15,7 @@ from telltale.v1 import alert_pb2, alert_pb2_grpc, types_pb2
 
 from service.client_alerts import AlertPage, AlertReplay, JournalAlert, MonitorPrecision, Verdict
 from service.client_events import AlertState
+from service.client_lookup import check_is_list
 from service.client_monitors import Severity
 from service.client_wire import decode
 from service.errors import InvalidRequest
@@ -109,6 +110,8 @@ def list_request(filters: AlertFilters, *, page_size: int = 0, page_token: str =
     unknown = sorted(set(filters) - AlertFilters.__optional_keys__)
     if unknown:
         raise TypeError(f"unknown filters {', '.join(unknown)}.")
+    for field in ("monitors", "severities", "states"):
+        check_is_list(field, filters.get(field), "names")
     plain: dict[str, Any] = {
         name: value
         for name, value in filters.items()

@@ -12,6 +12,12 @@ MAX_PAGE, MAX_MATCHES = 1000, 100
 """Most items that the server puts on a page of a list and of a search."""
 
 
+def check_is_list(field: str, given: object, of: str) -> None:
+    """InvalidRequest for a text, which is a list too: of one-letter names, to Python."""
+    if isinstance(given, str):
+        raise InvalidRequest.field(field, f"must be a list of {of}. Got {given!r}.")
+
+
 def list_request(*, include_unnamed: bool, order: FeatureOrder) -> Any:
     """A ListFeaturesRequest."""
     if order not in get_args(FeatureOrder):

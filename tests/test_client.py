@@ -165,6 +165,21 @@ async def test_what_cannot_be_sent_is_refused_by_field(client, fake, prompt, opt
     assert fake.requests == []
 
 
+@pytest.mark.parametrize("field", ["monitors", "severities", "states"])
+async def test_a_text_where_a_list_belongs_is_refused(client, field):
+    """To Python it is a list of one-letter names, of which no alert has any."""
+    with pytest.raises(errors.InvalidRequest) as caught:
+        await client.journal.list_alerts(**{field: "deception"})
+    (violation,) = caught.value.violations
+    assert (violation.field, violation.description) == (field, "must be a list of names. Got 'deception'.")
+
+
+async def test_a_text_where_monitors_to_watch_belong_is_refused(client, fake):
+    with pytest.raises(errors.InvalidRequest, match=r"monitors: must be a list of names\. Got 'deception'\."):
+        await anext(client.watch_alerts("deception"))
+    assert fake.requests == []
+
+
 async def test_a_misspelt_option_is_refused(client):
     with pytest.raises(TypeError, match="unknown options temprature"):
         await client.complete("x", temprature=1)
