@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import struct
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import pytest
 import serving as serving_module
@@ -38,7 +38,7 @@ async def keeping(path, **settings):
 
 
 async def test_no_client_sees_an_alert_before_it_is_in_the_journal(path):
-    async with keeping(path) as (_, client, reader):
+    async with keeping(path) as (server, client, reader):
 
         async def stream(number):
             seen = []
@@ -59,11 +59,14 @@ async def test_no_client_sees_an_alert_before_it_is_in_the_journal(path):
 
         watched: list[str] = []
         watching = asyncio.create_task(watch())
-        await asyncio.sleep(0)
+        await eventually(lambda: server.delivery._watchers)  # from here on it misses nothing
         seen = [alert_id for ids in await asyncio.gather(*map(stream, range(6))) for alert_id in ids]
+        await eventually(lambda: watching.done() or len(watched) == len(seen))
         watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
         assert len(seen) == len(set(seen)) >= 6
-        assert set(watched) <= set(seen)
+        assert sorted(watched) == sorted(seen)
         assert {kept.record.id for kept in reader.all_alerts()} == set(seen)
         assert all(each.holds for each in reader.verify())
 
