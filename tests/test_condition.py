@@ -179,8 +179,10 @@ def test_what_could_never_be_true_is_refused_by_field(condition, message):
 
 
 def test_the_bounds_themselves_are_allowed():
-    AnyOf((AlertOf(monitor="a"),) * MAX_CONDITION_ALERTS)
-    bank = MonitorBank(SPECS, [Policy("p", PolicyAction.STOP, nested(MAX_CONDITION_DEPTH), MAX_HOLD_TOKENS)])
+    widest = AnyOf((AlertOf(monitor="a"),) * MAX_CONDITION_ALERTS)
+    deepest = nested(MAX_CONDITION_DEPTH)
+    policies = Policy("wide", PolicyAction.STOP, widest), Policy("deep", PolicyAction.STOP, deepest, MAX_HOLD_TOKENS)
+    bank = MonitorBank(SPECS, policies)
     assert bank.policies.hold_tokens == MAX_HOLD_TOKENS
 
 
