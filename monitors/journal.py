@@ -85,7 +85,7 @@ class Journal:
             raise
 
     def close(self) -> None:
-        """Let go of the journal."""
+        """Let go of the journal; once more does nothing."""
         with self._turn:
             self.reader.close()
             self._database.close()

@@ -13,7 +13,7 @@ class WriterLock:
     """Held until `release`."""
 
     def __init__(self, handle: int) -> None:
-        self._handle = handle
+        self._handle: int | None = handle
 
     @classmethod
     def take(cls, journal: Path) -> "WriterLock":
@@ -43,5 +43,7 @@ class WriterLock:
         return cls(handle)
 
     def release(self) -> None:
-        """Let others write."""
-        os.close(self._handle)
+        """Let others write. Does nothing the second time: by then the number may be another file's."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)

@@ -277,6 +277,15 @@ def test_a_read_only_folder_is_named_to_writers_and_can_be_read(public_folder):
     assert verified == "None"
 
 
+def test_closing_twice_closes_nothing_that_is_somebody_elses(path):
+    journal = Journal.open(path)
+    journal.close()
+    opened_since = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]  # one has the number that the lock had
+    journal.close()
+    for handle in opened_since:
+        os.close(handle)
+
+
 def test_verifying_beside_a_writer_finds_nothing(path):
     with Journal.open(path) as journal, JournalReader.open(path) as reader:
         done = threading.Event()
