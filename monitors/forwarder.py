@@ -11,7 +11,6 @@ the file, and the thread tries again, less and less often.
 """
 
 import threading
-import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
@@ -43,8 +42,6 @@ class ForwardStatus:
     """When the oldest of them happened; None if none waits."""
     last_error: str
     """Why the last try failed; empty if it did not."""
-    failing_since: float | None
-    """Unix time of the first failure in a row; None if the last try did not fail."""
 
 
 class Forwarder:
@@ -66,7 +63,6 @@ class Forwarder:
         self._target = Database.writable(self.place)
         self._is_prepared = False
         self._last_error = ""
-        self._failing_since: float | None = None
         self._woken, self._closing = threading.Event(), threading.Event()
         self._sent = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="journal-forwarder", daemon=True)
@@ -81,7 +77,7 @@ class Forwarder:
     def status(self) -> ForwardStatus:
         """How things stand. Reads the local file only: it answers whatever the database does."""
         unsent = self._journal.reader.unsent(self._journal.id)
-        return ForwardStatus(unsent.num, unsent.since, self._last_error, self._failing_since)
+        return ForwardStatus(unsent.num, unsent.since, self._last_error)
 
     def wait_sent(self, timeout_seconds: float) -> bool:
         """Waits until nothing waits; False if that takes too long."""
@@ -107,18 +103,11 @@ class Forwarder:
                 while not self._closing.is_set() and self._ship():
                     pause = self._retry_seconds[0]
             except Exception as error:  # whatever it is, alerts are not to stop being sent for it, nor unnoticed
-                self._note(str(error) or type(error).__name__)
+                self._last_error = str(error) or type(error).__name__
                 self._is_prepared = False  # the database may have been made anew
                 self._closing.wait(pause)
                 pause = min(2 * pause, self._retry_seconds[1])
                 self._woken.set()
-
-    def _note(self, error: str) -> None:
-        self._last_error = error
-        if not error:
-            self._failing_since = None
-        elif self._failing_since is None:
-            self._failing_since = time.time()
 
     def _ship(self) -> int:
         """Copies the next entries; how many."""
@@ -133,7 +122,7 @@ class Forwarder:
                 connection.execute(insert(entries), [values(row) for row in rows])
                 connection.execute(self._own(update(chains)).values(head_seq=head.seq, head_hash=head.hash))
         self._journal.note_shipped(head.seq)
-        self._note("")
+        self._last_error = ""
         with self._sent:
             self._sent.notify_all()
         return len(rows)

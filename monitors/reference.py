@@ -1,7 +1,8 @@
 """A monitor's numbers for one whole reply at once, the obvious way, straight from their definitions.
 
-Calibration uses these, and the tests hold the streaming code (`monitors.track`) to them. Rows of `token_scores` are
-components in the order of the spec, columns the reply's scored tokens.
+The tests hold the streaming code (`monitors.track`) to them, which calibration runs as well; offline `max_rolling_mean`
+alone is used, where windows and the thresholds of single latents are chosen. Rows of `token_scores` are components in
+the order of the spec, columns the reply's scored tokens.
 """
 
 from collections.abc import Sequence

@@ -24,8 +24,6 @@ from monitors import checks
 from monitors.errors import Problem, shown
 
 NUM_BINS = 10
-MOVED = 0.2
-"""PSI above which a population counts as another one."""
 _SMOOTHING = 0.5
 
 
