@@ -28,7 +28,7 @@ class WatchedMetric:
     """A server-watched feature as Prometheus sees it."""
 
     slug: str
-    """Label value, `f<latent>` or `f<latent>_<name>`: see `feature_slug`."""
+    """Label value, `f<latent>` or `f<latent>_<name>`: see `NamedFeature.slug`."""
     reference_scale: float
     """Reading that counts as 1 in the histograms: a high quantile of the feature over ordinary text."""
 
@@ -37,12 +37,6 @@ class WatchedMetric:
             raise ValueError(f"slug must be f<latent> or f<latent>_<lower case name>. Got {self.slug!r}.")
         if not (np.isfinite(self.reference_scale) and self.reference_scale > 0):
             raise ValueError(f"{self.slug}: reference_scale must be > 0. Got {self.reference_scale}.")
-
-
-def feature_slug(feature: int, name: str = "") -> str:
-    """The label value of a feature: `feature_slug(123, "Lying (first person)") == "f123_lying_first_person"`."""
-    words = re.sub(r"[^a-z0-9]+", "_", name.lower())[:40].strip("_")
-    return f"f{feature}_{words}" if words else f"f{feature}"
 
 
 class FeatureMetrics:

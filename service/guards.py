@@ -15,7 +15,6 @@ from monitors.drift import Drift, DriftWindow, FinishedReply
 from monitors.silence import InputActivity
 from sae_runtime.fidelity_figures import FidelityFigures
 from service.catalog import Catalog
-from service.feature_metrics import feature_slug
 from service.reconstruction_guard import ReconstructionGuard
 from service.records import RequestRecord, StepRecord
 
@@ -47,8 +46,7 @@ class Guards:
         """`probe_names` are the columns of the records' probes."""
         self.guarded = guarded
         self._latents = [
-            InputActivity(feature_slug(latent, _name(catalog, latent)), latent, _density(catalog, latent))
-            for latent in guarded.latents
+            InputActivity(_label(catalog, latent), latent, _density(catalog, latent)) for latent in guarded.latents
         ]
         self._probes = [InputActivity(name, None, None) for name in probe_names]
         self._last_values_P: NDArray[np.float32] | None = None
@@ -111,9 +109,10 @@ def _add_all(inputs: Sequence[InputActivity], active_NG: NDArray[np.bool_]) -> N
         one.add(num_tokens, num_active, since)
 
 
-def _name(catalog: Catalog, latent: int) -> str:
+def _label(catalog: Catalog, latent: int) -> str:
+    """The same as in the metrics of its readings."""
     named = catalog.watchlist.by_index.get(latent)
-    return named.name if named else ""
+    return named.slug if named else f"f{latent}"
 
 
 def _density(catalog: Catalog, latent: int) -> float | None:

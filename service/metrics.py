@@ -15,10 +15,10 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from service.feature_metrics import FeatureMetrics, WatchedMetric, feature_slug
+from service.feature_metrics import FeatureMetrics, WatchedMetric
 from service.records import EngineState, Outcome, Phase, RequestRecord, RowFailure, StepRecord
 
-__all__ = ["Metrics", "WatchedMetric", "feature_slug"]
+__all__ = ["Metrics", "WatchedMetric"]
 
 NAMESPACE = "telltale"
 STEERING_OPS = ("add", "scale", "set", "project_out", "cap")

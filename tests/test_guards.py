@@ -45,6 +45,14 @@ def test_inputs_are_those_of_monitors_and_the_watch_list():
     assert [one.name for one in made.inputs_of(ServedMonitor(probe))] == ["other.probe"]
 
 
+def test_a_watched_feature_has_the_label_of_its_readings_however_long_its_name_is():
+    feature = serving.named_feature(17, "what_is_said_of_somebody_else_and_not_of_oneself", default_watched=True)
+    catalog = serving.catalog(tiny.language_model())
+    catalog = replace(catalog, watchlist=replace(catalog.watchlist, features=(feature,)), monitors=())
+    (one,) = Guards(Guarded.of(catalog), catalog, []).inputs
+    assert one.name == feature.slug == f"f17_{feature.name}"
+
+
 def test_silence_is_counted_token_by_token():
     made, generator = guards(tiny_packs.pack()), np.random.default_rng(0)
     seen = []
