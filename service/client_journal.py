@@ -15,7 +15,7 @@ from telltale.v1 import alert_pb2, alert_pb2_grpc, types_pb2
 
 from service.client_alerts import AlertPage, AlertReplay, JournalAlert, MonitorPrecision, Verdict
 from service.client_events import AlertState
-from service.client_lookup import check_is_list
+from service.client_lookup import MAX_PAGE, check_is_list
 from service.client_monitors import Severity
 from service.client_wire import decode
 from service.errors import InvalidRequest
@@ -64,7 +64,7 @@ class JournalCalls:
         """All that fit, newest first, a page at a time."""
         token = ""
         while True:
-            page = await self.list_alerts(page_size=1000, page_token=token, **filters)
+            page = await self.list_alerts(page_size=MAX_PAGE, page_token=token, **filters)
             for alert in page.alerts:
                 yield alert
             if not (token := page.next_page_token):

@@ -9,7 +9,7 @@ from service.client_features import FeatureOrder
 from service.errors import InvalidRequest
 
 MAX_PAGE, MAX_MATCHES = 1000, 100
-"""Most items that the server puts on a page of a list and of a search."""
+"""Most items that the server puts on a page of a list, of alerts too, and of a search."""
 
 
 def check_is_list(field: str, given: object, of: str) -> None:

@@ -14,7 +14,7 @@ from monitors.alert_record import AlertRecord
 from monitors.errors import JournalError, Problem
 from monitors.journal_entry import Acknowledgement, Review, parsed
 from monitors.journal_precision import Precision
-from monitors.journal_reader import KeptAlert
+from monitors.journal_reader import MAX_PAGE, KeptAlert
 from monitors.time_ids import new_id
 from service import client_alerts
 from service.alert_view import alert_parts, precision_table, replay_lines, told_alert_table
@@ -30,7 +30,7 @@ _FILTERS = ("since", "until", "request_id", "label", "reviewed", "acknowledged",
 async def run_list(args: argparse.Namespace) -> int:
     """Alerts, newest first."""
     terminal = Terminal(args.color)
-    request = list_request(_filters(args), page_size=min(args.limit, 1000), page_token=args.page)
+    request = list_request(_filters(args), page_size=min(args.limit, MAX_PAGE), page_token=args.page)
     async with connect(args) as client:
         response = await client.call(client.journal.stub.ListAlerts, request, timeout_seconds=args.timeout)
     if args.json:

@@ -11,13 +11,12 @@ from monitors.errors import JournalError
 from monitors.journal_entry import Verdict
 from monitors.journal_precision import Precision
 from monitors.journal_query import Filters, read_page_token
-from monitors.journal_reader import KeptAlert
+from monitors.journal_reader import DEFAULT_PAGE, MAX_PAGE, KeptAlert
 from service.errors import InvalidRequest
 from service.journal_keeper import JournalStatus
 from service.replay_result import Comparison, ReplayResult
 from service.violations import Violations
 
-DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 1000
 MAX_NAME_CHARACTERS = 128
 MAX_NOTE_CHARACTERS = 4096
 MAX_MONITORS = 64
@@ -51,7 +50,7 @@ def read_list(message: Any) -> tuple[Filters, int]:
     """(which alerts, how many on a page) of a ListAlertsRequest. InvalidRequest with every field that is wrong."""
     wrong = Violations()
     size = message.page_size
-    wrong.require(size <= MAX_PAGE_SIZE, "page_size", f"be at most {MAX_PAGE_SIZE}", size)
+    wrong.require(size <= MAX_PAGE, "page_size", f"be at most {MAX_PAGE}", size)
     number = len(message.monitors)
     wrong.require(number <= MAX_MONITORS, "monitors", f"hold at most {MAX_MONITORS} names", number)
     filters = Filters(
@@ -69,7 +68,7 @@ def read_list(message: Any) -> tuple[Filters, int]:
     wrong.raise_if_any()
     if message.page_token:
         _check_token(filters, message.page_token)
-    return filters, size or DEFAULT_PAGE_SIZE
+    return filters, size or DEFAULT_PAGE
 
 
 def read_id(message: Any) -> str:

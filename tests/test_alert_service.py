@@ -14,8 +14,9 @@ from telltale.v1 import alert_pb2, alert_pb2_grpc
 from monitors.alert_record import Component, PackRef
 from monitors.journal import Journal
 from monitors.journal_entry import parsed
+from monitors.journal_reader import MAX_PAGE
 from monitors.time_ids import new_id
-from service import wire_alerts
+from service import client_lookup, feature_servicer, wire_alerts
 from service.errors import InvalidRequest, NotFound, NotPossible
 
 NUM = 9
@@ -98,6 +99,10 @@ async def test_one_alert_comes_with_the_very_line_of_the_journal(journal, record
     assert told.has_text and told.pack_version == "1.2" and told.cleared_id == records[0].cleared_id
     (head,) = server.journal.journal.reader.heads().values()
     assert told.journal == server.journal.journal.id and told.seq <= head.seq
+
+
+def test_the_client_asks_for_the_largest_pages_that_the_server_gives():
+    assert client_lookup.MAX_PAGE == MAX_PAGE == feature_servicer.MAX_PAGE_SIZE
 
 
 def test_a_score_that_was_not_kept_is_told_to_be_unknown():
