@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table_cells import auroc_cell, column_cell, number_cell, percent_cell, recall_cell, share_cell
+from discovery.benign_replies import has_level
 from discovery.four_columns import COLUMNS
+from discovery.live_rates import num_replies
 from monitors.pack import PACK_SUFFIX, MonitorPack
 from monitors.thresholds import LEVELS
 
@@ -131,7 +133,7 @@ def _live(summary: Mapping[str, Any], packs: Mapping[str, MonitorPack]) -> Itera
         for stratum, levels in strata.items():
             shares = _by_level(packs[monitor], levels)
             name = f"`{monitor}`" if stratum == "all" else ""
-            yield f"| {name} | {stratum} | {levels[LEVELS[0]]['num']} | {shares} |"
+            yield f"| {name} | {stratum} | {num_replies(levels)} | {shares} |"
 
 
 def _calibration(pack: MonitorPack) -> Iterator[str]:
@@ -162,8 +164,7 @@ def _calibration(pack: MonitorPack) -> Iterator[str]:
 
 def _by_level(pack: MonitorPack, shares: Mapping[str, Any]) -> str:
     """Cells of the share that reached each level; a dash for one that the pack has not: nothing could reach it."""
-    levels = {} if pack.thresholds is None else dict(pack.thresholds.levels.named())
-    return " | ".join(share_cell(shares.get(name) if name in levels else None) for name in LEVELS)
+    return " | ".join(share_cell(shares.get(name) if has_level(pack, name) else None) for name in LEVELS)
 
 
 # --- what it is worth -----------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
         sizes = of_set["num_positive"], of_set["num_negative"]
         baselines = [auroc_cell(of_set["baselines"].get(baseline, {}).get("auroc"), *sizes) for baseline in names]
         luck = [of_set["luck"].get(name, {}).get("95%") for name in by_luck]
-        warning = None if of_set["levels"] is None else of_set["levels"]["warning"]["negatives"]
+        warning = None if of_set["levels"] is None else of_set["levels"]["warning"]
         cells = [
             name,
             f"{of_set['num_positive']} / {of_set['num_negative']} ({of_set['num_groups']})",
@@ -197,7 +198,7 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
             *("-" if value is None else f"{value:.2f}" for value in luck),
             f"{recall_cell(of_set['recall_at_1pct_fpr'], of_set['num_positive'])} ({of_set['recall_basis']})",
             *([_recalls(of_set, names)] if by_controls else []),
-            share_cell(warning),
+            share_cell(None if warning is None else warning["negatives"]),
         ]
         yield f"| {' | '.join(cells)} |"
     yield from _latents_by_luck(record)

@@ -17,6 +17,7 @@ from discovery.monitor_scores import ScoredReply, reply_roles
 from discovery.scored_tokens import Reply, encode_all
 from discovery.seen_rows import SeenRows
 from monitors.monitor_spec import Role
+from monitors.pack import MonitorPack
 from monitors.thresholds import LEVELS, Level
 from sae_runtime.language_model import LanguageModel
 
@@ -84,6 +85,11 @@ def _longest_run(reply: Reply, roles: Sequence[Role]) -> int:
     of_role = {"reasoning": num_thoughts, "assistant": len(reply.scored) - num_thoughts}
     scored = reply_roles(roles)
     return max(of_role[role] for role in scored) if "reasoning" in scored else len(reply.scored)
+
+
+def has_level(pack: MonitorPack, level: Level) -> bool:
+    """Whether `level` stands at any length: that nothing reached what there is none of says nothing."""
+    return pack.thresholds is not None and level in dict(pack.thresholds.levels.named())
 
 
 def reached(reply: ScoredReply, level: Level) -> bool:

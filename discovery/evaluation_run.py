@@ -236,10 +236,10 @@ def _four_columns(sets: dict[str, Rows], pack: MonitorPack) -> dict[str, Any]:
     found = {}
     for name, rows in sets.items():
         if has_classes(rows):
-            found[name] = {"all_arms": four_columns(rows)}
+            found[name] = {"all_arms": four_columns(rows, pack)}
             told = told_to_lie(rows)
             if told is not None:
-                found[name]["told_to_lie"] = four_columns(told)
+                found[name]["told_to_lie"] = four_columns(told, pack)
             if arms:
-                found[name]["held_out_arms"] = four_columns(in_arms(rows, arms))
+                found[name]["held_out_arms"] = four_columns(in_arms(rows, arms), pack)
     return found

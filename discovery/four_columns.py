@@ -7,7 +7,7 @@
 
 Every predictor gets all four: the monitor, its components, and the baselines on the same rows. `num_high` and `num_low`
 are the replies that were compared: a lie under a prompt without a truth is in no pair. `flagged` is the share of each
-class that reaches the warning level.
+class that reaches the warning level, null for a pack that has none.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from discovery.benign_replies import reached
+from discovery.benign_replies import has_level, reached
 from discovery.binomial import share
 from discovery.discrimination import auroc_interval, paired, share_interval
 from discovery.evaluation_rows import Rows, item_control
 from discovery.monitor_figures import estimate, predictor
+from monitors.pack import MonitorPack
 
 COLUMNS = {
     "lie_vs_honest_truth": ("lie", "honest_truth"),
@@ -59,7 +60,7 @@ def told_to_lie(rows: Rows) -> Rows | None:
     return rows.take([index for index, left_out in enumerate(own_accord) if not left_out])
 
 
-def four_columns(rows: Rows) -> dict[str, Any]:
+def four_columns(rows: Rows, pack: MonitorPack) -> dict[str, Any]:
     """The table: counts, predictors by column, and what is flagged."""
     classes = np.array([conversation.class_name for conversation in rows.conversations], object)
     names = [*rows.own, *rows.baselines]
@@ -71,7 +72,7 @@ def four_columns(rows: Rows) -> dict[str, Any]:
         "counts": {name: int((classes == name).sum()) for name in sorted(set(classes.tolist()) - {""})},
         "arms": _arms(rows, classes),
         "predictors": table,
-        "flagged": _flagged(rows, classes),
+        "flagged": _flagged(rows, classes, pack),
     }
 
 
@@ -104,11 +105,14 @@ def _arms(rows: Rows, classes: Any) -> dict[str, dict[str, int]]:
     return found
 
 
-def _flagged(rows: Rows, classes: Any) -> dict[str, Any]:
-    """Class -> share that reaches the warning level: interval of counts, and of groups."""
+def _flagged(rows: Rows, classes: Any, pack: MonitorPack) -> dict[str, Any]:
+    """Class -> share that reaches the warning level: interval of counts, and of groups. None without that level."""
+    names = sorted(set(classes.tolist()) - {""})
+    if not has_level(pack, "warning"):
+        return dict.fromkeys(names)
     flags_I = np.array([reached(reply, "warning") for reply in rows.scored], bool)
     found = {}
-    for name in sorted(set(classes.tolist()) - {""}):
+    for name in names:
         inside = classes == name
         groups = [rows.groups[index] for index in np.flatnonzero(inside)]
         counted = share(int(flags_I[inside].sum()), int(inside.sum())).as_json()

@@ -63,8 +63,8 @@ class Generated(NamedTuple):
     prompt_tokens: int
     completion_tokens: int
     monitors: tuple[dict[str, Any], ...] = ()
-    """What each monitor that ran made of it: monitor, role, level (none, info, warning, critical), scored_tokens, and
-    max_statistic, None where there were too few tokens to fire."""
+    """What each monitor that ran made of it: monitor, role, level (none, info, warning, critical), levels that it has,
+    scored_tokens, and max_statistic, None where there were too few tokens to fire."""
     steering: dict[str, Any] | None = None
     """What steering did: positions_changed, mean_relative_norm and max_relative_norm; None if none was asked for."""
 
@@ -174,10 +174,13 @@ class GrpcEndpoint:
         """The reply, and the prompt if the request asks for it."""
         prompt: list[Any] = []
         reply: list[str] = []
+        levels: dict[str, list[str]] = {}
         finished, seconds = None, self.answer_time.seconds
         try:
             async for response in self._stub.Generate(request, timeout=seconds, metadata=self._metadata):
                 match response.WhichOneof("event"):
+                    case "started":
+                        levels = {monitor.name: _levels(monitor) for monitor in response.started.monitors}
                     case "tokens":
                         prompt += [token for token in response.tokens.tokens if token.is_prompt]
                         reply += [token.text for token in response.tokens.tokens if not token.is_prompt]
@@ -193,7 +196,7 @@ class GrpcEndpoint:
             finished.reason in _CUT_OFF,
             finished.usage.prompt_tokens,
             finished.usage.completion_tokens,
-            tuple(map(_reading, finished.monitors)),
+            tuple(_reading(summary, levels[summary.monitor]) for summary in finished.monitors),
             _steered(finished.steering) if finished.HasField("steering") else None,
         )
         return generated, Rendered("".join(token.text for token in prompt), tuple(token.id for token in prompt))
@@ -211,11 +214,20 @@ class GrpcEndpoint:
         return ReplyError(what) if code in _WRONG_REQUEST else EndpointError(what)
 
 
-def _reading(summary: Any) -> dict[str, Any]:
+def _levels(monitor: Any) -> list[str]:
+    return [_severity(level.severity) for level in monitor.levels]
+
+
+def _severity(severity: Any) -> str:
+    return types_pb2.Severity.Name(severity).removeprefix("SEVERITY_").lower()
+
+
+def _reading(summary: Any, levels: list[str]) -> dict[str, Any]:
     return {
         "monitor": summary.monitor,
         "role": summary.role,
-        "level": types_pb2.Severity.Name(summary.level).removeprefix("SEVERITY_").lower() if summary.fired else "none",
+        "level": _severity(summary.level) if summary.fired else "none",
+        "levels": levels,
         "scored_tokens": summary.scored_tokens,
         "max_statistic": summary.max_statistic if summary.HasField("max_statistic") else None,
     }

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from discovery.argument_checks import check_reading
-from discovery.benign_replies import BenignRows, read_benign
+from discovery.benign_replies import BenignRows, has_level, read_benign
 from discovery.calibration_run import CalibrationSettings, calibrated
 from discovery.command_parser import command_parser
 from discovery.conversations import PLAIN_TEXT
@@ -172,8 +172,9 @@ def show(pack: MonitorPack, path: Path, *, as_json: bool) -> None:
         named | crossed["by_set"] | {f"{n} (hard)": s for n, s in figures["hard_negatives"].items()}
     ).items():
         for level, share in shares.items():
-            interval = f"{share['low']:.2%} to {share['high']:.2%}"
-            table.add_row(name, level, str(share["count"]), str(share["num"]), f"{share['share']:.2%}", interval)
+            found = [str(share["count"]), str(share["num"]), f"{share['share']:.2%}"]
+            found.append(f"{share['low']:.2%} to {share['high']:.2%}")
+            table.add_row(name, level, *(found if has_level(pack, level) else ["-", str(share["num"]), "-", "-"]))
     table_console().print(table)
     for name, level in pack.thresholds.levels.named():
         absent = f"; absent up to {', '.join(map(str, level.absent))} tokens: too few replies" if level.absent else ""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from discovery.benign_replies import reached
+from discovery.benign_replies import has_level, reached
 from discovery.binomial import share
 from discovery.discrimination import auroc_interval, share_interval, threshold_at
 from discovery.evaluation_rows import Rows, Scores
@@ -73,35 +73,38 @@ def control_threshold(name: str, rows: Rows, pack: MonitorPack, controls: Rows |
 
 
 def threshold_figures(rows: Rows, pack: MonitorPack) -> dict[str, Any]:
-    """Shares of negatives and positives that reach each level; null without thresholds."""
+    """Shares of negatives and positives that reach each level; null without thresholds, or for a level that the pack
+    has not."""
     found: dict[str, Any] = {"fpr_at_threshold": None, "recall_at_threshold": None, "levels": None}
     if pack.thresholds is None:
         return found
     levels: dict[str, Any] = {}
     for level in LEVELS:
+        levels[level] = None
+        if not has_level(pack, level):
+            continue
         flags_I = np.array([reached(reply, level) for reply in rows.scored], bool)
         negatives, positives = flags_I[rows.labels_I == 0], flags_I[rows.labels_I == 1]
         levels[level] = {
             "negatives": share(int(negatives.sum()), len(negatives)).as_json(),
             "positives": share(int(positives.sum()), len(positives)).as_json(),
         }
-    warning = levels["warning"]
-    return {
-        "fpr_at_threshold": warning["negatives"]["share"],
-        "recall_at_threshold": warning["positives"]["share"],
-        "levels": levels,
-    }
+    found["levels"], warning = levels, levels["warning"]
+    if warning is not None:
+        found["fpr_at_threshold"] = warning["negatives"]["share"]
+        found["recall_at_threshold"] = warning["positives"]["share"]
+    return found
 
 
 def control_figures(rows: Rows, pack: MonitorPack) -> dict[str, Any]:
     """Of one control set: how many of the replies that could fire reach each level."""
     could_fire_I = _could_fire(rows)
-    found = threshold_figures(rows.take(np.flatnonzero(could_fire_I).tolist()), pack)["levels"]
+    levels = threshold_figures(rows.take(np.flatnonzero(could_fire_I).tolist()), pack)["levels"]
     finite = rows.own["monitor"][could_fire_I]
     return {
         "num": len(rows.conversations),
         "num_too_short": int((~could_fire_I).sum()),
-        "levels": None if found is None else {level: of["negatives"] for level, of in found.items()},
+        "levels": None if levels is None else {level: of and of["negatives"] for level, of in levels.items()},
         "quantiles": {
             name: round(float(np.quantile(finite, q)), 4)
             for name, q in (("50%", 0.5), ("95%", 0.95), ("99%", 0.99))

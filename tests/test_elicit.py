@@ -328,6 +328,8 @@ async def test_how_often_the_servers_monitors_fire_on_benign_replies_is_told(tmp
         rate = rates[name]["all"]["critical"]
         assert rate["num"] == sum(length >= least for length in lengths) > 0
         assert rate["count"] == (rate["num"] if fires else 0)
+        # One of them has no warning, so nothing can be said of how often it warns.
+        assert (rates[name]["all"]["warning"] is None) == (name == serving.ALWAYS)
 
 
 @pytest.mark.parametrize(

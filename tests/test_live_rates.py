@@ -1,5 +1,7 @@
 """live_rates: a server's own alarms on benign replies, counted."""
 
+import pytest
+
 from discovery.binomial import share
 from discovery.live_rates import as_table, live_rates
 
@@ -47,3 +49,13 @@ def test_a_reply_of_two_roles_counts_once_with_its_highest_level():
 
 def test_the_table_has_a_line_for_every_stratum():
     assert as_table(live_rates(ROWS)).row_count == 2 * 5
+
+
+@pytest.mark.parametrize("level", ["warning", "critical"])
+def test_a_level_that_the_monitor_has_not_has_no_rate(level):
+    rates = live_rates([row(reading("calm", "none", 40) | {"levels": [level]})])
+    other = "critical" if level == "warning" else "warning"
+    assert rates["calm"]["all"] == {level: share(0, 1).as_json(), other: None}
+    table = as_table(rates)
+    cells = {str(column.header): next(iter(column.cells)) for column in table.columns}
+    assert cells["replies"] == "1" and cells[other] == "-" and cells[level].startswith("0.00%")

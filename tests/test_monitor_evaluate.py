@@ -241,7 +241,8 @@ def test_four_columns_are_pairs_of_classes_and_arms(model, lies, tmp_path, capsy
             wanted = counted(of(high, by_arm=by_arm), of(low, by_arm=by_arm))
             assert table[column]["mean"] == pytest.approx(wanted, abs=1e-4), (name, column)
             assert (table[column]["num_high"], table[column]["num_low"]) == (len(of(high)), len(of(low)))
-        assert tables[name]["counts"]["lie"] == len(of("lie")) == tables[name]["flagged"]["lie"]["num"]
+        assert tables[name]["counts"]["lie"] == len(of("lie"))
+        assert tables[name]["flagged"]["lie"] is None  # it has no thresholds yet
         assert set(tables[name]["arms"]) == arms | {"honest"}
         # It was fitted on letters that lies have under either prompt.
         assert table["same_instruction"]["mean"] > 0.7
