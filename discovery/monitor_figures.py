@@ -2,8 +2,8 @@
 
     auroc                  of the statistic, with its 95 % group bootstrap interval; replies too short to fire rank last
     recall_at_1pct_fpr     positives above the score that 1 % of controls exceed. Controls are those given; without any,
-                           the pack's own warning threshold if it stands for 1 %; else the set's negatives.
-                           `recall_basis` says which
+                           the pack's own warning threshold if it stands for 1 % at every length; else the set's
+                           negatives. `recall_basis` says which
     fpr_at_threshold       negatives of the set (honest replies in the same scenarios) that reach the warning level
     recall_at_threshold    positives that do
 
@@ -67,7 +67,8 @@ def control_threshold(name: str, rows: Rows, pack: MonitorPack, controls: Rows |
     if controls is not None:
         return threshold_at(predictor(controls, name)[_could_fire(controls)], CONTROL_FPR), "controls"
     warning = None if pack.thresholds is None else pack.thresholds.levels.warning
-    if name == "monitor" and warning is not None and warning.alpha == CONTROL_FPR:
+    # Where it is absent it does not fire, whatever exceeds its offset.
+    if name == "monitor" and warning is not None and warning.alpha == CONTROL_FPR and not warning.absent:
         return warning.offset, "calibration"
     return threshold_at(predictor(rows, name)[rows.labels_I == 0], CONTROL_FPR), "negatives"
 

@@ -1,10 +1,13 @@
 """monitor_figures: what a set's numbers are of, and null where there is no ground for one."""
 
 import made_rows
+import pytest
 import tiny_packs
 
-from discovery.monitor_figures import control_figures, threshold_figures
+from discovery.monitor_figures import control_figures, set_figures, threshold_figures
+from monitors.thresholds import Levels, LevelThreshold, Stratum, Thresholds
 
+BARE = tiny_packs.pack(thresholds=None, calibration=None)
 LEVELS = ["critical", "warning", "warning", None]
 ROWS = made_rows.rows([3.0, 1.0, 0.8, 0.1], [1, 1, 0, 0], levels=LEVELS)
 
@@ -27,6 +30,18 @@ def test_a_level_that_the_pack_has_not_has_no_shares():
     none = {"fpr_at_threshold": None, "recall_at_threshold": None}
     assert threshold_figures(ROWS, critical) == none | {"levels": found["levels"] | {"warning": None}}
 
-    bare = tiny_packs.pack(thresholds=None, calibration=None)
-    assert threshold_figures(ROWS, bare) == none | {"levels": None}
-    assert control_figures(ROWS, bare)["levels"] is None
+    assert threshold_figures(ROWS, BARE) == none | {"levels": None}
+    assert control_figures(ROWS, BARE)["levels"] is None
+
+
+def test_a_threshold_that_does_not_stand_at_every_length_is_no_basis_for_recall():
+    """All exceed the warning's offset, and none of them can fire: they are as long as where it is absent."""
+    level = LevelThreshold(0.01, 0.5, (16,), absent=(64,))
+    strata = (Stratum(16, 0.0), Stratum(64, 0.0))
+    partial = tiny_packs.pack(thresholds=Thresholds(strata, Levels(level, None), 0.4))
+    rows = made_rows.rows([3.0, 1.0, 0.6, 0.9, 0.2], [1, 1, 1, 0, 0], count=40)
+    found = set_figures(rows, partial, None)
+    assert found["recall_at_threshold"] == 0.0 and found["recall_basis"] == "negatives"
+    assert found["recall_at_1pct_fpr"]["mean"] == pytest.approx(2 / 3, abs=1e-4)
+    whole = set_figures(rows, tiny_packs.pack(), None)
+    assert whole["recall_basis"] == "calibration" and whole["recall_at_1pct_fpr"]["mean"] == 1.0
