@@ -1,6 +1,9 @@
 """monitor_figures: what a set's numbers are of, and null where there is no ground for one."""
 
+import math
+
 import made_rows
+import numpy as np
 import pytest
 import tiny_packs
 
@@ -45,3 +48,33 @@ def test_a_threshold_that_does_not_stand_at_every_length_is_no_basis_for_recall(
     assert found["recall_at_1pct_fpr"]["mean"] == pytest.approx(2 / 3, abs=1e-4)
     whole = set_figures(rows, tiny_packs.pack(), None)
     assert whole["recall_basis"] == "calibration" and whole["recall_at_1pct_fpr"]["mean"] == 1.0
+
+
+def test_copies_within_a_group_make_no_interval_narrower():
+    rng, labels = np.random.default_rng(0), np.tile([0, 1], 40)
+    rows = made_rows.rows((rng.normal(size=80) + labels).tolist(), labels.tolist(), groups=[f"g{i}" for i in range(80)])
+    copied = rows.take(np.repeat(np.arange(80), 16).tolist())
+    alone, found = (set_figures(some, BARE, None) for some in (rows, copied))
+    assert alone["num_groups"] == found["num_groups"] == 80
+    for name in ("auroc", "recall_at_1pct_fpr"):
+        assert width(found[name]) == pytest.approx(width(alone[name]), rel=0.25) and width(alone[name]) > 0.1, name
+
+
+def width(estimate):
+    return estimate["high"] - estimate["low"]
+
+
+def test_controls_are_told_by_quantiles_of_those_that_could_fire():
+    rows = made_rows.rows([*range(101), -math.inf, -math.inf])
+    found = control_figures(rows, BARE)
+    assert (found["num"], found["num_too_short"]) == (103, 2)
+    assert found["quantiles"] == {"50%": 50, "95%": 95, "99%": 99}
+
+
+def test_controls_set_the_threshold_and_those_too_short_to_fire_have_no_part_in_it():
+    rows = made_rows.rows([150.5, 198.5, 250, 3], [1, 1, 1, 0], length=[1, 3, 3, 3])
+    controls = made_rows.rows([*range(200), *[-math.inf] * 900], length=[2] * 200 + [9] * 900)
+    found = set_figures(rows, tiny_packs.pack(), controls)
+    # Of 200 two may be above: 197 itself is not.
+    assert found["recall_basis"] == "controls" and found["recall_at_1pct_fpr"]["mean"] == pytest.approx(2 / 3, abs=1e-4)
+    assert found["baselines"]["length"]["recall_at_1pct_fpr"]["mean"] == pytest.approx(2 / 3, abs=1e-4)
