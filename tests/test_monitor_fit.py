@@ -225,6 +225,52 @@ def test_every_token_may_be_an_example(fitted, served, tmp_path):
     assert pack.tensors["tokens"].values != MonitorPack.load(fitted[1]).tensors["stance"].values
 
 
+def test_every_reply_counts_the_same_however_many_tokens_it_has(served, tmp_path):
+    rows = files.instructed(40)
+    for number, row in enumerate(rows):
+        row["messages"][-1]["content"] = row["messages"][-1]["content"][: 20 if number % 8 < 4 else 4]
+    data, output = files.write(tmp_path / "uneven.jsonl", rows), tmp_path / "tokens.pack.yaml"
+    options = ["--examples", "token", "--method", "difference_of_means", "--layers", "2", "--min-tokens", "2"]
+    assert run("fit", data, "--output", output, *options, "--held-out-share", "0.3", *served[0]) == 0
+    model = load_language_model(served[0][1], dtype="float32", device="cpu")
+    found = residuals_at(model, data, HookPoint(2), lambda reply: list(reply.scored))
+    conversations = [conversation for conversation, _ in found]
+    split = split_groups(conversations, joined_groups(conversations), development_share=0.2, held_out_share=0.3, seed=0)
+    tokens = [found[index][1] for index in split.train]
+    counts = [len(of_reply) for of_reply in tokens]
+    assert len(set(counts)) == 2
+    labels = np.repeat([conversations[index].label for index in split.train], counts)
+
+    def wanted(weights):
+        return fit_probe(np.concatenate(tokens), labels, "difference_of_means", weights_I=weights).direction_D
+
+    found_D = np.array(MonitorPack.load(output).tensors["tokens"].values, np.float32)
+    np.testing.assert_allclose(found_D, wanted(np.repeat(1 / np.array(counts), counts)), rtol=1e-3, atol=1e-5)
+    assert not np.allclose(found_D, wanted(None), rtol=1e-2, atol=1e-4)
+
+
+def test_development_rows_alone_decide_the_window_and_the_units(fitted, served, tmp_path):
+    """Nearly all their negatives made too short for a late first token to fire on: the direction stays what it was."""
+    rows = [json.loads(line) for line in fitted[0].read_text().splitlines()]
+    conversations = read_conversations([fitted[0]])
+    split = split_groups(conversations, joined_groups(conversations), development_share=0.2, held_out_share=0.3, seed=0)
+    options = ["--windows", "8,4", "--min-tokens", "8,2", *served[0]]
+    packs = []
+    for name in ("before", "after"):
+        data, output = files.write(tmp_path / f"{name}.jsonl", rows), tmp_path / name / "stance.pack.yaml"
+        assert run("fit", data, "--output", output, *options) == 0
+        packs.append(MonitorPack.load(output))
+        negatives = [rows[index] for index in split.development if rows[index]["label"] == 0]
+        for row in negatives[1:]:
+            row["messages"][-1]["content"] = row["messages"][-1]["content"][:6]
+    before, after = packs
+    assert before.tensors == after.tensors
+    assert before.evidence["fit"]["sweep"] == after.evidence["fit"]["sweep"]
+    assert (before.min_tokens, after.min_tokens) == (2, 8)
+    assert before.components[0].center != after.components[0].center
+    assert before.components[0].scale != after.components[0].scale
+
+
 @pytest.mark.parametrize("roles", [("assistant", "reasoning"), ("reasoning",), ("user",)])
 def test_roles_are_what_is_scored_later_and_change_nothing_of_the_fit(fitted, served, tmp_path, roles):
     output = tmp_path / "stance.pack.yaml"
