@@ -198,11 +198,15 @@ def _fit_features(rows: TrainingRows, args: argparse.Namespace) -> _Fitted:
         "kind": "features",
         "chosen": [feature._asdict() for feature in choice.chosen],
         "num_considered": choice.num_considered,
-        "luck_quantiles": dict(
-            zip(("50%", "95%"), np.quantile(choice.luck, [0.5, 0.95]).round(4).tolist(), strict=True)
-        ),
+        "luck_quantiles": _quantiles(choice.luck),
     }
     return _Fitted(component, {}, record)
+
+
+def _quantiles(luck: list[float]) -> dict[str, float]:
+    """None without permutations: of no luck there is nothing to tell."""
+    values = np.quantile(luck, [0.5, 0.95]).round(4).tolist() if luck else []
+    return dict(zip(("50%", "95%"), values, strict=False))
 
 
 def _framed(

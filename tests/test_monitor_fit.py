@@ -271,6 +271,15 @@ def test_development_rows_alone_decide_the_window_and_the_units(fitted, served, 
     assert before.components[0].scale != after.components[0].scale
 
 
+def test_without_permutations_there_is_no_luck_to_tell(served, tmp_path):
+    data = files.write(tmp_path / "instructed.jsonl", files.instructed(40))
+    output = tmp_path / "latents.pack.yaml"
+    options = ["--kind", "features", "--dictionary", served[1], "--permutations", "0", "--max-p-value", "1"]
+    assert run("fit", data, "--output", output, *options, "--layers", "1", *served[0]) == 0
+    record = MonitorPack.load(output).evidence["fit"]["component"]
+    assert record["luck_quantiles"] == {} and {chosen["p_value"] for chosen in record["chosen"]} == {1.0}
+
+
 @pytest.mark.parametrize("roles", [("assistant", "reasoning"), ("reasoning",), ("user",)])
 def test_roles_are_what_is_scored_later_and_change_nothing_of_the_fit(fitted, served, tmp_path, roles):
     output = tmp_path / "stance.pack.yaml"
