@@ -4,6 +4,7 @@
 """
 
 import argparse
+import sys
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -67,6 +68,9 @@ def fit(lm: LanguageModel, sae: LoadedSAE | None, args: argparse.Namespace) -> t
     encoded = _encoded(lm, args)
     conversations = encoded.conversations
     groups = joined_groups(conversations)
+    if absent := sorted(set(args.hold_out_arm) - {conversation.arm for conversation in conversations}):
+        # No error: data of one part of a combination need not have every arm that is held out of the whole.
+        print(f"caution: --hold-out-arm {', '.join(absent)}: no row has that arm to hold out", file=sys.stderr)
     split = split_groups(
         conversations,
         groups,

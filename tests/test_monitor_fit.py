@@ -271,13 +271,15 @@ def test_development_rows_alone_decide_the_window_and_the_units(fitted, served, 
     assert before.components[0].scale != after.components[0].scale
 
 
-def test_without_permutations_there_is_no_luck_to_tell(served, tmp_path):
+def test_without_permutations_there_is_no_luck_to_tell_and_an_arm_that_is_not_there_is_named(served, tmp_path, capsys):
     data = files.write(tmp_path / "instructed.jsonl", files.instructed(40))
     output = tmp_path / "latents.pack.yaml"
     options = ["--kind", "features", "--dictionary", served[1], "--permutations", "0", "--max-p-value", "1"]
+    options += ["--hold-out-arm", "please", "--hold-out-arm", "must"]
     assert run("fit", data, "--output", output, *options, "--layers", "1", *served[0]) == 0
     record = MonitorPack.load(output).evidence["fit"]["component"]
     assert record["luck_quantiles"] == {} and {chosen["p_value"] for chosen in record["chosen"]} == {1.0}
+    assert "caution: --hold-out-arm must, please: no row has that arm to hold out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("roles", [("assistant", "reasoning"), ("reasoning",), ("user",)])
@@ -296,6 +298,7 @@ def test_classes_make_labels_and_arms_are_held_out_by_name(served, tmp_path, cap
     output = tmp_path / "disbelief.pack.yaml"
     classes = ["--positive-class", "lie", "--negative-class", "told_to_lie_but_true", "--hold-out-arm", "please"]
     assert run("fit", data, "--output", output, *classes, "--layers", "0,1", *served[0]) == 0
+    assert "caution" not in capsys.readouterr().err
     fit = MonitorPack.load(output).evidence["fit"]
     total = sum(of_set["num_positive"] + of_set["num_negative"] for sets in fit["data"].values() for of_set in sets)
     classes_there = [json.loads(line)["meta"]["class"] for line in data.read_text().splitlines()]
