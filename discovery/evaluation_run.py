@@ -163,7 +163,8 @@ def evaluate(
         "four_columns": _four_columns(sets, pack),
         "controls": {name: control_figures(of_set, pack) for name, of_set in control_sets.items()},
         "hard_negatives": {name: control_figures(of_set, pack) for name, of_set in hard_sets.items()},
-        "controls_left_out": control_left_out | hard_left_out,
+        "controls_left_out": control_left_out,
+        "hard_negatives_left_out": hard_left_out,
         "calibration_curve": calibration_curve(pack, control),
         "baselines": as_json(reader.fitted),
     }

@@ -142,13 +142,18 @@ def test_what_was_fitted_on_is_known_in_another_file(model, tmp_path, capsys):
 
 def test_controls_say_what_one_percent_is_and_hard_negatives_stay_apart(model, watcher, tmp_path, capsys):
     data = files.write(tmp_path / "long.jsonl", files.long_lies(20))
-    one, two = (files.write(tmp_path / f"{n}.jsonl", files.benign(40, dataset=n)) for n in ("one", "two"))
-    hard = files.write(tmp_path / "hard.jsonl", files.benign(30, dataset="about", seed=4))
+    long = [files.row(n, "one", "Be honest", "a" * 4000, 0, f"long-{n}") for n in range(100, 103)]
+    one = files.write(tmp_path / "one.jsonl", files.benign(40, dataset="one") + long[:2])
+    two = files.write(tmp_path / "two.jsonl", files.benign(40, dataset="two"))
+    hard = files.write(tmp_path / "hard.jsonl", files.benign(30, dataset="about", seed=4) + long[2:])
     options = ["--control", one, two, "--hard-negative", hard]
     line, record = record_of(capsys, model, tmp_path, data, "--monitor", watcher, *options)
     assert line["long_lies"]["recall_basis"] == "controls"
     assert {name: of["num"] for name, of in record["controls"].items()} == {"one": 40, "two": 40}
     assert list(record["hard_negatives"]) == ["about"]
+    # A set that is among both is counted in each.
+    assert record["controls_left_out"] == {"one": {"too_long": 2}}
+    assert record["hard_negatives_left_out"] == {"one": {"too_long": 1}}
     warning = record["controls"]["one"]["levels"]["warning"]
     assert warning["num"] == 40 and warning["low"] <= warning["share"] <= warning["high"]
     without, _record = record_of(capsys, model, tmp_path, data, "--monitor", watcher, "--control", one, two)
