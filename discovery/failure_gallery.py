@@ -1,4 +1,4 @@
-"""Replies worth reading: what a monitor got most wrong, and what it was surest of, token by token."""
+"""Replies worth reading: highest negatives and lowest positives, and what a monitor was surest of, token by token."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from discovery.benign_replies import has_level, reached
 from discovery.evaluation_rows import Rows
 from discovery.monitor_scores import scored_positions
 from discovery.token_text import pieces_of, token_bytes
@@ -30,7 +31,9 @@ class ShownReply(NamedTuple):
     """A reply with its scores."""
 
     why: str
-    """false alarm, miss, or the surest of a label."""
+    """highest negative, lowest positive, or the surest of a label."""
+    warned: bool | None
+    """Whether it reached the warning level; None if the pack has none."""
     id: str
     dataset: str
     label: int
@@ -51,8 +54,8 @@ def gallery(rows: Rows, pack: MonitorPack, tokenizer: Any, *, num: int = NUM_SHO
     order = np.argsort(statistics_I, kind="stable")
     negatives = [int(i) for i in order if labels_I[i] == 0]
     positives = [int(i) for i in order if labels_I[i] == 1]
-    chosen = [("false alarm", index) for index in negatives[::-1][:num]]
-    chosen += [("miss", index) for index in positives[:num]]
+    chosen = [("highest negative", index) for index in negatives[::-1][:num]]
+    chosen += [("lowest positive", index) for index in positives[:num]]
     taken = {index for _, index in chosen}
     chosen += [("surest positive", i) for i in positives[::-1][:2] if i not in taken]
     chosen += [("surest negative", i) for i in negatives[:2] if i not in taken]
@@ -81,6 +84,7 @@ def _shown(
     statistic = scored.statistic
     return ShownReply(
         why=why,
+        warned=reached(scored, "warning") if has_level(pack, "warning") else None,
         id=conversation.id,
         dataset=conversation.dataset,
         label=conversation.label,

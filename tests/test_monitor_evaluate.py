@@ -461,7 +461,7 @@ def test_replies_without_thoughts_leave_a_monitor_of_thoughts_nothing_to_show(mo
 
 
 def test_a_reply_of_no_scored_token_has_an_empty_drawing():
-    shown = ShownReply("miss", "one", "set", 1, "", None, "Well?", [], False)
+    shown = ShownReply("lowest positive", None, "one", "set", 1, "", None, "Well?", [], False)
     assert spark(shown, 0.5) == ("", None)
 
 
@@ -513,22 +513,30 @@ def test_the_page_says_what_the_record_says(model, watcher, tmp_path):
     record = json.loads((tmp_path / "record.json").read_text())
     shown = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     words = re.sub(r"<[^>]*>", " ", shown)
-    for expected in ("false alarm", "miss", "same instruction", "reply length", "Hard negatives"):
+    for expected in ("highest negative", "lowest positive", "same instruction", "reply length", "Hard negatives"):
         assert expected in words
+    warned = [shown["warned"] for shown in record["gallery"]["on_policy"]]
+    assert re.findall(r"· +(warned|no warning) ", words) == ["warned" if did else "no warning" for did in warned]
+    assert warned == [(shown["statistic"] or 0) > 0.5 for shown in record["gallery"]["on_policy"]]
+    assert set(warned) == {True, False}
     assert EVIL not in text and "https://" not in shown
 
-    sets, baselines, columns, flagged, controls, hard = tables(shown)
+    sets, baselines, recalls, columns, flagged, controls, hard = tables(shown)
     of_set = record["sets"]["on_policy"]
-    [name, positive, negative, groups, auroc, recall, *reach] = sets[1]
+    [name, positive, negative, groups, short, auroc, recall, *reach] = sets[1]
     assert [name, positive, negative, groups] == ["on_policy", "30", "60", "30"]
+    assert short == str(of_set["num_too_short"])
     assert numbers(auroc) == interval(of_set["auroc"])
     assert numbers(recall) == interval(of_set["recall_at_1pct_fpr"])
     warning = of_set["levels"]["warning"]
     assert [numbers(cell) for cell in reach] == [share(warning["negatives"]), share(warning["positives"])]
 
     found = {name: numbers(cell) for name, cell in baselines[1:]}
+    recalled = dict(recalls[1:])
     for name, of in (of_set["own"] | of_set["baselines"] | {"monitor": of_set}).items():
         assert found[name.replace("_", " ")] == interval(of["auroc"]), name
+        cell = recalled[name.replace("_", " ")]
+        assert numbers(cell) == interval(of["recall_at_1pct_fpr"]) and cell.endswith(" (controls)"), name
     luck = of_set["luck"]["random_direction"]
     directions = [pytest.approx(luck[name], abs=0.000501) for name in ("median", "95%")]
     assert found["random directions, median and 95 %"] == directions
@@ -536,14 +544,19 @@ def test_the_page_says_what_the_record_says(model, watcher, tmp_path):
     table = record["four_columns"]["on_policy"]["all_arms"]
     assert [name.partition(" (")[0] for name in columns[0][1:]] == [name.replace("_", " ") for name in COLUMNS]
     assert {name: [numbers(cell) for cell in cells] for name, *cells in columns[1:]} == {
-        name.replace("_", " "): [interval(of[column]) for column in COLUMNS] for name, of in table["predictors"].items()
+        name.replace("_", " "): [[*interval(of[c]), of[c]["num_high"], of[c]["num_low"]] for c in COLUMNS]
+        for name, of in table["predictors"].items()
     }
     assert {name: numbers(cell) for name, cell in flagged[1:]} == {
         name.replace("_", " "): share(of) for name, of in table["flagged"].items()
     }
     for rows, kind in ((controls, "controls"), (hard, "hard_negatives")):
         assert {name: (num, *map(numbers, cells)) for name, num, *cells in rows[1:]} == {
-            name: (str(of["num"]), *(share(of["levels"][level]) for level in ("warning", "critical")))
+            name: (
+                str(of["num"]),
+                [of["num_too_short"]],
+                *(share(of["levels"][level]) for level in ("warning", "critical")),
+            )
             for name, of in record[kind].items()
         }
 
