@@ -17,8 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table_cells import auroc_cell, column_cell, number_cell, percent_cell, recall_cell, share_cell
+from benchmarks.table_cells import auroc_cell, column_cell, number_cell, percent_cell, recall_cell
 from discovery.benign_replies import has_level
+from discovery.binomial import share_words
 from discovery.four_columns import COLUMNS
 from discovery.live_rates import num_replies
 from monitors.pack import PACK_SUFFIX, MonitorPack
@@ -164,7 +165,7 @@ def _calibration(pack: MonitorPack) -> Iterator[str]:
 
 def _by_level(pack: MonitorPack, shares: Mapping[str, Any]) -> str:
     """Cells of the share that reached each level; a dash for one that the pack has not: nothing could reach it."""
-    return " | ".join(share_cell(shares.get(name) if has_level(pack, name) else None) for name in LEVELS)
+    return " | ".join(share_words(shares.get(name) if has_level(pack, name) else None) for name in LEVELS)
 
 
 # --- what it is worth -----------------------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
             *("-" if value is None else f"{value:.2f}" for value in luck),
             f"{recall_cell(of_set['recall_at_1pct_fpr'], of_set['num_positive'])} ({of_set['recall_basis']})",
             *([_recalls(of_set, names)] if by_controls else []),
-            share_cell(None if warning is None else warning["negatives"]),
+            share_words(None if warning is None else warning["negatives"]),
         ]
         yield f"| {' | '.join(cells)} |"
     yield from _latents_by_luck(record)
@@ -253,7 +254,7 @@ def _four_columns(name: str, found: Mapping[str, Any]) -> Iterator[str]:
         + " |"
     )
     yield ""
-    flagged = "; ".join(f"{name.replace('_', ' ')} {share_cell(share)}" for name, share in found["flagged"].items())
+    flagged = "; ".join(f"{name.replace('_', ' ')} {share_words(share)}" for name, share in found["flagged"].items())
     yield f"Above the warning threshold: {flagged}."
 
 
@@ -278,7 +279,7 @@ def _elicitation(summary: Mapping[str, Any]) -> Iterator[str]:
             f"`{arm['arm']}`",
             arm["format"],
             str(arm["replies"]),
-            share_cell(arm["lies_among_known"]),
+            share_words(arm["lies_among_known"]),
         ]
         cells += [
             str(arm[name]) for name in ("told_to_lie_but_true", "honest_truth", "honest_mistake", "refusal", "unclear")

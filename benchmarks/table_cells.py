@@ -1,7 +1,6 @@
 """Cells of the tables of `monitors_table`: figures of records in words, a dash for what there is none of."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from discovery.group_bootstrap import Estimate
 from discovery.small_samples import widened_auroc, widened_share
@@ -39,9 +38,3 @@ def _estimate(found: Mapping[str, float]) -> Estimate:
 
 def _interval(found: Estimate) -> str:
     return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
-def share_cell(found: Mapping[str, Any] | None) -> str:
-    if found is None or found["share"] is None:
-        return "-"
-    return f"{found['share']:.1%} ({found['count']} of {found['num']}; {found['low']:.1%} to {found['high']:.1%})"

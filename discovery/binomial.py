@@ -1,5 +1,6 @@
 """Shares with the interval that counts allow: Clopper and Pearson 1934, which holds at least as often as it says."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
@@ -31,3 +32,10 @@ def share(count: int, num: int) -> Share:
         return Share(0, 0, 0.0, 1.0)
     interval = binomtest(count, num).proportion_ci(0.95, method="exact")
     return Share(count, num, round(float(interval.low), 6), round(float(interval.high), 6))
+
+
+def share_words(found: Mapping[str, Any] | None) -> str:
+    """A record's share with counts and interval; a dash for none."""
+    if found is None or found["share"] is None:
+        return "-"
+    return f"{found['share']:.1%} ({found['count']} of {found['num']}; {found['low']:.1%} to {found['high']:.1%})"

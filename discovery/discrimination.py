@@ -29,11 +29,6 @@ def auroc(scores_I: Scores, labels_I: Labels) -> float:
     return float(_weighted_auroc(scores_I, labels_I, np.ones((1, len(scores_I))))[0])
 
 
-def auroc_within(scores_I: Scores, labels_I: Labels, strata: Sequence[str]) -> float:
-    """Over pairs that share a stratum; NaN if no stratum has both labels."""
-    return float(_within(scores_I, labels_I, strata, np.ones((1, len(scores_I))))[0])
-
-
 def auroc_interval(
     scores_I: Scores, labels_I: Labels, groups: Sequence[str], *, strata: Sequence[str] | None = None, seed: int = 0
 ) -> Estimate:

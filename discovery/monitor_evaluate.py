@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from discovery.argument_checks import check_counts, check_reading
+from discovery.binomial import share_words
 from discovery.command_parser import command_parser
 from discovery.errors import MonitorLabError
 from discovery.evaluation_run import Evaluation, EvaluationSettings, Reader, evaluate, evaluation_plan
@@ -33,7 +34,7 @@ from discovery.fitted_baselines import FittedBaselines, find_baselines, load_bas
 from discovery.input_arguments import add_reading_arguments, add_reasoning_argument, load_model
 from discovery.joint_reading import JointReader
 from discovery.monitor_figures import summary_line
-from discovery.monitor_report import figure, interval, render, share_words
+from discovery.monitor_report import figure, interval, render
 from discovery.output_places import check_output, made_for
 from discovery.pack_building import bound_to
 from discovery.pack_lookup import Dictionaries, find_pack

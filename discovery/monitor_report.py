@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.io import to_html
 
+from discovery.binomial import share_words
 from discovery.evaluation_report import PAGE_STYLE, PLOT_CONFIG, plain
 from discovery.evaluation_run import Evaluation
 from discovery.failure_gallery import ShownReply
@@ -88,13 +89,6 @@ def interval(estimate: dict[str, float] | None) -> str:
 def figure(value: float | None) -> str:
     """A figure alone."""
     return "-" if value is None else f"{value:.3f}"
-
-
-def share_words(share: dict[str, Any] | None) -> str:
-    """A share with counts and interval."""
-    if share is None or share["share"] is None:
-        return "-"
-    return f"{share['share']:.1%} ({share['count']} of {share['num']}; {share['low']:.1%} to {share['high']:.1%})"
 
 
 def spark(reply: ShownReply, warning: float | None) -> Spark:

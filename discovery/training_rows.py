@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from discovery.group_split import Indices
 from discovery.layer_sweep import NUM_FOLDS, best_layer, cross_validate, sweep_layers
 from discovery.probe_fit import LinearProbe, Method, fit_probe
 from discovery.reply_readings import ReplyReadings
@@ -29,22 +28,6 @@ class TrainingRows:
     texts: list[str]
     """What is scored."""
     points: tuple[HookPoint, ...]
-
-    def take(self, indices: Indices) -> "TrainingRows":
-        """Some of them."""
-        chosen = indices.tolist()
-
-        def some(values: list[str]) -> list[str]:
-            return [values[index] for index in chosen]
-
-        return TrainingRows(
-            self.readings.take(chosen),
-            self.labels_I[indices],
-            some(self.groups),
-            some(self.datasets),
-            some(self.texts),
-            self.points,
-        )
 
     def probe_at(self, point: HookPoint, method: Method, C: float) -> LinearProbe:
         """Fitted on all of them."""
