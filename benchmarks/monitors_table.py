@@ -211,7 +211,8 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
 def _recalls(of_set: Mapping[str, Any], names: Sequence[str]) -> str:
     """What baselines find at the score that 1 % of the same controls exceed."""
     found = {name: of_set["baselines"].get(name, {}).get("recall_at_1pct_fpr") for name in names}
-    of_each = [f"{_BASELINES[name]} {recall['mean']:.2f}" for name, recall in found.items() if recall is not None]
+    num = of_set["num_positive"]
+    of_each = [f"{_BASELINES[name]} {recall_cell(recall, num)}" for name, recall in found.items() if recall is not None]
     return ", ".join(of_each) or "-"
 
 

@@ -107,7 +107,7 @@ def test_recalls_of_baselines_stand_beside_the_monitors_where_controls_set_both_
     (tmp_path / "tiny").mkdir()
     next(pack for pack in shipped_packs() if pack.name == "lying").save(tmp_path / "tiny" / "lying.pack.yaml")
     for basis, shown in (
-        ("controls", "0.50 [0.25, 0.75] (controls) | bag of words 0.50 | - |"),
+        ("controls", "0.50 [0.25, 0.75] (controls) | bag of words 0.50 [0.25, 0.75] | - |"),
         ("negatives", "s) | - |"),
     ):
         record = {"sets": {"some": of_set | {"recall_basis": basis}}, "four_columns": {}}
