@@ -108,6 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     check_levels(settings.bounds, settings.alphas)
     outputs = output_paths(args.pack, args.output)
     packs = [MonitorPack.load(path) for path in args.pack]
+    for pack in packs:
+        replace(pack.bindings, temperatures=tuple(args.temperature))  # refused before anything is read
     lm = load_model(args)
     dictionary = Dictionaries(args, lm)
     frozen = []

@@ -237,6 +237,7 @@ def test_what_is_not_benign_and_too_little_are_named(model, pack, tmp_path, caps
         (("--bounds", "64,16"), "bounds: wanted rising whole numbers of at least 1, got [64, 16]"),
         (("--warning", "nan"), "alphas.warning: wanted a share between 0 and 1, got nan"),
         (("--warning", "0"), "alphas.warning: wanted a share between 0 and 1, got 0.0"),
+        (("--temperature", "200"), "temperatures.0: wanted a temperature of 0 to 100, got 200.0"),
         (
             ("--warning", "0.001", "--critical", "0.01"),
             "alphas.critical: wanted at most the warning's, 0.001, got 0.01",
