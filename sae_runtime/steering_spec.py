@@ -134,9 +134,10 @@ class SteeringLimits:
         else:
             return
         if relative > self.max_relative_norm:
+            largest = abs(spec.strength) * self.max_relative_norm / relative
             raise SteeringError(
-                f"strength must move the residual by at most {self.max_relative_norm:g} times its norm, "
-                f"got {relative:.3g} times"
+                f"strength must move the residual by at most {self.max_relative_norm:g} times its norm, which is a "
+                f"strength of {largest:.3g}, got {relative:.3g} times with {spec.strength:g}"
             )
 
     def _length(self, spec: SteeringSpec) -> float:

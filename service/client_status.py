@@ -4,6 +4,7 @@ The server attaches `google.rpc` messages: BadRequest with the fields that are w
 for, ErrorInfo with the reason where one code stands for several.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ NO_DICTIONARY = "NO_DICTIONARY"
 """ErrorInfo.reason of what only a dictionary could answer."""
 SLOW_CONSUMER, ALERT_NOT_KEPT = "SLOW_CONSUMER", "ALERT_NOT_KEPT"
 """ErrorInfo.reason that tells these two from a full queue: all are RESOURCE_EXHAUSTED."""
+_UNREACHED = re.compile(
+    r"(?:connections to all backends failing|failed to connect to all addresses); last error: (?:\w+: )?(.*?)\.?"
+)
 
 
 def to_error(error: grpc.RpcError) -> ServiceError:
@@ -39,13 +43,19 @@ def to_error(error: grpc.RpcError) -> ServiceError:
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return _exhausted(error, message)
         case grpc.StatusCode.UNAVAILABLE:
-            return errors.NotReady(message, retry_after_seconds=retry_after_seconds(error))
+            return errors.NotReady(_in_reach(message), retry_after_seconds=retry_after_seconds(error))
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.DeadlineExceeded(message)
         case grpc.StatusCode.INTERNAL if error_id := _error_info(error).metadata.get("error_id"):
             return errors.EngineFailed(error_id, message)
         case _:
             return errors.RpcFailed(code.name, message)
+
+
+def _in_reach(message: str) -> str:
+    """What the transport says where nobody answers, in words of ours; a server's own message as it is."""
+    found = _UNREACHED.fullmatch(message)
+    return f"No server can be reached there: {found[1]}. Is it running, and is that its address?" if found else message
 
 
 def retry_after_seconds(error: grpc.RpcError) -> float | None:

@@ -360,7 +360,7 @@ def test_what_the_server_raises_is_what_the_client_raises(error):
 
 async def test_a_missing_server_is_not_ready():
     async with TelltaleClient("127.0.0.1:1", retry=RetryPolicy(max_attempts=1)) as nobody:
-        with pytest.raises(errors.NotReady):
+        with pytest.raises(errors.NotReady, match=r"^No server can be reached there: .*127\.0\.0\.1:1: .*\?$"):
             await nobody.server_info()
 
 

@@ -416,7 +416,10 @@ def test_strength_is_limited_relative_to_the_residual(op, unit, direction, most)
         made.check(SteeringSpec(direction, op, sign * most, unit))
         with pytest.raises(SteeringError) as error:
             made.check(SteeringSpec(direction, op, sign * most * 1.01, unit))
-        assert str(error.value) == "strength must move the residual by at most 2 times its norm, got 2.02 times"
+        assert str(error.value) == (
+            f"strength must move the residual by at most 2 times its norm, which is a strength of {most:g}, "
+            f"got 2.02 times with {sign * most * 1.01:g}"
+        )
 
 
 def test_raw_strength_is_not_judged_without_a_yardstick():
