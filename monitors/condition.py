@@ -139,7 +139,11 @@ def _problems(
 def _misfits(alert: AlertOf, monitors: Mapping[str, MonitorSpec]) -> Iterator[Problem]:
     spec = monitors.get(alert.monitor)
     if spec is None:
-        yield Problem("monitor", f"one of {', '.join(monitors) or 'no monitors'}", shown(alert.monitor))
+        yield Problem(
+            "monitor",
+            f"one that this request runs ({', '.join(monitors) or 'none'})",
+            shown(alert.monitor),
+        )
         return
     levels = [level for level, _ in spec.thresholds.levels.named()]
     if not any(_reaches(level, alert.level) for level in levels):

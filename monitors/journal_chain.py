@@ -156,12 +156,12 @@ def verified(
     keep; the rows' own are found on the way.
     """
     walk = _Walk(journal, [r for r in retentions if r.journal == journal])
-    noted_hash = None if noted is None else noted.hash
+    noted_hash, noted_seq = (None, None) if noted is None else noted
     for row in rows:
         finding = walk.step(row)
         if finding is not None:
             return Verification(journal, walk.num_rows, walk.first_seq, walk.last, finding)
-        walk.saw_noted |= row.hash == noted_hash
+        walk.saw_noted |= row.hash == noted_hash and noted_seq in (None, row.seq)
     finding = walk.prefix_fault() or walk.head_fault(head) or walk.noted_fault(noted)
     return Verification(journal, walk.num_rows, walk.first_seq, walk.last, finding)
 

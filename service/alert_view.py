@@ -133,7 +133,10 @@ def verification_line(result: Verification) -> Text:
     first = f", from {result.first_seq}" if result.first_seq not in (None, 1) else ""
     head = f"head {result.head.seq}:{result.head.hash}"
     if result.finding is None:
-        return Text(sanitize(f"journal {result.journal} holds: {result.num_rows} entries{first}, {head}"))
+        line = f"journal {result.journal} holds: {result.num_rows} entries{first}, {head}"
+        # What a copy that was made of the file alone looks like.
+        empty = "; an empty journal shows nothing" if not result.num_rows else ""
+        return Text(sanitize(line + empty))
     where = f"journal {result.journal} is BROKEN: {result.finding}"
     return Text(sanitize(where), style="bold red")
 

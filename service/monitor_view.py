@@ -7,6 +7,7 @@ from rich.text import Text
 
 from service import guard_view
 from service.client_monitors import Monitor, MonitorComponent
+from service.evidence_view import readable
 from service.rendering import sanitize
 
 
@@ -25,7 +26,8 @@ def whole(monitor: Monitor) -> Iterator[Text]:
     for title, facts in (("calibration", monitor.calibration), ("evidence", monitor.evidence)):
         if facts:
             yield Text(f"\n{title}", style="bold")
-            text = yaml.safe_dump(dict(facts), allow_unicode=True, sort_keys=False, width=110)
+            told = readable(facts, [level.severity for level in monitor.levels])
+            text = yaml.safe_dump(told, allow_unicode=True, sort_keys=False, width=110)
             yield Text(sanitize(text.rstrip()))
 
 

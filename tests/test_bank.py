@@ -184,7 +184,7 @@ def test_a_policy_given_as_plain_text_works():
         (
             [named("a", 1), named("b", 1)],
             [Policy("a", PolicyAction.STOP), Policy("x", PolicyAction.STOP)],
-            r"^policies\.1\.monitor: wanted one of a, b, got 'x'$",
+            r"^policies\.1\.monitor: wanted one that this request runs \(a, b\), got 'x'$",
         ),
         (
             [named("a", 1)],

@@ -138,6 +138,12 @@ def test_precision_is_of_reviews(records, capsys):
     assert (first["precision"], first["num_true"]) == (1.0, 1)
 
 
+def test_an_empty_journal_holds_and_is_said_to_show_nothing(path, capsys):
+    Journal.open(path).close()
+    out = said(capsys, "verify")
+    assert " holds: 0 entries, head 0:" in out and out.rstrip().endswith("; an empty journal shows nothing")
+
+
 def test_a_journal_that_holds_says_its_head_and_a_noted_one_is_held_against_it(records, path, capsys):
     out = said(capsys, "verify")
     head = out.split()[-1]

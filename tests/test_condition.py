@@ -157,8 +157,8 @@ WIDE = AnyOf((AlertOf(monitor="a"),) * (MAX_CONDITION_ALERTS + 1))
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        (AlertOf(monitor="x"), r"condition\.monitor: wanted one of a, b, c, w, got 'x'"),
-        (AllOf((AlertOf(monitor="a"), AlertOf(monitor="x"))), r"condition\.all_of\.1\.monitor: wanted one of"),
+        (AlertOf(monitor="x"), r"condition\.monitor: wanted one that this request runs \(a, b, c, w\), got 'x'"),
+        (AllOf((AlertOf(monitor="a"), AlertOf(monitor="x"))), r"condition\.all_of\.1\.monitor: wanted one that"),
         (AnyOf((AllOf(()),)), r"condition\.any_of\.0\.all_of: wanted at least one condition, got none"),
         (
             AlertOf(monitor="w", level="critical"),

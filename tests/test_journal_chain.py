@@ -218,6 +218,12 @@ def test_every_earlier_head_is_found_in_the_chain(with_seq):
         assert verified(JOURNAL, ROWS, HEAD, noted=noted(ROWS, at, with_seq=with_seq)).holds
 
 
+def test_a_noted_hash_that_another_row_has_is_not_that_of_the_noted_one():
+    for seq in (5, 7):
+        found = verified(JOURNAL, ROWS, HEAD, noted=NotedHead(ROWS[5].hash, seq)).finding
+        assert found is not None and (found.fault, found.seq) == (Fault.CHANGED, seq)
+
+
 def test_a_chain_that_was_written_anew_holds_by_itself_and_not_against_a_noted_head():
     assert verified(JOURNAL, REWRITTEN, head_of(REWRITTEN)).holds
     found = verified(JOURNAL, REWRITTEN, head_of(REWRITTEN), noted=noted(ROWS, 6, with_seq=True)).finding

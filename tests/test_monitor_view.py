@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from service.client_monitors import Monitor, MonitorComponent, MonitorLevel, MonitorStratum
+from service.evidence_view import readable
 from service.monitor_view import brief, cautions, whole
 
 MONITOR = Monitor(
@@ -70,6 +71,31 @@ def test_the_whole_account_has_components_calibration_and_evidence():
         "auroc: 0.75",
     ):
         assert line in text.splitlines()
+
+
+def test_evidence_is_told_in_lines_that_people_read_and_in_one_order():
+    share = {"num": 1251.0, "share": 0.0016, "low": 0.0002, "high": 0.0058, "count": 2.0}
+    facts = {
+        "strata": {"256": {"warning": share, "critical": share}, "64": {"critical": share, "warning": share}},
+        "needed": {"critical": 999.0, "warning": 99.0},
+        "auroc": {"low": 0.9, "high": 0.97, "mean": 0.9412, "num_low": 4.0},
+        "unknown": {"low": None, "high": None, "mean": None},
+        "none": share | {"share": None},
+        "seen_groups": ["ab"] * 400,
+        "layers": [1.0, 2.5],
+    }
+    told = {"warning": "0.16% (2 of 1251; 0.02% to 0.58%)", "critical": None}
+    assert list(readable(facts, ["warning"]).items()) == [
+        ("auroc", "0.941 [0.900, 0.970], num_low 4"),
+        ("layers", [1, 2.5]),
+        ("needed", {"warning": 99, "critical": 999}),
+        ("none", None),
+        ("seen_groups", "400 of them: see --json"),
+        ("strata", {"64": told, "256": told}),
+        ("unknown", {"high": None, "low": None, "mean": None}),
+    ]
+    assert list(readable(facts, ["warning"])["strata"]) == ["64", "256"]
+    assert readable(facts, ["warning", "critical"])["strata"]["64"]["critical"] == told["warning"]
 
 
 def test_cautions_come_before_scores_that_they_are_about():
