@@ -14,15 +14,15 @@ bound to the one that the replies went through.
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from discovery.argument_checks import check_reading
-from discovery.benign_replies import BenignRows, has_level, read_benign
+from discovery.benign_replies import BenignRows, read_benign
 from discovery.calibration_run import CalibrationSettings, calibrated
 from discovery.command_parser import command_parser
 from discovery.conversations import PLAIN_TEXT
@@ -168,23 +168,34 @@ def show(pack: MonitorPack, path: Path, *, as_json: bool) -> None:
     table = Table(title=f"{pack.name}: replies that reached a level, thresholds set on other replies")
     for name in ("", "level", "fired", "of", "share", "95 % interval"):
         table.add_column(name, justify="left" if name in ("", "level") else "right")
-    crossed = figures["cross_fitted"]
-    named = {f"up to {bound} tokens": shares for bound, shares in crossed["by_stratum"].items()}
-    for name, shares in (
-        named | crossed["by_set"] | {f"{n} (hard)": s for n, s in figures["hard_negatives"].items()}
-    ).items():
+    for name, bound, shares in _rates(figures):
         for level, share in shares.items():
-            found = [str(share["count"]), str(share["num"]), f"{share['share']:.2%}"]
-            found.append(f"{share['low']:.2%} to {share['high']:.2%}")
-            table.add_row(name, level, *(found if has_level(pack, level) else ["-", str(share["num"]), "-", "-"]))
+            threshold = getattr(pack.thresholds.levels, level)
+            stands = threshold is not None and bound not in threshold.absent
+            cells = [str(share["count"]), str(share["num"]), f"{share['share']:.2%}"]
+            cells.append(f"{share['low']:.2%} to {share['high']:.2%}")
+            table.add_row(name, level, *(cells if stands else ["-", str(share["num"]), "-", "-"]))
     table_console().print(table)
-    for name, level in pack.thresholds.levels.named():
-        absent = f"; absent up to {', '.join(map(str, level.absent))} tokens: too few replies" if level.absent else ""
-        print(f"{name}: offset {level.offset:.4f} at {level.alpha:.2%} of benign replies{absent}")
     for name in LEVELS:
-        if getattr(pack.thresholds.levels, name) is None:
+        found = getattr(pack.thresholds.levels, name)
+        if found is None:
             print(f"{name}: absent, too few replies in every stratum")
+            continue
+        absent = f"; absent up to {', '.join(map(str, found.absent))} tokens: too few replies" if found.absent else ""
+        print(f"{name}: offset {found.offset:.4f} at {found.alpha:.2%} of benign replies{absent}")
     print(f"{path}: version {pack.version}")
+
+
+def _rates(figures: Mapping[str, Any]) -> Iterator[tuple[str, int | None, Mapping[str, Any]]]:
+    """Name, the stratum that it is if it is one, and the shares by level: all, strata as they rise, sets."""
+    crossed = figures["cross_fitted"]
+    yield "all", None, crossed["all"] or {}
+    for bound in sorted(map(int, crossed["by_stratum"])):
+        yield f"up to {bound} tokens", bound, crossed["by_stratum"][str(bound)]
+    for name, shares in crossed["by_set"].items():
+        yield name, None, shares
+    for name, shares in figures["hard_negatives"].items():
+        yield f"{name} (hard)", None, shares
 
 
 if __name__ == "__main__":

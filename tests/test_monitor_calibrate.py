@@ -250,11 +250,15 @@ def test_what_no_replies_can_be_calibrated_to_is_refused_before_anything_is_read
 
 
 def test_the_table_names_sets_strata_and_levels_that_are_absent(model, pack, benign, capsys):
-    how = ["--bounds", "16,64", "--warning", "0.05"]
+    how = ["--bounds", "9,16,128", "--warning", "0.02"]
     argv = ["calibrate", str(pack), "--benign", *map(str, benign), *how, *monitor_files.options(model)]
     assert lab.run("monitor", argv) == 0
     out = capsys.readouterr().out
-    assert "up to 64 tokens" in out and "two" in out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if " warning " in line]
+    assert [row[0] for row in rows] == ["all", "up to 9 tokens", "up to 16 tokens", "up to 128 tokens", "one", "two"]
+    # Too few replies are that short: the warning is absent there, so that none of them reached it says nothing.
+    assert rows[1][2:] == ["-", rows[1][3], "-", "-"] and 0 < int(rows[1][3]) < 49
+    assert rows[0][3] == "460" and rows[0][5].endswith("%") and " to " in rows[0][5]
     assert "critical: absent, too few replies in every stratum" in out and "warning: offset" in out
 
 
