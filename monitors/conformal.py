@@ -255,17 +255,7 @@ def _standing(level: _LevelThresholds, stratum: int) -> float | None:
 
 def _profile(level: _LevelThresholds) -> list[float]:
     """g_k."""
-    first = level.values[0]
-    return [_offset(threshold, first) for threshold in level.values]
-
-
-def _offset(threshold: float, first: float) -> float:
-    """threshold - first, so rounded that a score which is no higher than the threshold is no higher than `first` when
-    it is taken from it."""
-    offset = threshold - first
-    while threshold - offset > first:
-        offset = math.nextafter(offset, math.inf)
-    return offset
+    return [threshold - level.values[0] for threshold in level.values]
 
 
 def _levels(
@@ -279,6 +269,7 @@ def _levels(
     for level in LEVELS:
         of_level, made[level] = found[level], None
         if of_level.is_there:
+            # Also of the level that the profile is of: taken from t_k, a rounded g_k may leave more than t_1.
             lowest = max(lowest, *(t - g for t, g in zip(of_level.values, profile, strict=True)))
             standing = tuple(bound for bound, stands in zip(bounds, of_level.stands, strict=True) if stands)
             absent = tuple(bound for bound in bounds if bound not in standing)

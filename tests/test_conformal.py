@@ -194,6 +194,15 @@ def test_critical_in_fewer_strata_does_not_fall_under_warning():
     assert (warning.strata, critical.strata, critical.absent) == ((8, 24), (8,), (24, 72))
 
 
+def test_where_any_score_may_fire_early_what_comes_after_is_still_in_reach():
+    """Of seven short replies, five too short to fire, half may fire: whatever score does. There is nothing to measure
+    a slack from then, so a score weighs the same early and late."""
+    replies = [constant(9.0, 2)] * 5 + [constant(1.0, 5)] * 2 + [rising(1.0, float(i)) for i in range(9)]
+    found = calibrated(replies, 0.5, 0.01)
+    assert [of.num_replies for of in found.strata] == [7, 9, 0]
+    assert firing(found.thresholds, "warning") == [4.0, 4.0, 4.0]
+
+
 def test_replies_too_short_to_fire_count():
     replies = [constant(9.0, 2)] * 30 + [constant(5.0, 5)]
     with pytest.raises(MonitorError, match=r"^replies: wanted at least 49 in a stratum, .* or more, got 31 by"):
@@ -262,7 +271,7 @@ def small_replies(rng: random.Random, alike: bool) -> list[Scores]:
     highest, lengths = rng.choice([2, 5, 30]), rng.choice([[2, 4], [2, 4, 6], [4], [1, 3, 5, 6]])
     rise = 0.0 if alike else 0.7 * highest
     lengths = [rng.choice(lengths) for _ in range(rng.randint(2, 36))]
-    unit = rng.choice([1.0, 0.1])  # tenths, of which sums and differences are rounded
+    unit = rng.choice([1.0, 0.1, math.pi])  # sums and differences of the latter two are rounded
     return [[(rng.randint(0, highest) + rise * (t >= 2)) * unit for t in range(length)] for length in lengths]
 
 
@@ -294,6 +303,20 @@ def test_of_replies_that_are_left_out_in_turn_no_more_fire_than_may():
             assert sum(flags) <= most
             num_tight += sum(flags) == most > 0
     assert num_tight > 300  # and it is used up
+
+
+def test_a_score_that_is_no_higher_than_the_threshold_does_not_fire_for_rounding():
+    """The second stratum's is 11.799999999999999, 7.899999999999999 above 3.9; and taken from it that leaves more."""
+    replies = [
+        [-3.9, -8.0, 1.0, 0.7], [2.7, 2.7, -1.0, 2.0, -4.4, 3.9], [-4.3, 0.1, 7.3, 0.0], [-2.4, -6.5], [-0.9, -1.7],
+        [0.3, 2.8, -5.2, 1.2, 2.3, -2.2], [-4.4, -2.3], [1.0, 2.9, 1.6, 8.8, -0.2, 3.4], [1.3, -4.5, 1.3, 7.3],
+        [-0.2, 2.4, -0.4, -3.0], [-2.9, 3.6, 2.3, -0.4],
+    ]  # fmt: skip
+    found = calibrate(replies, min_tokens=1, bounds=SMALL, alphas={"warning": 0.3, "critical": 0.1})
+    threshold = found.strata[1].thresholds["warning"]
+    assert threshold is not None
+    assert not fires(found.thresholds, "warning", [0.0, 0.0, threshold], 1)
+    assert fires(found.thresholds, "warning", [0.0, 0.0, threshold + 1e-14], 1)
 
 
 # By simulation

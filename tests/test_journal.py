@@ -219,14 +219,14 @@ SWAP_4_AND_5 = ";".join(f"UPDATE entries SET seq = {new} WHERE seq = {old}" for 
     [
         ("UPDATE entries SET level = 'info' WHERE seq = 3", Fault.CHANGED, 3),
         ("UPDATE entries SET text = replace(text, 'deception', 'honesty') WHERE seq = 2", Fault.CHANGED, 2),
-        ("UPDATE entries SET hash = replace(hash, '0', '1') WHERE seq = 5", Fault.CHANGED, 5),
+        ("UPDATE entries SET hash = substr(hash, 2) || substr(hash, 1, 1) WHERE seq = 5", Fault.CHANGED, 5),
         ("DELETE FROM entries WHERE seq IN (2, 3)", Fault.MISSING, 2),
         ("DELETE FROM entries WHERE seq <= 4", Fault.MISSING, 1),
         ("DELETE FROM entries WHERE seq >= 5", Fault.MISSING, 5),
         ("DELETE FROM entries", Fault.MISSING, 1),
         (SWAP_4_AND_5, Fault.REORDERED, 4),
         ("DELETE FROM chains", Fault.FORGED_HEAD, 6),
-        ("UPDATE chains SET head_hash = replace(head_hash, '0', '1')", Fault.FORGED_HEAD, 6),
+        ("UPDATE chains SET head_hash = substr(head_hash, 2) || substr(head_hash, 1, 1)", Fault.FORGED_HEAD, 6),
         ("UPDATE entries SET journal = '0' WHERE seq = 6", Fault.REORDERED, 6),
     ],
 )
@@ -282,6 +282,7 @@ def test_closing_twice_closes_nothing_that_is_somebody_elses(path):
     journal.close()
     opened_since = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]  # one has the number that the lock had
     journal.close()
+    assert {os.fstat(handle).st_rdev for handle in opened_since} == {Path(os.devnull).stat().st_rdev}
     for handle in opened_since:
         os.close(handle)
 

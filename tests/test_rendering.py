@@ -250,11 +250,15 @@ def test_the_footer_leaves_out_what_did_not_happen():
     assert footer(finished(timings=nothing, usage=usage)).plain == "eos · 3 prompt tokens · 0 tokens"
 
 
-def test_monitors_stand_with_their_threshold():
-    definition = Monitor(
-        name="lying", description="", threshold=0.5, clear_threshold=0.2, window=1, min_tokens=1, cooldown_tokens=0,
-        severity="info", threshold_source="", validated=False, features=(7,), scores_prompt=False,
+def monitor(name, *, threshold, validated):
+    return Monitor(
+        name=name, description="", threshold=threshold, clear_threshold=0.2, window=1, min_tokens=1, cooldown_tokens=0,
+        severity="info", threshold_source="", validated=validated, features=(7,), scores_prompt=False,
     )  # fmt: skip
+
+
+def test_monitors_stand_with_their_threshold():
+    definition = monitor("lying", threshold=0.5, validated=False)
     fired = MonitorSummary(
         monitor="lying", max_score=0.75, mean_score=0.5, scored_tokens=10, fired=True, first_fired_position=9
     )
@@ -273,10 +277,7 @@ def test_monitors_stand_with_their_threshold():
 
 
 def test_what_the_length_of_a_reply_explains_is_no_part_of_what_its_threshold_is_for():
-    definition = Monitor(
-        name="stance", description="", threshold=1.25, clear_threshold=0.2, window=1, min_tokens=1, cooldown_tokens=0,
-        severity="info", threshold_source="", validated=True, features=(7,), scores_prompt=False,
-    )  # fmt: skip
+    definition = monitor("stance", threshold=1.25, validated=True)
     long = MonitorSummary(
         monitor="stance", max_score=2.9, max_statistic=0.98, mean_score=0.5, scored_tokens=120, fired=False,
         first_fired_position=None,
