@@ -74,7 +74,8 @@ async def known_and_unknown(server):
         lied = await reply_to(endpoint, question(1), "lying-must")
     in_honest = {word.text for text in honest for word in words_of(text)}
     in_lied = {word.text for word in words_of(lied)}
-    right = [min({word.text for word in words_of(text)} - in_lied, key=len) for text in honest]
+    # Of words as short the first: which of them a set gives first differs from run to run.
+    right = [min(sorted({word.text for word in words_of(text)} - in_lied), key=len) for text in honest]
     wrong = next(word for word in sorted(in_lied) if word not in in_honest)
     return [question(1, sorted(set(right)), [wrong]), question(2, ["nowhere to be found"], ["nor this one"])]
 
