@@ -18,6 +18,7 @@ from sae_runtime.errors import RuntimeFault
 from service import cli_alerts, cli_features, cli_generate, cli_inspect, cli_monitors
 from service.config_layers import print_config, read_layers, settings_of
 from service.errors import ConfigError, InvalidRequest, NotFound, ServiceError
+from service.lasting import lasting
 from service.options import add_flags
 from service.rendering import sanitize
 
@@ -80,8 +81,8 @@ async def run_serve(args: argparse.Namespace) -> int:
     if args.print_config:
         sys.stdout.write(print_config(settings, given))
         return 0
-    from service.run_server import serve  # torch and the model's libraries: seconds to import
-
+    with lasting():
+        from service.run_server import serve  # torch and the model's libraries: seconds to import
     return await serve(settings)
 
 

@@ -18,6 +18,7 @@ from service.catalog import Catalog
 from service.config import Settings
 from service.errors import ConfigError
 from service.journal_keeper import JournalKeeper
+from service.lasting import lasting
 from service.server import Server
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ async def serve(settings: Settings) -> int:
     # together outnumber the cores it stops spinning at its barriers, which made a step half as slow again.
     journal = JournalKeeper.open(settings)  # before the model, which takes longer
     try:
-        with ThreadPoolExecutor(1) as pool:
+        with lasting(), ThreadPoolExecutor(1) as pool:
             load = partial(assemble, settings, progress=sys.stderr.isatty())
             parts = await asyncio.get_running_loop().run_in_executor(pool, load)
         server = Server(settings, parts, journal)
