@@ -12,6 +12,7 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Thread
 
 from service.assembly import Parts, assemble
 from service.catalog import Catalog
@@ -20,6 +21,7 @@ from service.errors import ConfigError
 from service.journal_keeper import JournalKeeper
 from service.lasting import lasting
 from service.server import Server
+from service.zero_pages import take_pages
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ async def serve(settings: Settings) -> int:
     try:
         await server.start()
         _say_ready(server, parts)
+        _take_memory(parts)
         code = await server.run(stop, hurry)
     except BaseException:
         await server.close()
@@ -60,6 +63,15 @@ async def serve(settings: Settings) -> int:
         # The engine hangs in a pass; its thread would keep the process from ending.
         os._exit(code)
     return code
+
+
+def _take_memory(parts: Parts) -> Thread:
+    """Take what keys and values are to have, beside the first requests: the start would wait a second for it, and the
+    model's first pass as long if it were taken beside that, since both want memory from the system."""
+    cache = parts.runner.cache
+    thread = Thread(target=take_pages, args=([*cache.keys, *cache.values],), name="take-pages", daemon=True)
+    thread.start()
+    return thread
 
 
 def _check_ports(settings: Settings) -> None:

@@ -9,6 +9,8 @@ Shape suffixes: S slots, H key-value heads, L positions, d head width, B rows of
 import torch
 from torch import Tensor
 
+from service.zero_pages import zeros
+
 
 class SlotCache:
     """Keys and values [S, H, L, d] per layer."""
@@ -29,7 +31,7 @@ class SlotCache:
         shape = (2, num_layers, num_slots, num_heads, num_positions + with_scratch, head_dim)
         # Zeros, not empty: a masked position has weight 0, but 0 * NaN is NaN. All in one, so that a slot is scrubbed
         # or moved by one operation: one for each layer would take a GPU about as long as a step.
-        self._whole = torch.zeros(shape, dtype=dtype, device=device)
+        self._whole = zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
         self.keys, self.values = list(self._whole[0]), list(self._whole[1])
         self.num_positions = num_positions
         self.num_slots = num_slots

@@ -1,0 +1,49 @@
+"""Zeros that the system gives as they are written to, and a way to have them given while something else goes on.
+
+Zeroing gigabytes takes a second of a start, and the system does it anyway: pages that it hands out are zero. Later than
+at the start, though, they may not be there any more, and nobody would know how much a server is going to need.
+
+    cache = zeros((2, 30, 16, 3, 8192, 64), torch.bfloat16)
+    take_pages([cache])    # in a thread
+"""
+
+import ctypes
+import logging
+import math
+import mmap
+import os
+import sys
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_MADV_POPULATE_WRITE = 23  # Linux 5.14: pages are given as if they were written to, and keep what is in them
+_PIECE_BYTES = 2**26
+"""At a time: meanwhile nothing else of the process gets memory of its own."""
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor on the CPU that takes memory where it is written to."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    # Private, where there is a choice: what is shared counts as a file, and a fork would write into it.
+    options = {} if os.name == "nt" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    return torch.frombuffer(mmap.mmap(-1, num_bytes, **options), dtype=dtype).view(shape)
+
+
+def take_pages(tensors: Iterable[Tensor]) -> None:
+    """Have the system give all memory of these tensors now; others may use them meanwhile. Where it can't, it gives
+    the memory as it is used."""
+    if sys.platform != "linux":
+        return
+    tensors = [tensor for tensor in tensors if tensor.device.type == "cpu"]
+    madvise, page = ctypes.CDLL(None, use_errno=True).madvise, mmap.PAGESIZE
+    for storage in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}.values():
+        first, end = storage.data_ptr() + -storage.data_ptr() % page, storage.data_ptr() + storage.nbytes()
+        for start in range(first, end - end % page, _PIECE_BYTES):
+            num_bytes = min(_PIECE_BYTES, end - end % page - start)
+            if madvise(ctypes.c_void_p(start), ctypes.c_size_t(num_bytes), _MADV_POPULATE_WRITE):
+                logger.debug("memory is taken as it is used: %s", os.strerror(ctypes.get_errno()))
+                return
