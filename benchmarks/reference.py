@@ -255,7 +255,7 @@ def measure(args: argparse.Namespace, folder: Path, shape: Mapping[str, int] = L
     bare = unmonitored(parts)
     result |= {str(n): measure_streams(parts, bare, n, args) for n in args.streams}
     result["copy_bytes_per_second"] = round(copy_bandwidth(parts.runner.language_model.device))
-    result["planned_memory_bytes"] = parts.planned_memory_bytes
+    result["planned_memory_bytes"] = parts.planned_memory.total_bytes
     result["model"] = str(parts.catalog.model.identity)
     result["versions"] = {name: version(name) for name in ("torch", "transformers")}
     if args.device.startswith("cuda"):

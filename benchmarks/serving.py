@@ -36,14 +36,16 @@ def start_server(module: str, *arguments: str) -> tuple[subprocess.Popen[str], i
     return process, int(json.loads(process.stdout.readline())["grpc"])
 
 
-async def run_streams(client: TelltaleClient, num_streams: int, num_tokens: int, *, watch: bool) -> float:
+async def run_streams(
+    client: TelltaleClient, num_streams: int, num_tokens: int, *, watch: bool, prompt: str = PROMPT
+) -> float:
     """Tokens per second over `num_streams` equal streams, from their first tokens (the mean time) to the end."""
     first_tokens: list[float] = []
 
     async def stream() -> None:
         is_first = True
         options: dict[str, Any] = {} if watch else {"no_defaults": True}
-        async for event in client.generate(PROMPT, max_tokens=num_tokens, ignore_eos=True, **options):
+        async for event in client.generate(prompt, max_tokens=num_tokens, ignore_eos=True, **options):
             if is_first and isinstance(event, Token):
                 first_tokens.append(time.perf_counter())
                 is_first = False

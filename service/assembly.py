@@ -29,6 +29,7 @@ from service.config import Settings
 from service.cuda_graphs import Recorder
 from service.decode_step import Machinery
 from service.fixed_decode import FixedDecode
+from service.memory_plan import MemoryPlan, process_bytes
 from service.model_runner import ModelRunner, largest_norm
 from service.monitor_packs import ServedMonitor, added_monitors, merged, shipped_monitors
 from service.served_dictionary import dictionary_folder, load_dictionary
@@ -50,12 +51,12 @@ class Parts:
     steering_limits: SteeringLimits
     slots: int
     context_length: int
-    planned_memory_bytes: int
-    """Weights, dictionary, and keys and values of all slots."""
+    planned_memory: MemoryPlan
 
 
 def assemble(settings: Settings, *, progress: bool = False) -> Parts:
     """Load and check everything. ModelError, CheckpointError or MonitorError say what is wrong."""
+    libraries_bytes = process_bytes()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     folder = dictionary_folder(settings)
@@ -81,7 +82,6 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
     probes, cache = make_probes(model, tap, monitors), _make_cache(model, slots, context_length)
     resid_norm_mean = None if manifest is None else manifest.resid_norm_mean
     fixed = _fixed_decode(settings, model, dictionary.sae, tap, cache, probes, largest_norm(resid_norm_mean))
-    fixed_bytes = 0 if fixed is None else fixed.machinery.num_bytes
     return Parts(
         runner=ModelRunner(
             model, dictionary.sae, tap, cache, resid_norm_mean=resid_norm_mean, probes=probes, fixed=fixed
@@ -90,7 +90,13 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
         steering_limits=dictionary.steering_limits(settings.max_steering_relative_norm),
         slots=slots,
         context_length=context_length,
-        planned_memory_bytes=model.weights_bytes + dictionary.num_bytes + fixed_bytes + cache_bytes,
+        planned_memory=MemoryPlan(
+            weights=model.weights_bytes,
+            decode_copies=0 if fixed is None else fixed.machinery.num_bytes,
+            dictionary=dictionary.num_bytes,
+            keys_and_values=cache_bytes,
+            libraries=libraries_bytes if model.device.type == "cpu" else 0,
+        ),
     )
 
 

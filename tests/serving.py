@@ -24,6 +24,7 @@ from service.client import TelltaleClient
 from service.client_calls import RetryPolicy
 from service.config import NO_JOURNAL, Settings
 from service.journal_keeper import JournalKeeper
+from service.memory_plan import MemoryPlan
 from service.monitor_packs import ServedMonitor
 from service.pass_output import PassOutput
 from service.server import Server
@@ -114,7 +115,7 @@ def parts(*, slots: int = 4, **of_catalog: Any) -> Parts:
         steering_limits=tiny.limits(dictionary),
         slots=slots,
         context_length=tiny.NUM_POSITIONS,
-        planned_memory_bytes=123,
+        planned_memory=MemoryPlan(weights=100, decode_copies=10, dictionary=7, keys_and_values=4, libraries=2),
     )
 
 

@@ -44,7 +44,8 @@ def settings(folder, **changes):
     return Settings(**(fixed | {"cache_dir": folder / "cache"} | changes))
 
 
-def test_parts_fit_together(folder):
+def test_parts_fit_together(folder, monkeypatch):
+    monkeypatch.setattr(assembly, "process_bytes", lambda: 1000)
     parts = assemble(settings(folder, slots=3, context_length=64))
     assert (parts.slots, parts.context_length) == (3, 64)
     assert parts.catalog.mismatches == ()
@@ -57,8 +58,11 @@ def test_parts_fit_together(folder):
     assert parts.steering_limits.max_relative_norm == 20.0
     cache = parts.runner.cache
     model, sae = parts.runner.language_model.model, parts.runner.sae
-    tensors = [*model.parameters(), *sae.state_dict().values(), *cache.keys, *cache.values]
-    assert parts.planned_memory_bytes == sum(t.numel() * t.element_size() for t in tensors)
+    plan = parts.planned_memory
+    assert plan.weights == sum(t.nbytes for t in model.parameters())
+    assert plan.dictionary == sum(t.nbytes for t in sae.state_dict().values())
+    assert plan.keys_and_values == sum(t.nbytes for t in (*cache.keys, *cache.values))
+    assert (plan.decode_copies, plan.libraries) == (0, 1000)
 
 
 def test_readings_are_those_of_the_model_in_memory(folder, model, dictionary):

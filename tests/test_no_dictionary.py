@@ -1,6 +1,7 @@
 """A server whose model has no dictionary: probe monitors alone, and every question about features told why not."""
 
 import logging
+import re
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from tiny_files import write_dictionary, write_model, write_packs
 from monitors.errors import PackError
 from monitors.pack import PACK_SUFFIX
 from sae_runtime.errors import CheckpointError, ModelError
-from service import cli
+from service import assembly, cli
 from service.assembly import assemble
 from service.client_request import Policy, Steering
 from service.config import Settings
@@ -51,7 +52,9 @@ def settings(folder, **changes):
 @asynccontextmanager
 async def started(folder, **changes):
     asked = settings(folder, **changes)
-    server = Server(asked, assemble(asked))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(assembly, "process_bytes", lambda: 1000)
+        server = Server(asked, assemble(asked))
     await server.start()
     try:
         yield server
@@ -98,7 +101,7 @@ async def test_what_is_served_says_that_there_is_no_dictionary(client, server):
     assert (info.steering_hook_point, info.limits.max_top_features) == ("layers.1.output", 0)
     runner = server.engine.runner
     tensors = [*runner.language_model.model.parameters(), *runner.cache.keys, *runner.cache.values]
-    assert info.planned_memory_bytes == sum(t.numel() * t.element_size() for t in tensors)
+    assert info.planned_memory_bytes == sum(t.numel() * t.element_size() for t in tensors) + 1000
 
 
 async def test_scoring_a_text_says_so_too(client):
@@ -243,4 +246,6 @@ async def test_the_ready_line_says_what_reads(folder, capsys):
 
     async with started(folder) as server:
         _say_ready(server, assemble(settings(folder)))
-    assert "no dictionary; monitors: probing; 2 slots of 64 tokens" in capsys.readouterr().out
+    line = capsys.readouterr().out
+    assert "no dictionary; monitors: probing; 2 slots of 64 tokens" in line
+    assert re.search(r" GiB planned \(weights 0\.\d\d, keys and values 0\.\d\d, libraries \d\.\d\d\); decode", line)

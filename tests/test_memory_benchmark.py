@@ -1,0 +1,24 @@
+"""benchmarks.memory, on a tiny model: what a server holds is near what it planned, most of which is the libraries."""
+
+import sys
+
+import pytest
+from tiny_files import write_model
+
+from benchmarks import memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_what_is_held_is_near_what_was_planned(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_SETTLED_SECONDS", 0.05)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_model(tmp_path / "model", context_length=4096)
+    found = await memory.measure(
+        2, 4, "--model", str(tmp_path / "model"), "--sae", "none", "--device", "cpu", "--journal", "none",
+        "--slots", "2", "--cache-dir", str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert (found["slots"], found["context_length"]) == (2, 4096)
+    held, ratio = found["held_bytes"], found["held_to_planned_ratio"]
+    assert held["peak"] >= held["loaded"] > 0 and held["peak"] >= held["ready"] > 0
+    assert ratio["loaded"] == pytest.approx(held["loaded"] / found["planned_bytes"], abs=0.001)
+    assert 0.8 < ratio["ready"] < 1.4 and 0.8 < ratio["loaded"] < 1.5
