@@ -58,6 +58,8 @@ class FeatureMetrics:
         self.observed = counter("feature_tokens_observed", "Tokens read for the watched features.")
 
     def observe_step(self, record: StepRecord) -> None:
+        if not len(record.readings_NW):
+            return
         readings_NW = record.readings_NW.astype(np.float64)
         finite_N = np.isfinite(readings_NW).all(axis=1)
         if not finite_N.all():

@@ -43,6 +43,7 @@ from service.records import RequestRecord
 from service.replay import ReplayHost
 from service.scheduler import Scheduler
 from service.servicer import GenerationServicer, MonitorServicer, make_server_info
+from service.step_batch import StepBatch
 from service.wire_policies import MAX_POLICIES
 from service.wire_requests import MAX_STOP_STRINGS, MAX_WATCHED_FEATURES, RequestLimits, RequestReader
 from service.wire_responses import ResponseWriter
@@ -88,6 +89,7 @@ class Server:
         guarded = Guarded.of(catalog)
         self.guards = Guards(guarded, catalog, parts.runner.probe_names)
         self._guard_metrics = GuardMetrics(self.registry, self.guards)
+        self._steps = StepBatch()
         self.delivery = Delivery(self._observe)
         self.engine = Engine(
             parts.runner,
@@ -211,10 +213,15 @@ class Server:
         }
 
     def _observe(self, published: Published) -> None:
-        for step in published.steps:
-            self.metrics.observe_step(step)
-            self.guards.observe_step(step)
-            self._guard_metrics.observe_step(step)
+        self._steps.add(published.steps)
+        # When a request ends others may not follow, and who saw its end may look.
+        if self._steps.is_due or published.requests or published.failures:
+            for step in self._steps.take():
+                self.metrics.observe_step(step)
+                self.guards.observe_step(step)
+                self._guard_metrics.observe_step(step)
+            if published.state is not None:
+                self.metrics.observe_state(published.state)
         for failure in published.failures:
             self.metrics.observe_failure(failure)
         for event in published.alerts:
@@ -225,8 +232,6 @@ class Server:
                 self.metrics.observe_request(record)
                 self._guard_metrics.observe_replies(self.guards.observe_request(record))
             _log_request(record)
-        if published.state is not None:
-            self.metrics.observe_state(published.state)
 
     # --- what answers ---
 
