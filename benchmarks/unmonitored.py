@@ -7,15 +7,14 @@ Takes the flags of `telltale serve`. For benchmarks only: the server itself has 
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import torch
 
-from sae_runtime.cache_argument import cache_argument
-from sae_runtime.last_position import last_position
 from service import cli
 from service.model_runner import ModelRunner
 from service.pass_output import PassOutput, RowInput, TokenStats
+from service.sampling import Draw
 
 
 def forward(
@@ -28,31 +27,23 @@ def forward(
     with_probes: bool = False,
 ) -> PassOutput:
     """`ModelRunner.forward` without reading anything."""
-    num_tokens = len(rows[0].ids)
     ids_BT = torch.tensor([list(row.ids) for row in rows])
-    positions_BT, mask = runner.cache.begin([r.slot for r in rows], [r.start for r in rows], num_tokens)
     with torch.inference_mode():
-        logits = runner.language_model.model(
-            input_ids=ids_BT,
-            position_ids=positions_BT,
-            attention_mask=mask,
-            use_cache=True,
-            logits_to_keep=0 if all_logits else last_position(ids_BT),
-            **cache_argument(runner.cache),
-        ).logits.to(torch.float32)
+        logits = runner.logits(ids_BT, rows, all_logits=all_logits)
     n = ids_BT.numel()
-    nothing: Any = torch.zeros(n)
+    nothing_N, num_probes = np.zeros(n, dtype=np.float32), len(runner.probe_names) if with_probes else 0
     stats = TokenStats(
-        torch.zeros(n, len(latents)),
-        torch.zeros(n, num_top),
-        torch.zeros(n, num_top),
-        nothing,
-        nothing,
-        torch.ones(n),
-        nothing,
-        *[torch.zeros(n, len(runner.probe_names) if with_probes else 0)] * 2,
+        np.zeros((n, len(latents)), dtype=np.float32),
+        *[np.zeros((n, num_top), dtype=np.float32)] * 2,
+        nothing_N,
+        nothing_N,
+        np.ones(n, dtype=np.float32),
+        nothing_N,
+        *[np.zeros((n, num_probes), dtype=np.float32)] * 2,
     )
-    return PassOutput(logits, stats, {}, n, 0.0)
+    blocks = runner.language_model.blocks
+    assert blocks is not None, "nothing to compare with: the model is not computed by native kernels"
+    return PassOutput(logits, stats, {}, n, 0.0, Draw(*blocks.most_likely(logits[:, -1])))
 
 
 if __name__ == "__main__":

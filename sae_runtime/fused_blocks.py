@@ -38,7 +38,7 @@ class FusedBlocks:
 
     def __init__(self, model: Any) -> None:
         """Puts it on. ValueError says what about the model it can't do."""
-        _check(model)
+        check_blocks(model)
         self._places: Places | None = None
         self.num_bytes = 0
         """Of what is kept besides the model."""
@@ -118,7 +118,8 @@ class FusedBlocks:
         return elementwise.rms_norm(hidden_states, norm.weight, norm.variance_epsilon)
 
 
-def _check(model: Any) -> None:
+def check_blocks(model: Any) -> None:
+    """ValueError for a model whose blocks are no plain Llama or Qwen2 ones, and what about them."""
     from transformers.models.llama import modeling_llama as llama
     from transformers.models.qwen2 import modeling_qwen2 as qwen2
 

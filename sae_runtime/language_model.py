@@ -6,6 +6,7 @@ wrong ends in one ModelError with one line.
 """
 
 import importlib.util
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,6 +17,9 @@ from torch import nn
 
 from sae_runtime.errors import ModelError, one_line
 from sae_runtime.gguf_file import EMBEDDED_NAME, EMBEDDED_SHA256, convert_once, embedded_gguf_path
+from sae_runtime.kernels import native
+from sae_runtime.native_blocks import NativeBlocks
+from sae_runtime.native_model import load_natively
 from sae_runtime.number_format import fastest_dtype
 from sae_runtime.pretrained import load_strictly, quiet_transformers
 from sae_runtime.tap import decoder_layers
@@ -28,6 +32,8 @@ from sae_runtime.weights import (
     read_config,
     resident_bytes,
 )
+
+logger = logging.getLogger(__name__)
 
 Quantization = Literal["auto", "none", "nf4", "int8"]
 DTypeName = Literal["auto", "bfloat16", "float32"]
@@ -63,6 +69,8 @@ class LanguageModel:
     context_length: int
     """Positions the model was made for."""
     weights_bytes: int
+    blocks: NativeBlocks | None = None
+    """What computes the model, through `NativeBlocks.logits` alone; None computes as transformers does."""
 
     @property
     def d_model(self) -> int:
@@ -90,6 +98,7 @@ def load_language_model(
     cache_dir: Path | None = None,
     expected_sha256: str | None = None,
     progress: bool = False,
+    native_kernels: bool = False,
 ) -> LanguageModel:
     """Load `source` on `device`.
 
@@ -102,6 +111,8 @@ def load_language_model(
         cache_dir: where converted weights and hashes are kept; default `~/.cache/telltale`.
         expected_sha256: refuse other weights than these.
         progress: show progress bars on stderr.
+        native_kernels: on a CPU in bf16, load a model that can only be run through `LanguageModel.blocks`, and
+            has no other weights. Where that is not possible it is loaded as ever, and the log says why.
 
     Raises:
         ModelError: unknown model, missing or damaged weights, wrong hash, too little memory, not Llama-like.
@@ -111,8 +122,10 @@ def load_language_model(
     cache_dir = cache_dir or default_cache_dir()
     device_name = resolve_device(device)
     torch_dtype = fastest_dtype(torch.device(device_name)) if dtype == "auto" else _DTYPES[dtype]
+    native_kernels = native_kernels and device_name == "cpu" and torch_dtype is torch.bfloat16
+    how = _How(torch_dtype, device_name, cache_dir if native_kernels else None, progress)
     if source == EMBEDDED or source.endswith(".gguf"):
-        return _load_gguf(source, quantization, torch_dtype, device_name, cache_dir, expected_sha256, progress)
+        return _load_gguf(source, quantization, cache_dir, expected_sha256, how)
     folder = _resolve_folder(source, progress)
     sha256 = folder_sha256(folder, cache_dir, progress=progress)
     check_hash(source, sha256, expected_sha256)
@@ -120,7 +133,18 @@ def load_language_model(
     if quantization == "auto":
         quantization = "nf4" if device_name.startswith("cuda") else "none"
     name = Path(source).resolve().name if Path(source).exists() else source
-    return _load_folder(folder, name, sha256, quantization, torch_dtype, device_name)
+    return _load_folder(folder, name, sha256, quantization, how)
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How weights are loaded."""
+
+    dtype: torch.dtype
+    device: str
+    native_cache: Path | None
+    """Where native kernels are kept, if they are to be used."""
+    progress: bool
 
 
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
@@ -149,11 +173,9 @@ def resolve_device(device: str) -> str:
 def _load_gguf(
     source: str,
     quantization: str,
-    dtype: torch.dtype,
-    device: str,
     cache_dir: Path,
     expected_sha256: str | None,
-    progress: bool,
+    how: _How,
 ) -> LanguageModel:
     if quantization not in ("auto", "none"):
         raise ModelError(
@@ -162,14 +184,14 @@ def _load_gguf(
     path = embedded_gguf_path() if source == EMBEDDED else Path(source)
     if not path.is_file():
         raise ModelError(f"model file {path} does not exist")
-    sha256 = file_sha256(path, cache_dir, progress=progress)
+    sha256 = file_sha256(path, cache_dir, progress=how.progress)
     check_hash(source, sha256, EMBEDDED_SHA256 if source == EMBEDDED else expected_sha256)
     if source == EMBEDDED:
         check_hash(source, sha256, expected_sha256)
     folder = cache_dir / "models" / sha256
-    kind = convert_once(path, folder, progress=progress)
+    kind = convert_once(path, folder, progress=how.progress)
     name = EMBEDDED_NAME if sha256 == EMBEDDED_SHA256 else path.stem
-    return _load_folder(folder, name, sha256, "none", dtype, device, stored_quantization=kind)
+    return _load_folder(folder, name, sha256, "none", how, stored_quantization=kind)
 
 
 # --- folders and hub names ----------------------------------------------------------------------------------------
@@ -204,16 +226,23 @@ def _load_folder(
     name: str,
     sha256: str,
     quantization: str,
-    dtype: torch.dtype,
-    device: str,
+    how: _How,
     stored_quantization: str | None = None,
 ) -> LanguageModel:
     from transformers import AutoTokenizer
 
+    dtype, device = how.dtype, how.device
     check_memory(resident_bytes(folder, quantization, dtype), device, f"model {name}")
+    kind = stored_quantization or quantization
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
+            if how.native_cache is not None and quantization == "none":
+                # Only what was converted into our own cache is kept there packed, too.
+                found = _load_natively(folder, how, keeps=stored_quantization is not None)
+                if found is not None:
+                    model, blocks = found
+                    return wrap_model(model, tokenizer, name, sha256, kind, dtype, device, blocks)
             model = load_strictly(
                 folder,
                 dtype=dtype,
@@ -228,7 +257,16 @@ def _load_folder(
         _check_blocks(name, model, dtype, device)
         if dtype is not torch.bfloat16:
             _keep_to_dtype(model)
-    return wrap_model(model.eval(), tokenizer, name, sha256, stored_quantization or quantization, dtype, device)
+    return wrap_model(model.eval(), tokenizer, name, sha256, kind, dtype, device)
+
+
+def _load_natively(folder: Path, how: _How, *, keeps: bool) -> tuple[Any, NativeBlocks] | None:
+    assert how.native_cache is not None
+    try:
+        return load_natively(folder, native.load(how.native_cache), keeps=keeps, progress=how.progress)
+    except (native.NativeKernelsMissing, ValueError) as error:
+        logger.warning("the model is computed by transformers, several times slower: %s", one_line(error))
+        return None
 
 
 def _refuse_stored_quantized(folder: Path) -> None:
@@ -247,6 +285,7 @@ def wrap_model(
     quantization: str,
     dtype: torch.dtype,
     device: str,
+    blocks: NativeBlocks | None = None,
 ) -> LanguageModel:
     """A LanguageModel around an already built transformers model; ModelError if it is not Llama-like."""
     try:
@@ -259,14 +298,17 @@ def wrap_model(
     eos_ids = {eos} if isinstance(eos, int) else set(eos or ())
     if not eos_ids and tokenizer is not None and tokenizer.eos_token_id is not None:
         eos_ids = {tokenizer.eos_token_id}
-    unique = {p.data_ptr(): p for p in model.parameters()}
+    # What is packed has no other place.
+    unique = {p.data_ptr(): p for p in model.parameters() if p.device.type != "meta"}
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
         identity=ModelIdentity(name, sha256, quantization, str(dtype).removeprefix("torch."), device),
         eos_token_ids=frozenset(eos_ids),
         context_length=int(model.config.max_position_embeddings),  # type: ignore[union-attr, arg-type]
-        weights_bytes=sum(p.numel() * p.element_size() for p in unique.values()),
+        weights_bytes=sum(p.numel() * p.element_size() for p in unique.values())
+        + (0 if blocks is None else blocks.packed_bytes),
+        blocks=blocks,
     )
 
 

@@ -18,7 +18,8 @@ from sae_runtime.errors import ModelError
 from sae_runtime.fused_blocks import FusedBlocks
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.language_model import LanguageModel, load_language_model
-from sae_runtime.latent_reader import LatentReader
+from sae_runtime.latent_reader import LatentReader, NoDictionary
+from sae_runtime.native_sae import NativeSAE
 from sae_runtime.probes import Probe, ProbeSet
 from sae_runtime.static_reading import StaticReading
 from sae_runtime.steering_spec import SteeringLimits
@@ -70,6 +71,7 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
         cache_dir=settings.cache_dir,
         expected_sha256=settings.model_sha256,
         progress=progress,
+        native_kernels=settings.native_kernels,
     )
     facts = model_facts(model)
     dictionary = load_dictionary(settings, folder, facts, model.device)
@@ -81,18 +83,22 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
     slots, context_length, cache_bytes = _size(settings, model)
     probes, cache = make_probes(model, tap, monitors), _make_cache(model, slots, context_length)
     resid_norm_mean = None if manifest is None else manifest.resid_norm_mean
-    fixed = _fixed_decode(settings, model, dictionary.sae, tap, cache, probes, largest_norm(resid_norm_mean))
+    reader: LatentReader = dictionary.sae
+    if model.blocks is not None and not isinstance(dictionary.sae, NoDictionary):
+        reader = NativeSAE.of(dictionary.sae, model.blocks.library)
+    fixed = _fixed_decode(settings, model, reader, tap, cache, probes, largest_norm(resid_norm_mean))
+    copies_bytes = 0 if fixed is None else fixed.machinery.num_bytes
+    copies_bytes += reader.num_bytes if isinstance(reader, NativeSAE) else 0
+    copies_bytes += 0 if model.blocks is None else model.blocks.num_bytes(context_length)
     return Parts(
-        runner=ModelRunner(
-            model, dictionary.sae, tap, cache, resid_norm_mean=resid_norm_mean, probes=probes, fixed=fixed
-        ),
+        runner=ModelRunner(model, reader, tap, cache, resid_norm_mean=resid_norm_mean, probes=probes, fixed=fixed),
         catalog=dictionary.catalog(facts, monitors),
         steering_limits=dictionary.steering_limits(settings.max_steering_relative_norm),
         slots=slots,
         context_length=context_length,
         planned_memory=MemoryPlan(
             weights=model.weights_bytes,
-            decode_copies=0 if fixed is None else fixed.machinery.num_bytes,
+            decode_copies=copies_bytes,
             dictionary=dictionary.num_bytes,
             keys_and_values=cache_bytes,
             libraries=libraries_bytes if model.device.type == "cpu" else 0,

@@ -141,6 +141,12 @@ class Settings(BaseModel):
         description="On a GPU, run decode passes as CUDA graphs over fused kernels; models that are no Llama or Qwen2, "
         "or quantised as int8, run them as ever. The line that says that the server is ready names the way.",
     )
+    native_kernels: bool = Field(
+        True,
+        description="On a CPU with AVX-512 and its bf16 instructions, compute Llama and Qwen2 models in bf16 by "
+        "kernels that the first start compiles: several times faster, and what a request gets does not depend on "
+        "others. The line that says that the server is ready names the way.",
+    )
     threads: Count = Field(0, description="CPU threads for the model; 0 is one per core.")
 
     # The dictionary and what is watched

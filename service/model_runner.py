@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monitors.components import OFF_SCALE_NORMS
@@ -58,6 +59,8 @@ class ModelRunner:
         self.fixed = fixed
         self._device = language_model.device
         self._largest_norm = largest_norm(resid_norm_mean)
+        self._last_latents: Sequence[int] = ()
+        self._last_latents_U = torch.empty(0, dtype=torch.long, device=self._device)
 
     @property
     def probe_names(self) -> tuple[str, ...]:
@@ -67,7 +70,14 @@ class ModelRunner:
     @property
     def decoding(self) -> str:
         """How decode passes are run, in words."""
+        if self.language_model.blocks is not None:
+            return "native kernels"
         return "eager" if self.fixed is None else self.fixed.way
+
+    @property
+    def reads_evenly(self) -> bool:
+        """Whether a pass takes about as long as it has tokens, whatever it is made of: as native kernels compute."""
+        return self.language_model.blocks is not None
 
     def forward(
         self,
@@ -91,9 +101,7 @@ class ModelRunner:
             TapError: a tap did not see every token. Whatever torch raises is passed on; slots may then hold part
             of the pass, which a repetition overwrites.
         """
-        num_tokens = len(rows[0].ids)
-        ids_BT = torch.tensor([list(row.ids) for row in rows], device=self._device)
-        positions_BT, mask_B1TL = self.cache.begin([r.slot for r in rows], [r.start for r in rows], num_tokens)
+        ids_BT = torch.tensor([row.ids for row in rows], device=self._device)
         steered_rows = [b for b, row in enumerate(rows) if self._is_steered(row)]
 
         def edit(resid_BTD: Tensor) -> Tensor:
@@ -107,20 +115,35 @@ class ModelRunner:
             probing = probes.step(ids_BT.numel())
         tapping = self.tap.step(ids_BT.numel(), edit if steered_rows else None)
         with torch.inference_mode(), tapping as record, probing as probed:
-            logits_BTV = self.language_model.model(
-                input_ids=ids_BT,
-                position_ids=positions_BT,
-                attention_mask=mask_B1TL,
-                use_cache=True,
-                logits_to_keep=0 if all_logits else last_position(ids_BT),
-                **cache_argument(self.cache),
-            ).logits.to(torch.float32)
+            logits_BTV = self.logits(ids_BT, rows, all_logits=all_logits)
         with torch.inference_mode():
             started = time.perf_counter()
             values_and_norms = () if probes is None else (probes.read(probed, record), probes.norms(probed, record))
-            stats, steered = self._read(record, rows, steered_rows, latents, num_top, values_and_norms)
+            read = self._read if self.language_model.blocks is None else self._read_on_host
+            stats = read(record, rows, latents, num_top, values_and_norms)
+            steered = self._steered_rows(record, rows, steered_rows, latents)
             encode_seconds = time.perf_counter() - started
-        return PassOutput(logits_BTV, stats, steered, record.num_tokens, encode_seconds)
+            greedy = None
+            if self.language_model.blocks is not None:
+                greedy = Draw(*self.language_model.blocks.most_likely(logits_BTV[:, -1]))
+        return PassOutput(logits_BTV, stats, steered, record.num_tokens, encode_seconds, greedy)
+
+    def logits(self, ids_BT: Tensor, rows: Sequence[RowInput], *, all_logits: bool) -> Tensor:
+        """Run the model over `ids_BT`, the ids of `rows`: fp32 [B, T, V], T being 1 without `all_logits`."""
+        slots, starts = [row.slot for row in rows], [row.start for row in rows]
+        blocks = self.language_model.blocks
+        if blocks is not None:
+            return blocks.logits(ids_BT, self.cache, slots, starts, all_logits=all_logits)
+        positions_BT, mask_B1TL = self.cache.begin(slots, starts, ids_BT.shape[1])
+        made = self.language_model.model(
+            input_ids=ids_BT,
+            position_ids=positions_BT,
+            attention_mask=mask_B1TL,
+            use_cache=True,
+            logits_to_keep=0 if all_logits else last_position(ids_BT),
+            **cache_argument(self.cache),
+        )
+        return made.logits.to(torch.float32)
 
     def decode(
         self, rows: Sequence[RowInput], latents: Sequence[int], *, num_top: int = 0, with_probes: bool = False
@@ -169,7 +192,7 @@ class ModelRunner:
         steered = {}
         if steered_rows:
             with torch.inference_mode():
-                latents_U = torch.tensor(latents, dtype=torch.long, device=self._device)
+                latents_U = self._latents_of(latents)
                 before_BTD, after_BTD = done.resid_BD[:, None], done.passed_on_BD[:, None]
                 steered = self._account_of(rows, steered_rows, before_BTD, after_BTD, latents_U)
         return PassOutput(done.logits_BV[:, None], stats, steered, result.num_tapped, None, greedy)
@@ -209,41 +232,66 @@ class ModelRunner:
         self,
         record: TapRecord,
         rows: Sequence[RowInput],
-        steered_rows: list[int],
         latents: Sequence[int],
         num_top: int,
         values_and_norms: Sequence[Tensor],
-    ) -> tuple[TokenStats, dict[int, SteeredRow]]:
-        """Encode all residuals, and steered rows once more as they were left."""
-        resid_BTD, edited_BTD = record.resid_BTD, record.edited_BTD
-        assert resid_BTD is not None
-        latents_U = torch.tensor(latents, dtype=torch.long, device=self._device)
-        seen = self.sae.read_tokens(resid_BTD.flatten(0, 1), latents_U, num_top)
-        read_on_ND = (resid_BTD if edited_BTD is None else edited_BTD).flatten(0, 1)
+    ) -> TokenStats:
+        """Encode all residuals."""
+        resid_ND, read_on_ND = _seen(record)
+        seen = self.sae.read_tokens(resid_ND, self._latents_of(latents), num_top)
         finite_N = read_on_ND.isfinite().all(-1) & seen.fvu_T.isfinite()
         nothing_N0 = read_on_ND.new_empty((len(read_on_ND), 0))
         probes_NP, norms_NP = values_and_norms or (nothing_N0, nothing_N0)
         finite_N &= probes_NP.isfinite().all(-1)
-        is_first_N = torch.tensor(
-            [t + row.start == 0 for row in rows for t in range(len(row.ids))], device=self._device
+        is_first_N = torch.from_numpy(_is_first(rows)).to(self._device)
+        off_scale_N = is_first_N | (resid_ND.to(torch.float32).norm(dim=-1) > self._largest_norm)
+        return TokenStats(
+            seen.readings_TW, seen.top_values_TN, seen.top_indices_TN, seen.l0_T, seen.fvu_T, finite_N, off_scale_N,
+            probes_NP, norms_NP,
+        )  # fmt: skip
+
+    def _read_on_host(
+        self,
+        record: TapRecord,
+        rows: Sequence[RowInput],
+        latents: Sequence[int],
+        num_top: int,
+        values_and_norms: Sequence[Tensor],
+    ) -> TokenStats:
+        """The same where all is on the host anyway, in arrays: for few tokens torch's calls would take longer than what
+        they compute."""
+        blocks = self.language_model.blocks
+        assert blocks is not None
+        resid_ND, read_on_ND = _seen(record)
+        seen = [part.numpy() for part in self.sae.read_tokens(resid_ND, self._latents_of(latents), num_top)]
+        readings_NU, top_values_Nk, top_indices_Nk, l0_N, fvu_N = seen
+        norms_N = blocks.norms(resid_ND)
+        finite_N = np.isfinite(norms_N if read_on_ND is resid_ND else blocks.norms(read_on_ND)) & np.isfinite(fvu_N)
+        nothing_N0 = np.empty((len(resid_ND), 0), dtype=np.float32)
+        probes_NP, norms_NP = [part.numpy() for part in values_and_norms] or (nothing_N0, nothing_N0)
+        finite_N &= np.isfinite(probes_NP).all(-1)
+        off_scale_N = _is_first(rows) | (norms_N > self._largest_norm)
+        return TokenStats(
+            readings_NU, top_values_Nk, top_indices_Nk, l0_N, fvu_N, finite_N, off_scale_N, probes_NP, norms_NP
         )
-        norm_N = resid_BTD.flatten(0, 1).to(torch.float32).norm(dim=-1)
-        stats = TokenStats(
-            seen.readings_TW,
-            seen.top_values_TN,
-            seen.top_indices_TN,
-            seen.l0_T,
-            seen.fvu_T,
-            finite_N,
-            is_first_N | (norm_N > self._largest_norm),
-            probes_NP,
-            norms_NP,
-        )
-        steered = {}
-        if steered_rows:
-            assert edited_BTD is not None
-            steered = self._account_of(rows, steered_rows, resid_BTD, edited_BTD, latents_U)
-        return stats, steered
+
+    def _latents_of(self, latents: Sequence[int]) -> Tensor:
+        """As a tensor, [U] long: mostly that of the pass before."""
+        if self._last_latents is not latents:
+            self._last_latents = latents
+            self._last_latents_U = torch.tensor(latents, dtype=torch.long, device=self._device)
+        return self._last_latents_U
+
+    def _steered_rows(
+        self, record: TapRecord, rows: Sequence[RowInput], steered_rows: Sequence[int], latents: Sequence[int]
+    ) -> dict[int, SteeredRow]:
+        """What steering did, its rows read once more as they were left."""
+        if not steered_rows:
+            return {}
+        assert record.resid_BTD is not None
+        assert record.edited_BTD is not None
+        latents_U = self._latents_of(latents)
+        return self._account_of(rows, steered_rows, record.resid_BTD, record.edited_BTD, latents_U)
 
     @staticmethod
     def _steered(rows: Sequence[RowInput], steered_rows: Sequence[int], resid_BTD: Tensor) -> Tensor:
@@ -274,6 +322,22 @@ class ModelRunner:
             row.steering is not None and row.steering.covers(p, p + 1)
             for p in range(row.start, row.start + len(row.ids))
         ]
+
+
+def _seen(record: TapRecord) -> tuple[Tensor, Tensor]:
+    """The residuals of N tokens as they were tapped, and as the following blocks read them: the same tensor where
+    nothing was edited."""
+    assert record.resid_BTD is not None
+    resid_ND = record.resid_BTD.flatten(0, 1)
+    return resid_ND, resid_ND if record.edited_BTD is None else record.edited_BTD.flatten(0, 1)
+
+
+def _is_first(rows: Sequence[RowInput]) -> NDArray[np.bool_]:
+    """Which of the N tokens stand at position 0."""
+    is_first_N = np.zeros(sum(len(row.ids) for row in rows), dtype=np.bool_)
+    for b, row in enumerate(rows):
+        is_first_N[b * len(row.ids)] = row.start == 0
+    return is_first_N
 
 
 def largest_norm(resid_norm_mean: float | None) -> float:

@@ -85,12 +85,21 @@ def fetch(output: PassOutput, extra: Sequence[Tensor]) -> Fetched:
 
     Token ids, latents and counts are far below 2^24, so fp32 holds them exactly.
     """
+    if output.greedy is not None and not extra and output.logits_BTV.device.type == "cpu":
+        # Everything is on the host, and a copy in one piece would be one copy too many.
+        on_host = {b: SteeredRow(*(_as_float32(part) for part in row)) for b, row in output.steered.items()}
+        return Fetched(output.stats, on_host, [])
     on_device = () if output.greedy is not None else output.stats
     steered_parts = [part for row in output.steered.values() for part in row]
     rest = iter(_on_host([*on_device, *steered_parts, *extra]))
     stats = output.stats if output.greedy is not None else TokenStats(*(next(rest) for _ in output.stats))
     steered = {b: SteeredRow(*(next(rest) for _ in row)) for b, row in output.steered.items()}
     return Fetched(stats, steered, list(rest))
+
+
+def _as_float32(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.to(torch.float32).numpy()
+    return array
 
 
 def _on_host(tensors: Sequence[Tensor]) -> list[NDArray[np.float32]]:

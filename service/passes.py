@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from service.model_runner import ModelRunner
 from service.pass_output import Fetched, PassOutput, RowInput
 from service.read_plan import Columns, ReadPlan, Wants, plan_reading
 from service.records import Phase, StepRecord
 from service.row import Row
-from service.sampling import Draw, draw_rows, token_logprobs
+from service.sampling import Draw, draw_besides, draw_rows, token_logprobs
 
 
 class PassResult(NamedTuple):
@@ -75,13 +76,12 @@ class Passes:
             successors = [*row.ids[start + 1 : start + num_tokens + 1], 0][:num_tokens]
             extra = [token_logprobs(output.logits_BTV[0], torch.tensor(successors, device=output.logits_BTV.device))]
         is_last = row.num_unread == num_tokens
-        draw = self._draw([row], output) if is_last and row.needs_draw else ()
-        fetched = self._runner.fetch(output, [*extra, *draw])
+        fetched, drawn = self._fetch([row], output, extra, draws=is_last and row.needs_draw)
         return PassResult(
             fetched,
             plan.columns,
             self._record(Phase.PREFILL, [row], plan, output, fetched, started),
-            Draw(*fetched.extra[len(extra) :]) if draw else None,
+            drawn,
             fetched.extra[0].tolist() if wants_logprobs else None,
         )
 
@@ -96,11 +96,7 @@ class Passes:
             inputs.append(RowInput(row.slot, row.num_read, [row.pending.id], row.steering))
         num_top = max(row.request.top_features for row in rows)
         output = self._runner.decode(inputs, plan.latents, num_top=num_top, with_probes=plan.with_probes)
-        if output.greedy is not None and all(row.sampler.is_greedy for row in rows):
-            fetched, drawn = self._runner.fetch(output, ()), output.greedy
-        else:
-            fetched = self._runner.fetch(output, self._draw(rows, output))
-            drawn = Draw(*fetched.extra)
+        fetched, drawn = self._fetch(rows, output, [], draws=True)
         record = self._record(Phase.DECODE, rows, plan, output, fetched, started)
         return PassResult(fetched, plan.columns, record, drawn, None)
 
@@ -111,13 +107,23 @@ class Passes:
             self._planned, self._last_plan = wants, plan_reading(wants, self._server_watch, self._probe_places)
         return self._last_plan
 
-    @staticmethod
-    def _draw(rows: list[Row], output: PassOutput) -> Draw:
-        """Draw for every row. For one that ends with this pass it is in vain, and cheaper than to leave it out."""
-        wants_logprobs = any(row.request.include_logprobs for row in rows)
+    def _fetch(
+        self, rows: list[Row], output: PassOutput, extra: list[Tensor], *, draws: bool
+    ) -> tuple[Fetched, Draw | None]:
+        """What a pass gave, and `extra`, on the host; and the next token of each row, if that is wanted.
+
+        For a row that ends with this pass the draw is in vain, and cheaper than to leave it out.
+        """
+        samplers, greedy = [row.sampler for row in rows], output.greedy
+        if not draws or (greedy is not None and all(sampler.is_greedy for sampler in samplers)):
+            return self._runner.fetch(output, extra), greedy if draws else None
+        ids, logits_BV = [row.ids for row in rows], output.logits_BTV[:, -1]
         with torch.inference_mode():
-            samplers = [row.sampler for row in rows]
-            return draw_rows(samplers, [row.ids for row in rows], output.logits_BTV[:, -1], wants_logprobs)
+            if greedy is not None and logits_BV.device.type == "cpu":
+                return self._runner.fetch(output, extra), draw_besides(greedy, samplers, ids, logits_BV)
+            drawn = draw_rows(samplers, ids, logits_BV, any(row.request.include_logprobs for row in rows))
+        fetched = self._runner.fetch(output, [*extra, *drawn])
+        return fetched, Draw(*fetched.extra[len(extra) :])
 
     def _record(
         self, phase: Phase, rows: list[Row], plan: ReadPlan, output: PassOutput, fetched: Fetched, started: float

@@ -103,6 +103,22 @@ def draw_rows(samplers: Sequence[Sampler], ids: Sequence[list[int]], logits_BV: 
     return Draw(tokens_B, logprobs_B, finite_B)
 
 
+def draw_besides(greedy: Draw, samplers: Sequence[Sampler], ids: Sequence[list[int]], logits_BV: Tensor) -> Draw:
+    """`draw_rows` where the most likely tokens are known already, on the host, with their log-probabilities: what rows
+    get that take another one."""
+    tokens_B, logprobs_B, finite_B = (part.copy() for part in greedy)
+    for b, sampler in enumerate(samplers):
+        if sampler.is_greedy or not finite_B[b]:
+            continue
+        token = sampler.draw(logits_BV[b], ids[b])
+        if token is None:
+            finite_B[b] = False
+        else:
+            tokens_B[b] = token
+            logprobs_B[b] += float(logits_BV[b, token] - logits_BV[b, int(greedy.tokens_B[b])])
+    return Draw(tokens_B, logprobs_B, finite_B)
+
+
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
     """log softmax(logits)[token] of each line, [N]."""
     return logits_NV.gather(-1, tokens_N[:, None])[:, 0] - logits_NV.logsumexp(-1)

@@ -140,12 +140,12 @@ def model_runner(
         num_slots=num_slots,
         num_heads=config.num_key_value_heads,
         num_positions=NUM_POSITIONS,
-        head_dim=config.hidden_size // config.num_attention_heads,
-        dtype=torch.float32,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        dtype=model.model.dtype,
         device=model.device,
         with_scratch=with_fixed,
     )
-    tap = Tap(model.model, HOOK_POINT, D_MODEL)
+    tap = Tap(model.model, HOOK_POINT, config.hidden_size)
     probe_set = ProbeSet(model.model, probes, shared=tap, device=model.device) if probes else None
     fixed = None
     if with_fixed:

@@ -1,0 +1,106 @@
+"""A dictionary that encodes residuals in bf16 with the C kernel: the same latents, whatever is encoded at once.
+
+The encoder's weights are stored in bf16, and so is a residual: their products are exact, and sums are in fp32. The
+order of sums does not depend on how many tokens there are, so that a token's readings don't, either.
+
+Shape suffixes: T tokens, D model width, F latents, W watched latents, N top latents.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_runtime.kernels import native
+from sae_runtime.native_blocks import MOST_TOKENS, matrix, product
+from sae_runtime.packed_weights import GROUP, TILE, pack_bfloat16
+from sae_runtime.sae import SAE, TokenReadings
+
+_WIDEST_MODEL = 16384
+
+
+class NativeSAE(SAE):
+    """Made `of` another SAE, whose weights it shares."""
+
+    @classmethod
+    def of(cls, sae: SAE, library: Any) -> SAE:
+        """`sae` with its encoder in the kernel; `sae` itself where the kernel can't encode as it does."""
+        is_narrow = torch.equal(sae.W_enc.to(torch.bfloat16).to(torch.float32), sae.W_enc)
+        fits = sae.d_model % GROUP == 0 and sae.num_latents % TILE == 0 and sae.d_model <= _WIDEST_MODEL
+        if not (is_narrow and fits and sae.normalization == "scalar" and sae.activation != "gated"):
+            return sae
+        made = cls.__new__(cls)
+        made.__dict__ = dict(sae.__dict__)
+        made._prepare(library)
+        return made
+
+    def _prepare(self, library: Any) -> None:
+        self._library = library
+        self._packed = pack_bfloat16(self.W_enc.data.T)
+        self._offset_F = self.b_enc.data.to(torch.float64)
+        if self.apply_b_dec:
+            self._offset_F = self._offset_F - self.b_dec.data.to(torch.float64) @ self.W_enc.data.to(torch.float64)
+        self._offset_F = self._offset_F.to(torch.float32)
+        self._threshold_F = torch.zeros(self.num_latents)
+        if self.activation in ("jumprelu", "batchtopk"):
+            self._threshold_F = self.threshold.data.clamp(min=0).expand(self.num_latents).contiguous()
+        self._sums = torch.empty(MOST_TOKENS, self.d_model // GROUP)
+        self._native = native.Dictionary(
+            encoder=matrix(self._packed),
+            offset=self._offset_F.data_ptr(),
+            threshold=self._threshold_F.data_ptr(),
+            decoder=self.W_dec.data_ptr(),
+            bias=self.b_dec.data_ptr(),
+            mean=self.resid_mean.data_ptr(),
+            scale=self.scale,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Of what is kept besides the dictionary."""
+        return self._packed.blocks.numel()
+
+    def preactivate(self, x_TD: Tensor) -> Tensor:
+        if x_TD.dtype is not torch.bfloat16:
+            return super().preactivate(x_TD)
+        return product(self._library, self._native.encoder, x_TD, self._sums).mul_(self.scale).add_(self._offset_F)
+
+    def encode(self, x_TD: Tensor) -> Tensor:
+        if x_TD.dtype is not torch.bfloat16 or not self.is_elementwise:
+            return super().encode(x_TD)
+        return self._read(x_TD)[0]
+
+    def read(self, x_TD: Tensor, watched: Tensor | list[int]) -> Tensor:
+        watched_W = torch.as_tensor(watched, dtype=torch.long)
+        if x_TD.dtype is not torch.bfloat16 or not self.is_elementwise:
+            return super().read(x_TD, watched_W)
+        x_TD, f_TW = x_TD.contiguous(), torch.empty(len(x_TD), len(watched_W))
+        self._library.telltale_read_some(
+            ctypes.byref(self._native),
+            watched_W.data_ptr(),
+            len(watched_W),
+            x_TD.data_ptr(),
+            len(x_TD),
+            f_TW.data_ptr(),
+        )
+        return f_TW
+
+    def read_tokens(self, x_TD: Tensor, watched: Tensor, num_top: int) -> TokenReadings:
+        if x_TD.dtype is not torch.bfloat16 or not self.is_elementwise:
+            return super().read_tokens(x_TD, watched, num_top)
+        f_TF, l0_T, fvu_T = self._read(x_TD)
+        top_values_TN, top_indices_TN = f_TF.topk(num_top, dim=-1) if num_top else (f_TF[:, :0], l0_T[:, None][:, :0])
+        return TokenReadings(f_TF[:, watched], top_values_TN, top_indices_TN, l0_T, fvu_T)
+
+    def _read(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents [T, F], active ones [T], fraction of variance unexplained [T]."""
+        x_TD = x_TD.contiguous()
+        num_tokens = len(x_TD)
+        f_TF, fvu_T = torch.empty(num_tokens, self.num_latents), torch.empty(num_tokens)
+        l0_T, parts = torch.empty(num_tokens, dtype=torch.long), torch.empty(MOST_TOKENS, 2, 2)
+        self._library.telltale_read(
+            ctypes.byref(self._native), x_TD.data_ptr(), num_tokens, f_TF.data_ptr(), l0_T.data_ptr(), fvu_T.data_ptr(),
+            parts.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return f_TF, l0_T, fvu_T

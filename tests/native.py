@@ -1,0 +1,97 @@
+"""What tests of the native kernels need: the library where this machine can have it, and models of shapes it takes."""
+
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tools
+import torch
+from torch import nn
+
+from sae_runtime.kernels import native
+from sae_runtime.language_model import LanguageModel, load_language_model
+from sae_runtime.packed_weights import GROUP, PackedWeight, unpack
+
+D_MODEL, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, VOCAB_SIZE = 96, 6, 2, 32, 259
+"""Three heads share keys and values; the vocabulary is no multiple of a tile."""
+
+
+@cache
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="telltale-kernels-"))
+
+
+def library() -> Any:
+    """The kernels. The test is skipped on a processor that can't run them."""
+    try:
+        native.check_processor()
+    except native.NativeKernelsMissing as reason:
+        pytest.skip(str(reason))
+    if shutil.which("cc") is None:
+        tools.missing("a C compiler, cc of gcc,")
+    return native.load(_folder())
+
+
+def save_model(folder: Path, *, architecture: str = "llama", dtype: torch.dtype = torch.bfloat16) -> None:
+    """A random model of shapes that the kernels take, in transformers' layout."""
+    config_class, model_class = tiny.ARCHITECTURES[architecture]
+    tokenizer = tiny.byte_tokenizer()
+    torch.manual_seed(0)
+    config = config_class(
+        hidden_size=D_MODEL,
+        intermediate_size=160,
+        num_hidden_layers=tiny.NUM_LAYERS,
+        num_attention_heads=NUM_HEADS,
+        num_key_value_heads=NUM_KV_HEADS,
+        head_dim=HEAD_DIM,
+        vocab_size=VOCAB_SIZE,
+        max_position_embeddings=tiny.NUM_POSITIONS,
+        initializer_range=0.15,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()  # they begin as 0, which would show nothing
+    model.to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load(folder: Path, **settings: Any) -> LanguageModel:
+    """Computed by the kernels unless `settings` say otherwise."""
+    library()
+    options = {"device": "cpu", "cache_dir": _folder(), "dtype": "bfloat16", "native_kernels": True}
+    return load_language_model(str(folder), **(options | settings))
+
+
+def q4_1(num_outputs: int, num_inputs: int, seed: int = 0) -> torch.Tensor:
+    """Weights as they come out of a Q4_1 file."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_outputs, num_inputs // GROUP)
+    numbers = torch.randint(0, 16, (*shape, GROUP), generator=generator).to(torch.float32)
+    numbers[..., 0], numbers[..., 7] = 0, 15  # both ends occur, as the file's maker sees to
+    scale = (torch.rand(shape, generator=generator) * 0.02 + 0.001).half().float()
+    least = (torch.randn(shape, generator=generator) * 0.1).half().float()
+    return (numbers * scale[..., None] + least[..., None]).reshape(num_outputs, num_inputs)
+
+
+def q8_0(num_outputs: int, num_inputs: int, seed: int = 0) -> torch.Tensor:
+    """Weights as they come out of a Q8_0 file."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_outputs, num_inputs // GROUP)
+    numbers = torch.randint(-126, 127, (*shape, GROUP), generator=generator).to(torch.float32)
+    numbers[..., 3] = torch.where(torch.rand(shape, generator=generator) < 0.5, 127.0, -127.0)
+    scale = (torch.rand(shape, generator=generator) * 0.01 + 0.001).half().float()
+    return (numbers * scale[..., None]).reshape(num_outputs, num_inputs)
+
+
+def exact(packed: PackedWeight, x_MK: torch.Tensor) -> torch.Tensor:
+    """The product with the weights that are packed, in doubles."""
+    return nn.functional.linear(x_MK.double(), unpack(packed).double())

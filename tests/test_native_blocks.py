@@ -1,0 +1,281 @@
+"""Models that the native kernels compute, against transformers' own passes; and what is their own: the same numbers for
+a token whatever is computed beside it."""
+
+import logging
+import math
+
+import native
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from test_engine import WATCHED, Reply, request, submit
+
+from sae_runtime import language_model
+from sae_runtime.hook_point import HookPoint
+from sae_runtime.kernels.native import NativeKernelsMissing
+from sae_runtime.native_sae import NativeSAE
+from sae_runtime.probes import Probe
+from sae_runtime.steering_spec import PositionScope, SteeringOp, SteeringSpec
+from sae_runtime.tap import Tap
+from service.pass_output import RowInput
+from service.slot_cache import SlotCache
+
+NUM_SLOTS = 4
+ADD = (SteeringSpec(3, SteeringOp.ADD, 6.0, scope=PositionScope.GENERATED),)
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    native.save_model(folder, architecture=request.param)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(folder):
+    return native.load(folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    """Computed by transformers, in bf16 and in fp32."""
+    return {dtype: native.load(folder, native_kernels=False, dtype=dtype) for dtype in ("bfloat16", "float32")}
+
+
+def slots(made, num_positions: int = tiny.NUM_POSITIONS) -> SlotCache:
+    return SlotCache(
+        num_layers=tiny.NUM_LAYERS,
+        num_slots=NUM_SLOTS,
+        num_heads=native.NUM_KV_HEADS,
+        num_positions=num_positions,
+        head_dim=native.HEAD_DIM,
+        dtype=torch.bfloat16,
+        device=made.device,
+    )
+
+
+def ids(num_rows: int, num_tokens: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, native.VOCAB_SIZE, (num_rows, num_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def our_logits(made, ids_BT, sizes, rows=None, cache=None) -> torch.Tensor:
+    """Of all tokens, read in pieces of `sizes`."""
+    rows, cache = rows or list(range(len(ids_BT))), cache or slots(made)
+    pieces, start = [], 0
+    for size in sizes:
+        piece = ids_BT[:, start : start + size]
+        pieces.append(made.blocks.logits(piece, cache, rows, [start] * len(rows), all_logits=True))
+        start += size
+    return torch.cat(pieces, dim=1)
+
+
+@torch.inference_mode()
+def their_logits(made, ids_BT) -> torch.Tensor:
+    return made.model(ids_BT, use_cache=False).logits.float()
+
+
+def test_logits_are_as_near_to_those_of_fp32_as_those_of_transformers_in_bf16(ours, theirs):
+    ids_BT = ids(3, 100)
+    exact = their_logits(theirs["float32"], ids_BT)
+    found, usual = our_logits(ours, ids_BT, [100]), their_logits(theirs["bfloat16"], ids_BT)
+    assert found.shape == exact.shape
+    assert (found - exact).norm() < 1.1 * (usual - exact).norm() < 0.03 * exact.norm()
+
+
+def test_what_a_token_gets_does_not_depend_on_how_it_is_read(ours, monkeypatch):
+    ids_BT = ids(3, 150)
+    whole = our_logits(ours, ids_BT, [150])
+    assert torch.equal(our_logits(ours, ids_BT, [1, 2, 3, 64, 70, 10]), whole)
+    assert torch.equal(our_logits(ours, ids_BT[:, :20], [1] * 20), whole[:, :20])
+    assert torch.equal(our_logits(ours, ids_BT[1:2], [100, 50], rows=[3]), whole[1:2])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(our_logits(ours, ids_BT, [150]), whole)
+
+
+def test_the_last_logits_are_those_of_the_last_token(ours):
+    ids_BT = ids(2, 9)
+    whole = our_logits(ours, ids_BT, [9])
+    last = ours.blocks.logits(ids_BT, slots(ours), [0, 1], [0, 0])
+    assert last.shape == (2, 1, native.VOCAB_SIZE)
+    assert torch.equal(last[:, 0], whole[:, -1])
+
+
+def test_another_cache_is_read_and_written(ours):
+    """Of another size, so that its strides differ."""
+    ids_BT = ids(2, 12)
+    whole = our_logits(ours, ids_BT, [12])
+    small, large = slots(ours, 16), slots(ours)
+    for cache in (small, large):
+        assert torch.equal(our_logits(ours, ids_BT[:, :6], [6], cache=cache), whole[:, :6])
+    for cache in (small, large):
+        rest = ours.blocks.logits(ids_BT[:, 6:], cache, [0, 1], [6, 6], all_logits=True)
+        assert torch.equal(rest, whole[:, 6:])
+
+
+def test_a_row_that_is_not_finite_is_alone_in_it(ours):
+    ids_BT = ids(3, 8)
+    clean = our_logits(ours, ids_BT, [8])
+    cache = slots(ours)
+    our_logits(ours, ids_BT[:, :7], [7], cache=cache)
+    cache.values[1][1, 0, 2, 5] = math.nan
+    spoilt = ours.blocks.logits(ids_BT[:, 7:], cache, [0, 1, 2], [7, 7, 7])
+    assert not spoilt[1].isfinite().any()
+    assert torch.equal(spoilt[[0, 2], 0], clean[[0, 2], 7])
+
+
+@pytest.mark.parametrize("point", ["layers.0.output", "layers.2.input", "layers.3.output"])
+def test_hooks_see_and_change_what_transformers_would_show_them(ours, theirs, point):
+    ids_BT, pushed = ids(1, 40), 8 * torch.randn(native.D_MODEL, generator=torch.Generator().manual_seed(5))
+    seen = {}
+    for name, made in (("ours", ours), ("bf16", theirs["bfloat16"]), ("fp32", theirs["float32"])):
+        tap = Tap(made.model, HookPoint.parse(point), native.D_MODEL)
+        push = pushed.to(made.model.dtype)
+        with torch.inference_mode(), tap.step(40, lambda x_BTD, push=push: x_BTD + push) as record:
+            logits = our_logits(made, ids_BT, [40]) if name == "ours" else their_logits(made, ids_BT)
+        tap.remove()
+        seen[name] = record.resid_BTD.float(), logits
+    for found, usual, exact in zip(seen["ours"], seen["bf16"], seen["fp32"], strict=True):
+        assert (found - exact).norm() < 1.2 * (usual - exact).norm() + 1e-6
+    found, exact = seen["ours"][1], seen["fp32"][1]
+    assert (exact - their_logits(theirs["float32"], ids_BT)).norm() > 10 * (found - exact).norm()
+
+
+def test_outside_of_the_kernels_the_model_can_not_be_run(ours):
+    with pytest.raises((NotImplementedError, RuntimeError, TypeError)):
+        ours.model(torch.tensor([[3, 4]]))
+
+
+# --- in the engine ---
+
+
+def sae_of_bf16(activation: str = "batchtopk"):
+    made = tiny.sae(activation, d_model=native.D_MODEL)
+    for parameter in made.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16).to(torch.float32)
+    return made
+
+
+def requests(made):
+    """Of every kind, of different lengths, so that rows join and leave."""
+    return [
+        request(made, "The sea was calm.", request_id="plain", max_tokens=14, top_features=3),
+        request(made, "A", request_id="short", max_tokens=5, include_logprobs=True),
+        request(made, "It rained.", request_id="steered", max_tokens=9, steering=ADD),
+        request(made, "Many a day", request_id="sampled", max_tokens=12, sampling={"temperature": 0.8, "seed": 5}),
+        request(made, "Late. " * 20, request_id="late", max_tokens=20, include_prompt=True),
+        request(made, "Again", request_id="penalised", max_tokens=8, sampling={"repetition_penalty": 1.3}),
+    ]
+
+
+PROBES = (
+    Probe("early", HookPoint(0), [1.0, -1.0] * 48, 0.5),
+    Probe("at_the_dictionary", tiny.HOOK_POINT, [0.5] * 96, 0.0),
+)
+
+
+def replies(made, dictionary, made_requests, **settings) -> list[Reply]:
+    engine = tiny.engine(made, dictionary, probes=PROBES, **settings)
+    submissions = submit(engine, *made_requests)
+    while engine.num_active:
+        engine.step()
+    engine.runner.probes.remove()
+    engine.runner.tap.remove()
+    return [Reply(submission) for submission in submissions]
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "topk"])
+def test_a_reply_is_the_same_to_the_bit_alone_and_in_company(ours, activation):
+    dictionary = NativeSAE.of(sae_of_bf16(activation), ours.blocks.library)
+    together = replies(ours, dictionary, requests(ours), chunk_tokens=64)
+    assert len({tuple(reply.ids) for reply in together}) == len(together)
+    for one, reply in zip(requests(ours), together, strict=True):
+        (alone,) = replies(ours, dictionary, [one], chunk_tokens=7)
+        assert reply.failure is None and alone.failure is None
+        assert reply.finished.tapped_tokens == alone.finished.tapped_tokens
+        for token, other in zip(reply.tokens, alone.tokens, strict=True):
+            for name in ("id", "text", "readings", "steered_readings", "top_features", "logprob", "l0", "fvu"):
+                assert getattr(token, name) == getattr(other, name), name
+
+
+def test_readings_are_those_of_an_offline_pass(ours, theirs):
+    dictionary = NativeSAE.of(sae_of_bf16("relu"), ours.blocks.library)
+    (reply,) = replies(ours, dictionary, [request(ours, max_tokens=30, include_prompt=True)])
+    exact, usual = theirs["float32"].model, theirs["bfloat16"].model
+    whole = torch.tensor([[token.id for token in reply.tokens]])
+    read = {}
+    for name, model in (("exact", exact), ("usual", usual)):
+        with torch.inference_mode():
+            hidden = model(whole, output_hidden_states=True).hidden_states[tiny.HOOK_POINT.hidden_state_index]
+        read[name] = dictionary.encode(hidden[0].float())[:, list(WATCHED)]
+    found = torch.tensor([token.readings for token in reply.tokens])
+    assert (found > 0).any(dim=0).all()
+    assert (found - read["exact"]).norm() < 1.2 * (read["usual"] - read["exact"]).norm() < 0.05 * read["exact"].norm()
+
+
+def test_scores_of_a_text_are_those_it_was_streamed_with(ours):
+    """Read at once as a prompt, to the bit."""
+    dictionary = NativeSAE.of(sae_of_bf16(), ours.blocks.library)
+    runner = tiny.model_runner(ours, dictionary)
+    written = [5, 9, 70, 31, 200, 17, 44]
+    latents = list(range(tiny.NUM_LATENTS))
+    at_once = runner.forward([RowInput(0, 0, written)], latents)
+    for position, token in enumerate(written):
+        one = runner.decode([RowInput(1, position, [token])], latents)
+        assert one.stats.readings_NU[0].tolist() == at_once.stats.readings_NU[position].tolist()
+        assert one.stats.fvu_N[0] == at_once.stats.fvu_N[position]
+    assert one.greedy.tokens_B[0] == at_once.greedy.tokens_B[0]
+    runner.tap.remove()
+
+
+# --- where it is not possible ---
+
+
+def test_models_of_other_shapes_are_computed_by_transformers(tmp_path, caplog):
+    tiny.language_model(d_model=48).model.to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny.byte_tokenizer().save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        made = native.load(tmp_path)
+    assert made.blocks is None
+    assert "computed by transformers" in caplog.text
+    assert "hidden_size must be a multiple of 32, got 48" in caplog.text
+    assert tiny.logits(made.model).isfinite().all()
+
+
+def test_without_a_compiler_transformers_computes(folder, caplog, monkeypatch):
+    def missing(_cache_dir):
+        raise NativeKernelsMissing("there is no C compiler")
+
+    native.library()
+    monkeypatch.setattr(language_model.native, "load", missing)
+    monkeypatch.setattr(native, "library", lambda: None)
+    with caplog.at_level(logging.WARNING):
+        made = native.load(folder)
+    assert made.blocks is None
+    assert "there is no C compiler" in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{"dtype": "float32"}, {"native_kernels": False}])
+def test_nothing_is_packed_that_was_not_asked_for(folder, monkeypatch, changes):
+    monkeypatch.setattr(language_model, "load_natively", lambda *_, **__: pytest.fail("loaded natively"))
+    assert native.load(folder, **changes).blocks is None
+
+
+def test_a_tensor_that_is_missing_is_named(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.2.mlp.down_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(language_model.ModelError, match=r"missing tensor model\.layers\.2\.mlp\.down_proj\.weight"):
+        native.load(tmp_path)
+
+
+def test_memory_is_counted(ours):
+    """What is packed once, and what else there is; nothing twice."""
+    parameters = [p for p in ours.model.parameters() if p.device.type != "meta"]
+    rest = sum(p.numel() * p.element_size() for p in parameters)
+    assert ours.weights_bytes == rest + ours.blocks.packed_bytes
+    assert {p.dim() for p in parameters} == {1, 2}
+    assert sum(p.dim() == 2 for p in parameters) == 1  # the embedding

@@ -1,0 +1,259 @@
+"""The C kernels one by one against torch, and the library: made once, named by its recipe, refused with the reason."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import native as parts
+import numpy as np
+import pytest
+import torch
+
+from sae_runtime.kernels import native
+from sae_runtime.native_blocks import MOST_TOKENS, matrix, product
+from sae_runtime.native_sae import NativeSAE
+from sae_runtime.packed_weights import GROUP, pack, pack_bfloat16
+from sae_runtime.sae import SAE
+
+WEIGHTS = {
+    4: pack(parts.q4_1(80, 192)),
+    8: pack(parts.q8_0(80, 192)),
+    16: pack_bfloat16(parts.q4_1(80, 192)),
+}
+LOOSE = -(-MOST_TOKENS // 3)
+"""Not a multiple of anything that tokens are taken by."""
+
+
+def residuals(num_tokens: int, width: int = 192, seed: int = 3) -> torch.Tensor:
+    return torch.randn(num_tokens, width, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
+
+
+def multiply(packed, x_MK) -> torch.Tensor:
+    return product(parts.library(), matrix(packed), x_MK, torch.empty(MOST_TOKENS, packed.num_inputs // GROUP))
+
+
+@pytest.mark.parametrize("bits", WEIGHTS)
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5, 7, LOOSE, MOST_TOKENS + 3])
+def test_a_product_is_that_of_the_packed_weights(bits, num_tokens):
+    assert WEIGHTS[bits].bits == bits
+    x_MK = residuals(num_tokens)
+    wanted = parts.exact(WEIGHTS[bits], x_MK)
+    # Sums of 192 in fp32.
+    torch.testing.assert_close(multiply(WEIGHTS[bits], x_MK).double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", WEIGHTS)
+def test_what_a_token_gets_does_not_depend_on_its_company(bits):
+    x_MK = residuals(MOST_TOKENS + 5)
+    alone = torch.cat([multiply(WEIGHTS[bits], x_MK[m : m + 1]) for m in range(len(x_MK))])
+    for size in (2, 3, 5, 8, LOOSE, len(x_MK)):
+        together = torch.cat([multiply(WEIGHTS[bits], piece) for piece in torch.split(x_MK, size)])
+        assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("bits", WEIGHTS)
+def test_what_is_not_finite_stays_with_its_token(bits):
+    x_MK = residuals(6)
+    clean = multiply(WEIGHTS[bits], x_MK)
+    x_MK[2, 17], x_MK[4, 100] = math.nan, math.inf
+    spoilt = multiply(WEIGHTS[bits], x_MK)
+    assert not spoilt[[2, 4]].isfinite().any()
+    assert torch.equal(spoilt[[0, 1, 3, 5]], clean[[0, 1, 3, 5]])
+
+
+def test_norms_are_finite_where_the_numbers_are():
+    x_MD = residuals(5)
+    x_MD[1] = 3e38  # whose squares are beyond fp32
+    x_MD[2, 7], x_MD[3, 0] = math.nan, -math.inf
+    found = np.empty(5)
+    parts.library().telltale_norms(x_MD.data_ptr(), 5, 192, found.ctypes.data)
+    assert np.isfinite(found).tolist() == [True, True, False, False, True]
+    np.testing.assert_allclose(found[[0, 1, 4]], x_MD[[0, 1, 4]].double().norm(dim=-1).numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("width", [5, 16, 259, 4099])
+def test_the_most_likely_token_is_the_first_of_the_largest(width):
+    logits = torch.randn(6, width + 3, generator=torch.Generator().manual_seed(width))[:, :width]
+    logits[1, -1] = logits[1].max()  # if that is another, the same twice
+    logits[2, 0], logits[3, -1], logits[4, width // 2] = math.nan, math.inf, -math.inf
+    tokens, logprobs, finite = (np.empty(6, dtype=kind) for kind in (np.int64, np.float32, np.bool_))
+    parts.library().telltale_most_likely(
+        logits.data_ptr(), 6, width, logits.stride(0), tokens.ctypes.data, logprobs.ctypes.data, finite.ctypes.data, 2
+    )
+    assert finite.tolist() == [True, True, False, False, False, True]
+    for m in (0, 1, 5):
+        assert tokens[m] == int((logits[m] == logits[m].max()).nonzero()[0])
+        assert logprobs[m] == pytest.approx(float(logits[m].log_softmax(-1).max()), abs=2e-6)
+
+
+def test_callers_at_once_and_more_threads_than_cores_change_nothing(monkeypatch):
+    """Threads are one caller's at a time; the others compute alone."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    wide, x_MK = pack_bfloat16(parts.q4_1(1280, 192)), residuals(3)
+    parts.library()
+    wanted = multiply(wide, x_MK)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: multiply(wide, x_MK), range(400)))
+    assert all(torch.equal(result, wanted) for result in results)
+
+
+# --- a dictionary ---
+
+
+def sae(activation: str, **settings) -> SAE:
+    """A random one with weights of bf16, of which a fair part fires."""
+    generator = torch.Generator().manual_seed(1)
+    made = SAE(d_model=96, num_latents=160, activation=activation, k=12, scale=0.7, **settings)
+    for name, tensor in made.state_dict().items():
+        values = torch.randn(tensor.shape, generator=generator) * 0.2
+        tensor.copy_(values.abs() if name == "threshold" else values.to(torch.bfloat16))
+    return made.requires_grad_(False)
+
+
+@pytest.mark.parametrize("apply_b_dec", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "batchtopk", "topk"])
+def test_a_dictionary_reads_what_torch_reads(activation, apply_b_dec):
+    theirs = sae(activation, apply_b_dec=apply_b_dec)
+    ours = NativeSAE.of(theirs, parts.library())
+    assert isinstance(ours, NativeSAE)
+    x_TD, watched = residuals(MOST_TOKENS + 3, width=96), torch.tensor([159, 0, 33])
+    found, wanted = ours.read_tokens(x_TD, watched, 5), theirs.read_tokens(x_TD, watched, 5)
+    assert 0 < wanted.l0_T.min() < 160
+    assert torch.equal(found.l0_T, wanted.l0_T)
+    assert torch.equal(found.top_indices_TN, wanted.top_indices_TN)
+    for one, other in ((found.readings_TW, wanted.readings_TW), (found.top_values_TN, wanted.top_values_TN)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.fvu_T, wanted.fvu_T, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.encode(x_TD), theirs.encode(x_TD), rtol=1e-4, atol=1e-5)
+    # Single latents are those that are read of all.
+    assert torch.equal(ours.read(x_TD, watched), ours.encode(x_TD)[:, watched])
+    assert ours.read_tokens(x_TD, watched, 0).top_values_TN.shape == (len(x_TD), 0)
+
+
+@pytest.mark.parametrize("activation", ["relu", "batchtopk"])
+def test_a_reading_does_not_depend_on_what_else_is_read(activation):
+    ours = NativeSAE.of(sae(activation), parts.library())
+    x_TD, watched = residuals(MOST_TOKENS + 3, width=96), torch.arange(160)
+    together = ours.read_tokens(x_TD, watched, 0)
+    alone = [ours.read_tokens(x_1D, watched, 0) for x_1D in torch.split(x_TD, 1)]
+    assert torch.equal(together.readings_TW, torch.cat([one.readings_TW for one in alone]))
+    assert torch.equal(together.fvu_T, torch.cat([one.fvu_T for one in alone]))
+
+
+def test_a_token_that_is_not_finite_shows_it_and_is_alone_in_it():
+    ours = NativeSAE.of(sae("batchtopk"), parts.library())
+    x_TD, watched = residuals(3, width=96), torch.arange(160)
+    clean = ours.read_tokens(x_TD, watched, 0)
+    x_TD[1, 5] = math.nan
+    spoilt = ours.read_tokens(x_TD, watched, 0)
+    assert spoilt.fvu_T.isfinite().tolist() == [True, False, True]
+    assert torch.equal(spoilt.readings_TW[[0, 2]], clean.readings_TW[[0, 2]])
+
+
+def test_a_latent_on_its_threshold_is_off():
+    """A bare identity, so that pre-activations are the residual itself."""
+    plain = SAE(d_model=32, num_latents=32, activation="jumprelu").requires_grad_(False)
+    plain.W_enc.copy_(torch.eye(32))
+    plain.threshold.fill_(0.5)
+    plain.threshold[3] = -1.0  # as 0
+    x_TD = torch.zeros(1, 32, dtype=torch.bfloat16)
+    x_TD[0, :5] = torch.tensor([0.5, 0.50390625, 0.25, 0.0078125, -0.5])
+    latents = NativeSAE.of(plain, parts.library()).encode(x_TD)[0]
+    assert latents[:5].tolist() == [0, 0.50390625, 0, 0.0078125, 0]
+
+
+def change_weight(made: SAE) -> None:
+    made.W_enc[3, 4] = 0.1  # no bf16 number
+
+
+@pytest.mark.parametrize(
+    ("made", "change"),
+    [
+        (sae("gated"), lambda _: None),
+        (sae("relu", normalization="layer_norm"), lambda _: None),
+        (sae("relu"), change_weight),
+        (SAE(d_model=48, num_latents=32, activation="relu"), lambda _: None),
+        (SAE(d_model=32, num_latents=40, activation="relu"), lambda _: None),
+    ],
+    ids=["gated", "normalised", "no bf16", "narrow", "few"],
+)
+def test_what_the_kernel_can_not_read_is_read_as_ever(made, change):
+    with torch.no_grad():
+        change(made)
+    assert NativeSAE.of(made, parts.library()) is made
+
+
+def test_residuals_that_are_not_bf16_are_read_as_ever():
+    theirs = sae("relu")
+    x_TD = torch.randn(4, 96, generator=torch.Generator().manual_seed(2))
+    ours, watched = NativeSAE.of(theirs, parts.library()), torch.tensor([1, 2])
+    for one, other in zip(ours.read_tokens(x_TD, watched, 2), theirs.read_tokens(x_TD, watched, 2), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(ours.read(x_TD, watched), theirs.read(x_TD, watched))
+
+
+# --- the library ---
+
+
+def test_the_library_is_compiled_once(tmp_path, monkeypatch):
+    parts.library()
+    native.load.cache_clear()
+    native.load(tmp_path)
+    (made,) = (tmp_path / "kernels").iterdir()
+    native.load.cache_clear()
+    monkeypatch.setattr(native, "build", lambda _: pytest.fail("compiled again"))
+    native.load(tmp_path)
+    assert [made] == list((tmp_path / "kernels").iterdir())
+
+
+def test_another_recipe_is_another_library(tmp_path, monkeypatch):
+    before = native.library_name()
+    (tmp_path / "decoder_block.c").write_bytes(native.SOURCE.read_bytes() + b"\n")
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "decoder_block.c")
+    assert native.library_name() != before
+
+
+def test_one_that_lies_beside_the_source_is_taken(tmp_path, monkeypatch):
+    parts.library()
+    (tmp_path / "decoder_block.c").write_bytes(native.SOURCE.read_bytes())
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "decoder_block.c")
+    native.load.cache_clear()
+    native.build(tmp_path / native.library_name())
+    monkeypatch.setattr(native, "build", lambda _: pytest.fail("compiled again"))
+    native.load(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    native.load.cache_clear()
+
+
+@pytest.fixture
+def load_anew(tmp_path):
+    parts.library()
+    native.load.cache_clear()
+    yield lambda: native.load(tmp_path)
+    native.load.cache_clear()
+
+
+def test_no_compiler(load_anew, monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(native.NativeKernelsMissing, match="no C compiler: install gcc"):
+        load_anew()
+
+
+def test_a_compiler_that_fails(load_anew, monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(native.NativeKernelsMissing, match="failed with code 1"):
+        load_anew()
+    assert list((tmp_path / "kernels").iterdir()) == []
+
+
+def test_a_library_that_is_none(load_anew, tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / native.library_name()).write_bytes(b"no library")
+    with pytest.raises(native.NativeKernelsMissing, match="can't be loaded"):
+        load_anew()
+
+
+def test_another_processor(load_anew, monkeypatch):
+    found = torch.cpu.get_capabilities()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found | {"avx512_bf16": False})
+    with pytest.raises(native.NativeKernelsMissing, match="this processor has no avx512bf16"):
+        load_anew()

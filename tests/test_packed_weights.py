@@ -1,0 +1,89 @@
+"""Packing: what a GGUF file had in 4 or 8 bits is found again exactly, the rest is kept as well as bf16 keeps it."""
+
+import native
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae_runtime.packed_weights import by_turns, pack, pack_bfloat16, unpack
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("Q4_1", 4), ("Q8_0", 8)])
+def test_weights_of_a_gguf_file_are_kept_exactly(kind, bits):
+    """As the library that writes such files makes and reads them."""
+    weights = np.random.default_rng(0).normal(size=(48, 96)).astype(np.float32)
+    kind = GGMLQuantizationType[kind]
+    stored = torch.from_numpy(dequantize(quantize(weights, kind), kind).copy())
+    packed = pack(stored)
+    assert (packed.bits, packed.num_outputs, packed.num_inputs) == (bits, 48, 96)
+    assert torch.equal(unpack(packed), stored)
+
+
+def test_q4_0_which_uses_one_end_of_the_scale_is_found_too():
+    weights = np.random.default_rng(0).normal(size=(48, 96)).astype(np.float32)
+    stored = torch.from_numpy(
+        dequantize(quantize(weights, GGMLQuantizationType.Q4_0), GGMLQuantizationType.Q4_0).copy()
+    )
+    packed = pack(stored)
+    assert packed.bits == 4
+    torch.testing.assert_close(unpack(packed), stored, rtol=0, atol=float(stored.abs().max()) * 2**-10)
+
+
+def test_scales_that_are_no_fp16_numbers_are_rounded_less_than_bf16_would_round_the_weights():
+    """As those of Q4_K, which are products of two numbers."""
+    stored = native.q4_1(64, 64) * 1.0007
+    packed = pack(stored)
+    assert packed.bits == 4
+    assert 0 < (unpack(packed) - stored).norm() < 0.5 * (stored.bfloat16().float() - stored).norm()
+
+
+def test_groups_that_use_few_of_the_numbers_are_found():
+    """All multiples of 3 of 0..15, a single value, and zeros alone."""
+    stored = native.q4_1(16, 96)
+    stored[:, :32] = 0.25 * 3 * torch.randint(0, 5, (16, 32)) - 0.5
+    stored[3, 32:64], stored[5, 64:] = 0.125, 0.0
+    packed = pack(stored)
+    assert packed.bits == 4
+    assert torch.equal(unpack(packed)[[3, 5]], stored[[3, 5]])
+    torch.testing.assert_close(unpack(packed), stored, rtol=0, atol=1e-3)
+
+
+def test_other_weights_are_kept_as_bf16():
+    weights = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    packed = pack(weights)
+    assert packed.bits == 16
+    assert torch.equal(unpack(packed), weights.bfloat16().float())
+    assert torch.equal(unpack(pack_bfloat16(native.q4_1(32, 64))), native.q4_1(32, 64).bfloat16().float())
+
+
+def test_one_group_that_is_not_of_4_bits_keeps_the_matrix_from_it():
+    weights = native.q4_1(1024, 64)
+    weights[1000, :32] = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    packed = pack(weights)
+    assert packed.bits == 16
+    assert torch.equal(unpack(packed), weights.bfloat16().float())
+
+
+@given(st.floats(1e-4, 10), st.integers(0, 2**31))
+def test_nothing_is_lost_that_bf16_would_keep(scale, seed):
+    weights = torch.randn(16, 32, generator=torch.Generator().manual_seed(seed)) * scale
+    lost = (unpack(pack(weights)) - weights).abs().amax()
+    assert lost <= 2**-8 * weights.abs().amax()
+
+
+def test_two_matrices_lie_tile_by_tile():
+    first, second = native.q4_1(32, 32, seed=1), native.q4_1(32, 32, seed=2)
+    together = by_turns(first, second)
+    assert torch.equal(together[:16], first[:16])
+    assert torch.equal(together[16:32], second[:16])
+    assert torch.equal(together[32:48], first[16:])
+
+
+@pytest.mark.parametrize("shape", [(24, 32), (16, 48)])
+def test_shapes_that_do_not_divide_are_refused(shape):
+    with pytest.raises(ValueError, match=r"multiples of 16 by 32, got \[" + f"{shape[0]}, {shape[1]}"):
+        pack(torch.zeros(shape))
