@@ -18,8 +18,9 @@ from service.alert_evidence import Raised
 from service.errors import EngineFailed, NotReady, QueueFull, ServiceError
 from service.model_runner import ModelRunner
 from service.passes import Passes
+from service.prefill_pace import PrefillPace
 from service.published import Published
-from service.records import EngineState, Outcome
+from service.records import EngineState, Outcome, StepRecord
 from service.request import FinishReason
 from service.roster import Roster, engine_failed
 from service.row import Row
@@ -64,6 +65,7 @@ class Engine:
         self.scheduler = scheduler
         self.admission = admission
         self._passes = Passes(runner, server_watch, guarded=guarded, max_fvu=max_fvu)
+        self._pace = PrefillPace()
         self._max_fvu = max_fvu
         self._steering_limits = steering_limits
         self._publish_to = publish
@@ -191,7 +193,10 @@ class Engine:
 
     def _prefill(self) -> None:
         self._roster.admit()
-        for chunk in self.scheduler.plan_prefill(self._roster.reading):
+        budget = self.scheduler.chunk_tokens
+        if self.runner.reads_evenly:
+            budget = self._pace.budget(budget, is_anybody_writing=bool(self._roster.writing))
+        for chunk in self.scheduler.plan_prefill(self._roster.reading, budget):
             try:
                 self._prefill_chunk(chunk)
                 self._consecutive_failures = 0
@@ -205,7 +210,7 @@ class Engine:
     def _prefill_chunk(self, chunk: Chunk[Row]) -> None:
         row = chunk.row
         done = self._passes.read_prompt(row, chunk.num_tokens)
-        self._roster.out.steps.append(done.record)
+        self._note(done.record)
         if self._roster.drop_if_ended(row):
             return
         with self._roster.isolating(row):
@@ -243,7 +248,7 @@ class Engine:
 
     def _decode_rows(self, rows: list[Row]) -> None:
         done = self._passes.read_tokens(rows)
-        self._roster.out.steps.append(done.record)
+        self._note(done.record)
         for b, row in enumerate(rows):
             # Before anything is taken: a cancel that came during the pass wins over what the pass gave.
             if self._roster.drop_if_ended(row):
@@ -253,6 +258,10 @@ class Engine:
                 needs_draw = row.needs_draw
                 row.take_token(done.fetched, done.columns[b], b)
                 self._go_on(row, done.drawn if needs_draw else None, b)
+
+    def _note(self, record: StepRecord) -> None:
+        self._pace.observe(record)
+        self._roster.out.steps.append(record)
 
     def _go_on(self, row: Row, drawn: Draw | None, b: int) -> None:
         """Stop where a monitor asked for it; else take what was drawn to come next, if anything was."""

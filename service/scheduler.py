@@ -34,7 +34,7 @@ class Scheduler(Generic[W]):
     """A queue in front of a fixed number of slots."""
 
     def __init__(self, num_slots: int, chunk_tokens: int) -> None:
-        """`chunk_tokens` is the budget of prompt tokens per step."""
+        """`chunk_tokens` is the budget of prompt tokens per step, at most."""
         self.num_slots = num_slots
         self.chunk_tokens = chunk_tokens
         self.waiting: deque[W] = deque()
@@ -62,9 +62,10 @@ class Scheduler(Generic[W]):
             return heapq.heapreplace(self._free_slots, slot)
         return slot
 
-    def plan_prefill(self, reading: list[R]) -> list[Chunk[R]]:
-        """Chunks for this step, from rows with unread prompt in order of admission, within the budget."""
-        budget, chunks = self.chunk_tokens, []
+    def plan_prefill(self, reading: list[R], budget: int | None = None) -> list[Chunk[R]]:
+        """Chunks for this step, from rows with unread prompt in order of admission, within the budget: `chunk_tokens`,
+        or another one."""
+        budget, chunks = self.chunk_tokens if budget is None else budget, []
         for row in reading:
             if budget == 0:
                 break

@@ -19,6 +19,7 @@ from sae_runtime.probes import Probe
 from sae_runtime.steering_spec import PositionScope, SteeringOp, SteeringSpec
 from sae_runtime.tap import Tap
 from service.pass_output import RowInput
+from service.records import Phase
 from service.slot_cache import SlotCache
 
 NUM_SLOTS = 4
@@ -227,6 +228,33 @@ def test_scores_of_a_text_are_those_it_was_streamed_with(ours):
         assert one.stats.fvu_N[0] == at_once.stats.fvu_N[position]
     assert one.greedy.tokens_B[0] == at_once.greedy.tokens_B[0]
     runner.tap.remove()
+
+
+class Pace:
+    """Five prompt tokens wherever somebody waits for a token."""
+
+    def observe(self, _record) -> None:
+        pass
+
+    def budget(self, limit: int, *, is_anybody_writing: bool) -> int:
+        return 5 if is_anybody_writing else limit
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_prompts_are_read_at_a_pace_while_others_write(ours, theirs, is_native):
+    """With the native kernels, where fewer tokens take less time."""
+    made, published = ours if is_native else theirs["bfloat16"], []
+    engine = tiny.engine(made, sae_of_bf16(), chunk_tokens=40, publish=published.append)
+    engine._pace = Pace()
+    submit(engine, request(made, "The sea.", request_id="first", max_tokens=30))
+    engine.step()
+    submit(engine, request(made, "It rained. " * 6, request_id="second", max_tokens=3))
+    while engine.num_active:
+        engine.step()
+    engine.runner.tap.remove()
+    prompts = [step.num_tokens for each in published for step in each.steps if step.phase is Phase.PREFILL]
+    assert max(prompts[1:]) == (5 if is_native else 40)
+    assert prompts[0] == len(made.tokenizer("The sea.").input_ids)
 
 
 # --- where it is not possible ---
