@@ -41,6 +41,7 @@ dashboard: setup
 docs: setup
 	$(BIN)/python -m service.options docs/configuration.md
 	$(BIN)/python -m benchmarks.peers.training.table docs/training.md
+	$(BIN)/python -m benchmarks.peers.serving.table README.md
 	$(BIN)/python -m benchmarks.growth_table docs/training.md
 	$(BIN)/python -m benchmarks.policies_table docs/monitors.md
 	$(BIN)/python -m benchmarks.monitors_table docs/shipped-monitors.md
