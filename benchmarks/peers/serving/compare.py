@@ -8,7 +8,7 @@ Shape suffixes: T tokens, D model width, W watched latents.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -98,20 +98,24 @@ def check(
     steered = SCENARIOS["8_steered"].steered
     assert steered is not None
 
-    def read(scenario: str, request: int, *, steer: bool = False) -> Offline:
-        return offline(language_model, sae, work, work.prompts[request], tokens[scenario][request], steer=steer)
+    def read(scenario: str, request: int, *, times: float = 0.0) -> Offline:
+        """Steered by so many times what was asked for."""
+        strength = replace(work, strength=work.strength * times)
+        prompt, reply = work.prompts[request], tokens[scenario][request]
+        return offline(language_model, sae, strength, prompt, reply, steer=times != 0)
 
     plain = [read("8", request).likeliest for request in range(SCENARIOS["8"].num_requests)]
-    with_steering, without = read("8_steered", steered, steer=True), read("8_steered", steered)
-    found: dict[str, Any] = {
+    by_strength = {times: read("8_steered", steered, times=times) for times in (0.0, 0.5, 1.0, 2.0)}
+    shares = {
+        times: equal_share([tokens["8_steered"][steered]], [found.likeliest]) for times, found in by_strength.items()
+    }
+    said: dict[str, Any] = {
         "greedy_ratio": equal_share(tokens["8"], plain),
-        "steered_greedy_ratio": equal_share([tokens["8_steered"][steered]], [with_steering.likeliest]),
-        "steered_logprob": round(with_steering.mean_logprob, 4),
-        "steered_logprob_unsteered": round(without.mean_logprob, 4),
+        "steered_greedy_ratio_by_strength": shares,
         "tokens_as_telltale_ratio": {name: equal_share(tokens[name], telltale[name]) for name in SCENARIOS},
     }
-    if with_steering.mean_logprob <= without.mean_logprob:
-        raise ValueError(f"the steered reply must be likelier with steering than without, got {found}")
+    if by_strength[1.0].mean_logprob <= by_strength[0.0].mean_logprob or shares[1.0] < max(shares.values()):
+        raise ValueError(f"the steered reply must be likeliest with the steering that was asked for, got {said}")
     if output["readings"]:
-        found["readings"] = reading_check(output["readings"], read("1", 0).readings_TW)
-    return found
+        said["readings"] = reading_check(output["readings"], read("1", 0).readings_TW)
+    return said

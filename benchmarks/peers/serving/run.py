@@ -114,10 +114,10 @@ def measure(args: argparse.Namespace, pythons: dict[str, str], folder: Path) -> 
                 workers[peer] = Worker(peer, python, args, folder)
             stack.callback(workers[peer].stop)
         for number in range(args.rounds):
-            for peer in list(workers) if number % 2 == 0 else reversed(list(workers)):
-                with turn(args.lock):
+            with turn(args.lock):  # for a whole round: its ratios are of one state of the machine
+                for peer in list(workers) if number % 2 == 0 else reversed(list(workers)):
                     figures = workers[peer].round()
-                print(peer, round(figures["8"]["decode_tokens_per_second"], 1), file=sys.stderr)
+                    print(peer, round(figures["8"]["decode_tokens_per_second"], 1), file=sys.stderr)
         return {peer: worker.finish() for peer, worker in workers.items()}
 
 
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PATH")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every peer")
-    parser.add_argument("--lock", type=Path, help="hold this file locked while a peer is started or measured")
+    parser.add_argument("--lock", type=Path, help="hold this file locked while a peer starts and during a round")
     parser.add_argument("--outputs", type=Path, help="folder for what each peer wrote; otherwise it is not kept")
     parser.add_argument("--results", type=Path, help="folder that gets a JSON file for each peer")
     args = parser.parse_args()
