@@ -79,7 +79,9 @@ async def run_serve(args: argparse.Namespace) -> int:
     given = read_layers(flags, os.environ)
     settings = settings_of(given)
     if args.print_config:
-        sys.stdout.write(print_config(settings, given))
+        from service.planned_passes import planned_passes  # torch
+
+        sys.stdout.write(f"{print_config(settings, given)}# passes: {planned_passes(settings)}\n")
         return 0
     with lasting():
         from service.run_server import serve  # torch and the model's libraries: seconds to import

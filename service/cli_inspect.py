@@ -179,6 +179,7 @@ def _info_grid(info: ServerInfo) -> Table:
         f"{info.requests_waiting} waiting",
         "model": f"{model.name} ({model.quantization}, {model.dtype}, {model.device}), {model.num_layers} blocks of "
         f"width {model.d_model}, sha256 {model.weights_sha256[:12]}",
+        "passes": info.passes or "not said",
         "dictionary": _dictionary(info),
         "guard": guard_view.guard(info.reconstruction_guard),
         "fidelity": guard_view.fidelity(info.fidelity),

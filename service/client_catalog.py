@@ -130,6 +130,8 @@ class ServerInfo:
     uptime_seconds: float
     watch_generation: int
     planned_memory_bytes: int
+    passes: str = ""
+    """How passes are run: native kernels, CUDA graphs or transformers; empty if the server is older than this field."""
     steering_hook_point: str = ""
     """Where steering acts; empty if it is refused, or the server is older than this field."""
     journal: JournalInfo | None = None

@@ -70,7 +70,7 @@ class FixedDecode:
                 self._steps[shape] = self._prepared(shape)
             except Exception:
                 logger.exception("decode passes are run eagerly from now on: %s could not be recorded", shape)
-                self._has_failed, self.way = True, "eager (recording CUDA graphs failed, see the log)"
+                self._has_failed, self.way = True, "transformers (recording CUDA graphs failed, see the log)"
         return not self._has_failed
 
     def decode(

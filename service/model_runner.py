@@ -69,10 +69,10 @@ class ModelRunner:
 
     @property
     def decoding(self) -> str:
-        """How decode passes are run, in words."""
+        """How passes are run, in words; `CUDA graphs` are those of decode passes."""
         if self.language_model.blocks is not None:
             return "native kernels"
-        return "eager" if self.fixed is None else self.fixed.way
+        return "transformers" if self.fixed is None else self.fixed.way
 
     @property
     def reads_evenly(self) -> bool:

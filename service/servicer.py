@@ -169,10 +169,10 @@ class MonitorServicer:
 
 def make_server_info(
     engine: Engine, catalog: Catalog, reader: RequestReader, writer: ResponseWriter, guards: Guards, *, version: str,
-    limits: Any, planned_memory_bytes: int, journal: Callable[[], Any] = lambda: None,
+    limits: Any, planned_memory_bytes: int, passes: Callable[[], str], journal: Callable[[], Any] = lambda: None,
 ) -> Callable[[], Any]:  # fmt: skip
-    """The answer to GetServerInfo, as a function of the moment. `limits` is a Limits message, `journal` gives a
-    JournalInfo or None."""
+    """The answer to GetServerInfo, as a function of the moment. `limits` is a Limits message, `passes` says
+    how passes are run now, `journal` gives a JournalInfo or None."""
     started = time.monotonic()
 
     def server_info() -> Any:
@@ -188,6 +188,7 @@ def make_server_info(
             uptime_seconds=time.monotonic() - started,
             watch_generation=catalog.generation,
             planned_memory_bytes=planned_memory_bytes,
+            passes=passes(),
             steering_hook_point=catalog.steering_point or "",
             journal=journal(),
             reconstruction_guard=wire_guards.reconstruction_guard(guards.guarded.reconstruction),

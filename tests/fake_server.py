@@ -259,6 +259,7 @@ class FakeServer(
             sampling_defaults=types_pb2.SamplingParams(temperature=0, max_tokens=256),
             default_watched=WATCHED,
             default_monitors=["lying"],
+            passes="native kernels",
         )
 
     async def ListFeatures(self, request: Any, context: Any) -> Any:

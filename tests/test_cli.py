@@ -373,6 +373,7 @@ async def test_info_says_what_can_be_trusted(capsys):
     for part in (
         "1.2.3",
         "tiny (none",
+        "passes native kernels",
         "UNVERIFIED: other weights",
         "4 slots of 512 tokens",
         "monitor lying (warning, NOT VALIDATED)",

@@ -356,6 +356,7 @@ async def test_server_info_says_what_is_served(server, client):
     assert (info.limits.slots, info.limits.context_length) == (4, tiny.NUM_POSITIONS)
     assert (info.limits.max_queued_requests, info.limits.max_steering_relative_norm) == (64, 20.0)
     assert info.planned_memory_bytes == 123
+    assert info.passes == "transformers"
     assert sorted(w.feature for w in info.default_watched) == list(DEFAULT_WATCHED)
     assert info.default_monitors == (ALWAYS, NEVER)
     default = info.sampling_defaults

@@ -85,8 +85,7 @@ class Dictionary(ctypes.Structure):
 def load(cache_dir: Path) -> Any:
     """The library, as ctypes has it; compiled if it is not there yet. NativeKernelsMissing says why it can't be had."""
     check_processor()
-    beside, cached = SOURCE.parent / library_name(), cache_dir / "kernels" / library_name()
-    path = beside if beside.is_file() else cached
+    path = library_path(cache_dir)
     if not path.is_file():
         build(path)
     try:
@@ -111,9 +110,7 @@ def load(cache_dir: Path) -> Any:
 
 def build(path: Path) -> None:
     """Compile the library to `path`. NativeKernelsMissing says what was in the way."""
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None:
-        raise NativeKernelsMissing("there is no C compiler: install gcc or clang, or name one in the variable CC")
+    compiler = find_compiler()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -126,6 +123,20 @@ def build(path: Path) -> None:
             made.replace(path)  # at once, so that nobody loads half of it
     except OSError as error:
         raise NativeKernelsMissing(f"{path} can't be made: {error.strerror}") from None
+
+
+def find_compiler() -> str:
+    """Where the C compiler is. NativeKernelsMissing if there is none."""
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if compiler is None:
+        raise NativeKernelsMissing("there is no C compiler: install gcc or clang, or name one in the variable CC")
+    return compiler
+
+
+def library_path(cache_dir: Path) -> Path:
+    """Where the library is, or is to be: beside the source if it lies there."""
+    beside, cached = SOURCE.parent / library_name(), cache_dir / "kernels" / library_name()
+    return beside if beside.is_file() else cached
 
 
 def library_name() -> str:

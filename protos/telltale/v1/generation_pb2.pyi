@@ -260,7 +260,7 @@ class Limits(_message.Message):
     def __init__(self, slots: _Optional[int] = ..., context_length: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_queued_prompt_tokens: _Optional[int] = ..., max_steering_relative_norm: _Optional[float] = ..., prefill_chunk_tokens: _Optional[int] = ..., max_top_features: _Optional[int] = ..., max_watched_features: _Optional[int] = ..., max_steering_operations: _Optional[int] = ..., max_stop_strings: _Optional[int] = ..., max_request_seconds: _Optional[float] = ..., max_policies: _Optional[int] = ..., max_hold_tokens: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "model", "sae", "limits", "sampling_defaults", "default_watched", "default_monitors", "requests_running", "requests_waiting", "uptime_seconds", "watch_generation", "planned_memory_bytes", "steering_hook_point", "journal", "reconstruction_guard", "fidelity", "inputs")
+    __slots__ = ("version", "model", "sae", "limits", "sampling_defaults", "default_watched", "default_monitors", "requests_running", "requests_waiting", "uptime_seconds", "watch_generation", "planned_memory_bytes", "passes", "steering_hook_point", "journal", "reconstruction_guard", "fidelity", "inputs")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SAE_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +273,7 @@ class GetServerInfoResponse(_message.Message):
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WATCH_GENERATION_FIELD_NUMBER: _ClassVar[int]
     PLANNED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PASSES_FIELD_NUMBER: _ClassVar[int]
     STEERING_HOOK_POINT_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_FIELD_NUMBER: _ClassVar[int]
     RECONSTRUCTION_GUARD_FIELD_NUMBER: _ClassVar[int]
@@ -290,12 +291,13 @@ class GetServerInfoResponse(_message.Message):
     uptime_seconds: float
     watch_generation: int
     planned_memory_bytes: int
+    passes: str
     steering_hook_point: str
     journal: JournalInfo
     reconstruction_guard: _guard_pb2.ReconstructionGuard
     fidelity: _containers.RepeatedCompositeFieldContainer[_guard_pb2.Fidelity]
     inputs: _containers.RepeatedCompositeFieldContainer[_guard_pb2.MonitorInput]
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., default_watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., default_monitors: _Optional[_Iterable[str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., watch_generation: _Optional[int] = ..., planned_memory_bytes: _Optional[int] = ..., steering_hook_point: _Optional[str] = ..., journal: _Optional[_Union[JournalInfo, _Mapping]] = ..., reconstruction_guard: _Optional[_Union[_guard_pb2.ReconstructionGuard, _Mapping]] = ..., fidelity: _Optional[_Iterable[_Union[_guard_pb2.Fidelity, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[_guard_pb2.MonitorInput, _Mapping]]] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ..., sae: _Optional[_Union[_types_pb2.SaeInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., default_watched: _Optional[_Iterable[_Union[_types_pb2.WatchedFeature, _Mapping]]] = ..., default_monitors: _Optional[_Iterable[str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., watch_generation: _Optional[int] = ..., planned_memory_bytes: _Optional[int] = ..., passes: _Optional[str] = ..., steering_hook_point: _Optional[str] = ..., journal: _Optional[_Union[JournalInfo, _Mapping]] = ..., reconstruction_guard: _Optional[_Union[_guard_pb2.ReconstructionGuard, _Mapping]] = ..., fidelity: _Optional[_Iterable[_Union[_guard_pb2.Fidelity, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[_guard_pb2.MonitorInput, _Mapping]]] = ...) -> None: ...
 
 class JournalInfo(_message.Message):
     __slots__ = ("num_entries", "head_seq", "keeps_text", "is_writable", "num_write_failures", "write_error", "is_forwarded", "num_waiting", "lag_seconds", "forward_error")
