@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitors.journal_precision import Precision
+from sae_runtime.kernels import native
 from service.config import Settings
 from service.guard_metrics import GuardMetrics
 from service.journal_keeper import JournalStatus
@@ -337,6 +338,17 @@ def test_the_image_starts_the_server_with_flags_it_has():
     Settings(host="0.0.0.0", grpc_port=50051, http_port=9464, insecure=True)  # what the flags say is allowed
     assert re.search(r"^USER [1-9]", text, re.M)
     assert "STOPSIGNAL SIGTERM" in text
+
+
+def test_the_image_has_the_kernels_beside_their_source_and_no_compiler():
+    build, image = (DEPLOY / "Dockerfile").read_text().split("\nFROM python")[1:]
+    step = next(line for line in re.split(r"\n(?!\s)", build) if "-m sae_runtime.kernels.native" in line)
+    where = re.search(r"python -c '(.*)'", step)[1]
+    # Of the installed package, not of the copy that it was installed from.
+    assert build.index("WORKDIR /\n") > build.rindex("pip install") and build.index(step) > build.index("WORKDIR /\n")
+    done = subprocess.run([sys.executable, "-c", where], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == f"{native.SOURCE.parent}\n"
+    assert "gcc" in build and "gcc" not in image
 
 
 @pytest.fixture
