@@ -1,6 +1,7 @@
 """How closely replays of alerts come to their records, in a number format: what `alerts replay` tolerates rests on it.
 
     python -m benchmarks.replays --dtype bfloat16 [--replies 64] [--record benchmarks/results/replays-bfloat16.json]
+    python -m benchmarks.replays --dtype bfloat16 --no-native-kernels
 
 A server with the embedded model and two of its monitors, a combination of probes and a set of latents, their thresholds
 lowered so that they fire in about half of the replies. Replies of 64 tokens to ordinary requests, four at a time, at
@@ -74,9 +75,12 @@ async def write(client: TelltaleClient, num_replies: int) -> list[Reply]:
     return await asyncio.gather(*(one(number, request.request) for number, request in enumerate(requests)))
 
 
-async def run(dtype: str, num_replies: int, journal: Path) -> dict[str, Any]:
+async def run(dtype: str, num_replies: int, journal: Path, *, native_kernels: bool = True) -> dict[str, Any]:
     """Write, then replay."""
-    settings = Settings(grpc_port=0, http_port=0, slots=STREAMS, context_length=1024, dtype=dtype, journal=str(journal))
+    settings = Settings(
+        grpc_port=0, http_port=0, slots=STREAMS, context_length=1024, dtype=dtype, journal=str(journal),
+        native_kernels=native_kernels,
+    )  # fmt: skip
     parts = assemble(settings)
     packs = [monitor.pack for monitor in parts.catalog.monitors if monitor.pack.name in OFFSETS]
     served = tuple(ServedMonitor(lowered(pack)) for pack in packs)
@@ -96,6 +100,7 @@ async def run(dtype: str, num_replies: int, journal: Path) -> dict[str, Any]:
     return {
         "model": parts.catalog.model.identity.name,
         "dtype": parts.catalog.model.identity.dtype,
+        "passes": parts.runner.decoding,
         "replies": num_replies,
         "alerts": {name: monitors.count(name) for name in OFFSETS},
         "read": summarize([replay.read for replay in replays]),
@@ -133,9 +138,14 @@ def summarize(comparisons: Sequence[ReplayComparison]) -> dict[str, Any]:
         "replays": len(comparisons),
         "tolerance": comparisons[0].tolerance,
         "reproduced": sum(each.reproduced for each in comparisons),
+        "exact": sum(_is_exact(each) for each in comparisons),
         "raised_again": sum(each.raised_again for each in comparisons),
         "by_kind": by_kind,
     }
+
+
+def _is_exact(comparison: ReplayComparison) -> bool:
+    return comparison.reproduced and not any(series.largest_difference for series in comparison.series)
 
 
 def _rounded(value: float) -> float:
@@ -146,10 +156,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], required=True)
     parser.add_argument("--replies", type=int, default=64)
+    parser.add_argument("--no-native-kernels", action="store_true", help="compute the model by transformers")
     parser.add_argument("--record", type=Path, help="also write the line to this file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = asyncio.run(run(args.dtype, args.replies, Path(folder) / "alerts.sqlite"))
+        journal = Path(folder) / "alerts.sqlite"
+        made = run(args.dtype, args.replies, journal, native_kernels=not args.no_native_kernels)
+        figures = asyncio.run(made)
     line = json.dumps(figures)
     if args.record is not None:
         args.record.write_text(line + "\n", encoding="utf-8")

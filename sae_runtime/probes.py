@@ -2,9 +2,9 @@
 
     value = resid . direction + bias
 
-in fp32, from the residual as the model computed it, before any steering at that place. Each residual that is probed
-has a read-only tap of its own, put on once; where the dictionary's tap reads the same residual, that one is shared. The
-value of position i is taken while the model reads token i, as every reading is.
+in fp32 (sums on a processor in fp64), from the residual as the model computed it, before any steering at that place.
+Each residual that is probed has a read-only tap of its own, put on once; where the dictionary's tap reads the same
+residual, that one is shared. The value of position i is taken while the model reads token i, as every reading is.
 
 Shape suffixes: B rows, T tokens per row, N = B * T, D model width, P probes.
 """
@@ -79,8 +79,7 @@ class ProbeSet:
     def read(self, records: Sequence[TapRecord | None], shared: TapRecord) -> Tensor:
         """Values [N, P] in fp32 of a pass that `step` and the shared tap saw, tokens numbered row by row."""
         residuals = zip(self._groups, self._residuals(records, shared), strict=True)
-        values = [nn.functional.linear(resid_ND, g.directions_PD, g.biases_P) for g, resid_ND in residuals]
-        return torch.cat(values, dim=1)
+        return torch.cat([_values(resid_ND, g.directions_PD, g.biases_P) for g, resid_ND in residuals], dim=1)
 
     def norms(self, records: Sequence[TapRecord | None], shared: TapRecord) -> Tensor:
         """||resid|| [N, P] in fp32 at each probe's hook point, of the same pass."""
@@ -99,6 +98,15 @@ class ProbeSet:
         for group in self._groups:
             if group.tap is not None:
                 group.tap.remove()
+
+
+def _values(resid_ND: Tensor, directions_PD: Tensor, biases_P: Tensor) -> Tensor:
+    """[N, P]. On a processor in an order of sums that does not depend on N, as that of a product of matrices does: what
+    a token gets in a reply it gets again, to the bit, when the reply is read as a prompt."""
+    if resid_ND.device.type != "cpu":
+        return nn.functional.linear(resid_ND, directions_PD, biases_P)
+    products_NPD = resid_ND.to(torch.float64)[:, None] * directions_PD.to(torch.float64)
+    return (products_NPD.sum(-1) + biases_P).to(torch.float32)
 
 
 def _check(probes: Sequence[Probe], d_model: int) -> None:

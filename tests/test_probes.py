@@ -8,10 +8,10 @@ import torch
 
 from sae_runtime.errors import ProbeError, TapError
 from sae_runtime.hook_point import HookPoint
-from sae_runtime.probes import ProbeSet
+from sae_runtime.probes import Probe, ProbeSet
 from sae_runtime.steering import Steering
 from sae_runtime.steering_spec import SteeringOp, SteeringSpec
-from sae_runtime.tap import Tap
+from sae_runtime.tap import Tap, TapRecord
 from service.model_runner import ModelRunner
 from service.pass_output import RowInput
 
@@ -99,6 +99,26 @@ def test_a_probe_reads_before_the_steering_at_its_place_and_sees_it_further_on(m
     moved = dict(zip([probe.name for probe in PROBES], (seen - plain).abs().amax(0).tolist(), strict=True))
     assert max(moved[name] for name in ("first", "at_the_dictionary", "same_residual")) < 1e-4
     assert min(moved[name] for name in ("late", "beside_late")) > 0.1
+
+
+def test_what_a_token_gets_does_not_depend_on_its_company():
+    """To the bit, values and norms: a reply is read one by one, and as a prompt when it is scored."""
+    width, generator = 576, torch.Generator().manual_seed(1)
+    model = tiny.language_model(d_model=width).model
+    tap = Tap(model, tiny.HOOK_POINT, width)
+    made = [
+        Probe(f"probe {i}", tiny.HOOK_POINT, torch.randn(width, generator=generator).tolist(), 0.5) for i in range(5)
+    ]
+    probes = ProbeSet(model, made, shared=tap, device=torch.device("cpu"))
+    resid_ND = torch.randn(150, width, generator=generator).to(torch.bfloat16)
+
+    def read(piece_ND):
+        seen = [None], TapRecord(None, piece_ND[None])
+        return torch.cat([probes.read(*seen), probes.norms(*seen)], dim=1)
+
+    whole = read(resid_ND)
+    for size in (1, 2, 3, 7, 16, 64):
+        assert torch.equal(torch.cat([read(piece) for piece in torch.split(resid_ND, size)]), whole), size
 
 
 def test_a_row_of_nan_is_marked_and_leaves_the_others_alone(runner):

@@ -37,6 +37,14 @@ def test_differences_are_in_units_of_the_largest_recorded_value():
     }  # fmt: skip
 
 
+def test_a_replay_is_exact_if_nothing_differs():
+    nearly, elsewhere, unraised = comparison(0.0, 1e-7), comparison(0.0, first_difference=3), comparison(0.0)
+    elsewhere = replace(elsewhere, reproduced=False)
+    unraised = replace(unraised, reproduced=False, raised_again=False)
+    found = summarize([comparison(0.0, 0.0), nearly, elsewhere, unraised])
+    assert (found["reproduced"], found["exact"]) == (2, 1)
+
+
 def test_a_series_of_zeros_has_no_share():
     still = comparison(0.0)
     zero = replace(still, series=tuple(replace(each, scale=0.0) for each in still.series))
