@@ -21,7 +21,7 @@ def load_natively(folder: Path, library: Any, *, keeps: bool, progress: bool = F
 
     Raises:
         ValueError: what about the model can't be computed so, or a missing or misshaped tensor.
-        OSError: no model there, or the packed weights can't be kept.
+        OSError: no model there.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 

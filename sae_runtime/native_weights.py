@@ -9,19 +9,24 @@
 What a model needs besides - embedding, norms, biases - is read from the folder itself.
 """
 
-import os
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sae_runtime.packed_weights import TILE, PackedWeight, by_turns, pack
+from sae_runtime.errors import one_line, plain_reason
+from sae_runtime.native_blocks import head_dim
+from sae_runtime.packed_weights import BITS_OF_BYTES, TILE, PackedWeight, by_turns, pack
+from sae_runtime.whole_files import whole_file
+
+logger = logging.getLogger(__name__)
 
 _VERSION = 1
 """Of the order of numbers in the file."""
@@ -30,14 +35,23 @@ Read = Callable[[str], Tensor]
 """A tensor of a model by its name, fp32."""
 
 
-def packed_names(num_layers: int) -> list[str]:
-    """All matrices of a model of so many blocks."""
-    parts = ("qkv", "output", "gate_up", "down")
-    return [*(f"blocks.{number}.{part}" for number in range(num_layers) for part in parts), "head"]
+def packed_shapes(config: Any) -> dict[str, tuple[int, int]]:
+    """All matrices of a model, with outputs and inputs; of the head whole tiles of outputs."""
+    d_model, d_mlp, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    width = head_dim(config)
+    of_block = {
+        "qkv": ((heads + 2 * config.num_key_value_heads) * width, d_model),
+        "output": (d_model, heads * width),
+        "gate_up": (2 * d_mlp, d_model),
+        "down": (d_model, d_mlp),
+    }
+    blocks = range(config.num_hidden_layers)
+    shapes = {f"blocks.{number}.{part}": shape for number in blocks for part, shape in of_block.items()}
+    return shapes | {"head": (config.vocab_size + -config.vocab_size % TILE, d_model)}
 
 
 def pack_matrix(name: str, read: Read, *, is_tied: bool) -> PackedWeight:
-    """One of `packed_names`. ValueError for shapes that can't be packed."""
+    """One of `packed_shapes`. ValueError for shapes that can't be packed."""
     if name == "head":
         weight_VD = read("model.embed_tokens.weight" if is_tied else "lm_head.weight")
         # Whole tiles: the logits of what is no token are cut off.
@@ -60,29 +74,63 @@ def packed_weights(folder: Path, config: Any, *, keeps: bool, progress: bool = F
     """The packed weights of the model in `folder`, a folder in transformers' layout with fp32 or bf16 weights.
 
     Args:
-        keeps: look for them in a file in `folder`, and make it where it is missing.
+        keeps: look for them in a file in `folder`, and make it where it is missing or of no use. If it can't be
+            written, the log says so, and the next start packs again.
 
     Raises:
-        ValueError: weights that can't be packed, or a missing one.
-        OSError: the file can't be written.
+        ValueError: weights that can't be packed, or have other shapes than `config` says, or a missing one.
     """
-    file, names = folder / f"packed-{_VERSION}.safetensors", packed_names(config.num_hidden_layers)
+    file, shapes = folder / f"packed-{_VERSION}.safetensors", packed_shapes(config)
     if keeps and file.is_file():
-        with safe_open(file, "pt") as stored:
-            # Copies: what is read at every token should lie at a multiple of 64, and not be read from disk anew.
-            return {name: PackedWeight(stored.get_tensor(name).clone()) for name in names}
+        try:
+            return _kept(file, shapes)
+        except (OSError, ValueError, SafetensorError) as error:
+            logger.warning("packed weights %s can't be used, and are made anew: %s", file, plain_reason(error))
+    packed = _packed(folder, config, shapes, progress=progress)
+    if keeps:
+        try:
+            with whole_file(file) as partial:
+                save_file({name: weight.blocks for name, weight in packed.items()}, partial)
+        except (OSError, SafetensorError) as error:
+            reason = plain_reason(error)
+            logger.warning("packed weights can't be kept in %s, and every start makes them anew: %s", file, reason)
+    return packed
+
+
+def _kept(file: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, PackedWeight]:
+    packed = {}
+    with safe_open(file, "pt") as stored:
+        for name, shape in shapes.items():
+            # A copy: what is read at every token should lie at a multiple of 64, and not be read from disk anew.
+            packed[name] = PackedWeight(stored.get_tensor(name).clone())
+            _check_shape(name, packed[name], shape)
+    return packed
+
+
+def _packed(
+    folder: Path, config: Any, shapes: Mapping[str, tuple[int, int]], *, progress: bool
+) -> dict[str, PackedWeight]:
+    packed = {}
     with ExitStack() as stack:
         read = _reader(stack, folder)
-        progressing = tqdm(names, desc=f"packing {folder.name[:12]}", disable=not progress)
-        packed = {name: pack_matrix(name, read, is_tied=config.tie_word_embeddings) for name in progressing}
-    if keeps:
-        partial = file.with_name(f"{file.name}.partial-{os.getpid()}")
-        try:
-            save_file({name: weight.blocks for name, weight in packed.items()}, partial)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        for name in tqdm(shapes, desc=f"packing {folder.name[:12]}", disable=not progress):
+            try:
+                packed[name] = pack_matrix(name, read, is_tied=config.tie_word_embeddings)
+            except (RuntimeError, ValueError) as error:  # torch's of parts that don't fit together
+                raise ValueError(f"{name}: {one_line(error)}") from error
+            _check_shape(name, packed[name], shapes[name])
     return packed
+
+
+def _check_shape(name: str, packed: PackedWeight, shape: tuple[int, int]) -> None:
+    """ValueError for other bytes than `config` says: the kernels would read beyond them."""
+    blocks = packed.blocks
+    if blocks.dtype is not torch.uint8 or blocks.dim() != 3 or blocks.shape[2] not in BITS_OF_BYTES:
+        kind = str(blocks.dtype).removeprefix("torch.")
+        raise ValueError(f"{name} must hold bytes of tiles, got {kind} {list(blocks.shape)}")
+    found = packed.num_outputs, packed.num_inputs
+    if found != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(found)}")
 
 
 def load_rest(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:

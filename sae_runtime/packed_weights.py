@@ -18,7 +18,7 @@ GROUP = 32
 TILE = 16
 """Outputs that are computed at once."""
 
-_BITS_OF_BYTES = {320: 4, 544: 8, 1024: 16}
+BITS_OF_BYTES = {320: 4, 544: 8, 1024: 16}
 """Of the bytes of a tile's group."""
 # A number is a multiple of the scale but for what fp32 rounded when the file was read.
 _NEAR = 1e-3
@@ -39,7 +39,7 @@ class PackedWeight:
 
     @property
     def bits(self) -> int:
-        return _BITS_OF_BYTES[self.blocks.shape[2]]
+        return BITS_OF_BYTES[self.blocks.shape[2]]
 
     @property
     def num_outputs(self) -> int:

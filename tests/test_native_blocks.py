@@ -300,6 +300,17 @@ def test_a_tensor_that_is_missing_is_named(folder, tmp_path):
         native.load(tmp_path)
 
 
+def test_a_tensor_of_another_shape_is_named(folder, tmp_path):
+    """By transformers, to whom a model is left that does not fit its config."""
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.2.mlp.down_proj.weight"] = torch.zeros(96, 128)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(language_model.ModelError, match=r"model\.layers\.2\.mlp\.down_proj\.weight"):
+        native.load(tmp_path)
+
+
 def test_memory_is_counted(ours):
     """What is packed once, and what else there is; nothing twice."""
     parameters = [p for p in ours.model.parameters() if p.device.type != "meta"]
