@@ -7,6 +7,7 @@ Where it can't be had `load` says why, and models compute as transformers does.
 
 import ctypes
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("decoder_block.c")
 _SETS = {
@@ -86,12 +89,12 @@ def load(cache_dir: Path) -> Any:
     """The library, as ctypes has it; compiled if it is not there yet. NativeKernelsMissing says why it can't be had."""
     check_processor()
     path = library_path(cache_dir)
-    if not path.is_file():
+    library = _loaded(path) if path.is_file() else None
+    if library is None:
         build(path)
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NativeKernelsMissing(f"{path} can't be loaded: {error}") from None
+        library = _loaded(path)
+    if library is None:
+        raise NativeKernelsMissing(f"{path} was compiled anew and can't be loaded all the same")
     pointer, count = ctypes.c_void_p, ctypes.c_int
     arguments = {
         "telltale_blocks": (pointer, count, pointer, pointer, pointer),
@@ -106,6 +109,15 @@ def load(cache_dir: Path) -> Any:
         function = getattr(library, name)
         function.argtypes, function.restype = types, None
     return library
+
+
+def _loaded(path: Path) -> Any:
+    """None, and a line in the log, for a damaged file: it would keep the kernels away until somebody deletes it."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        logger.warning("%s can't be loaded: %s", path, error)
+        return None
 
 
 def build(path: Path) -> None:
