@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-import os
 import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -44,10 +44,11 @@ def convert_once(path: Path, folder: Path, *, progress: bool = False) -> str:
 
 def _convert(path: Path, folder: Path, progress: bool) -> None:
     check_memory(path.stat().st_size * 10, "cpu", f"converting {path.name}")
-    partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Not by the process's id: two containers that share a cache may both have the same.
+        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
+        partial.chmod(0o755)
     except OSError as error:
         raise ModelError(f"converted weights can't be kept in {folder.parent}: {error.strerror}") from None
     try:
