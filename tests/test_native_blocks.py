@@ -3,14 +3,17 @@ a token whatever is computed beside it."""
 
 import logging
 import math
+from dataclasses import replace
 
 import native
 import pytest
 import tiny
+import tiny_packs
 import torch
 from safetensors.torch import load_file, save_file
 from test_engine import WATCHED, Reply, request, submit
 
+from monitors.pack_tensors import PackTensor
 from sae_runtime import language_model
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.kernels.native import NativeKernelsMissing
@@ -158,8 +161,27 @@ def sae_of_bf16(activation: str = "batchtopk"):
     return made
 
 
+def monitor():
+    """Of a latent and both probes."""
+    components = [
+        tiny_packs.probe_component("early", hook_point="layers.0.output", direction="early"),
+        tiny_packs.probe_component("here", hook_point=str(tiny.HOOK_POINT), direction="here"),
+        tiny_packs.feature_component(WATCHED[0], name="latent"),
+    ]
+    generator = torch.Generator().manual_seed(4)
+    tensors = {
+        name: PackTensor.of(torch.randn(native.D_MODEL, generator=generator).tolist()) for name in ("early", "here")
+    }
+    return tiny_packs.pack("mixed", components, rule="mean", tensors=tensors)
+
+
 def requests(made):
     """Of every kind, of different lengths, so that rows join and leave."""
+    monitors = (monitor().spec(),)
+    return [replace(one, monitors=monitors) for one in _requests(made)]
+
+
+def _requests(made):
     return [
         request(made, "The sea was calm.", request_id="plain", max_tokens=14, top_features=3),
         request(made, "A", request_id="short", max_tokens=5, include_logprobs=True),
@@ -170,14 +192,9 @@ def requests(made):
     ]
 
 
-PROBES = (
-    Probe("early", HookPoint(0), [1.0, -1.0] * 48, 0.5),
-    Probe("at_the_dictionary", tiny.HOOK_POINT, [0.5] * 96, 0.0),
-)
-
-
 def replies(made, dictionary, made_requests, **settings) -> list[Reply]:
-    engine = tiny.engine(made, dictionary, probes=PROBES, **settings)
+    probes = [Probe(one.name, HookPoint.parse(one.hook_point), one.direction, one.bias) for one in monitor().probes()]
+    engine = tiny.engine(made, dictionary, probes=probes, **settings)
     submissions = submit(engine, *made_requests)
     while engine.num_active:
         engine.step()
@@ -196,7 +213,18 @@ def test_a_reply_is_the_same_to_the_bit_alone_and_in_company(ours, activation):
         assert reply.failure is None and alone.failure is None
         assert reply.finished.tapped_tokens == alone.finished.tapped_tokens
         for token, other in zip(reply.tokens, alone.tokens, strict=True):
-            for name in ("id", "text", "readings", "steered_readings", "top_features", "logprob", "l0", "fvu"):
+            assert token.is_prompt or len(token.scores[0].components) == 3
+            for name in (
+                "id",
+                "text",
+                "readings",
+                "steered_readings",
+                "top_features",
+                "logprob",
+                "l0",
+                "fvu",
+                "scores",
+            ):
                 assert getattr(token, name) == getattr(other, name), name
 
 
