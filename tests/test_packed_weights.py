@@ -6,7 +6,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_runtime.packed_weights import by_turns, pack, pack_bfloat16, unpack
@@ -68,6 +68,7 @@ def test_one_group_that_is_not_of_4_bits_keeps_the_matrix_from_it():
     assert torch.equal(unpack(packed), weights.bfloat16().float())
 
 
+@settings(deadline=None)
 @given(st.floats(1e-4, 10), st.integers(0, 2**31))
 def test_nothing_is_lost_that_bf16_would_keep(scale, seed):
     weights = torch.randn(16, 32, generator=torch.Generator().manual_seed(seed)) * scale
