@@ -30,7 +30,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 protos: setup
 	PYTHON=$(abspath $(BIN)/python) protos/generate.sh

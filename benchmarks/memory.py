@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving import PROMPT, run_streams, start_server
+from benchmarks.serving_client import PROMPT, start_server, streams
 from service.client import TelltaleClient
 
 _SETTLED_SECONDS = 1.0
@@ -42,7 +42,7 @@ async def measure(num_streams: int, num_tokens: int, *arguments: str) -> dict[st
         held = {"at_once": held_bytes(process.pid)[0], "ready": settled_bytes(process.pid)}
         async with TelltaleClient(f"127.0.0.1:{port}") as client:
             info = await client.server_info()
-            await run_streams(client, num_streams, num_tokens, watch=True, prompt=PROMPT * 60)
+            await streams(client, num_tokens, [{}] * num_streams, prompt=PROMPT * 60)
         held |= {"loaded": settled_bytes(process.pid), "peak": held_bytes(process.pid)[1]}
     finally:
         process.terminate()

@@ -1,121 +1,125 @@
-"""Decode speed through the server: monitored, unmonitored, and transformers' `generate`, in one run.
+"""Speed through the server, as ratios within one run: to llama.cpp, to `transformers.generate`, to unmonitored serving.
 
-    python -m benchmarks.serving [--rounds 3] [--tokens 128]
+    python -m benchmarks.serving [--rounds 3] [--llama-cpp PYTHON --llama-cpp-data DATA]
 
-Two servers run side by side, one with monitoring taken out; only one works at a time, in turns, so that a drift of
-the machine's speed falls on both. Figures are medians over rounds. Ends with one JSON line.
+Everything goes through the gRPC server with the client, on the embedded model with its dictionary, every token fully
+encoded, 16 features watched and one monitor at work, two threads. Measured are: decoding with 1, 4 and 16 streams; what
+monitoring costs, and what steering costs a request and its neighbours; the time to the first token; and how steady
+streams are while a long prompt is read, for several `prefill_chunk_tokens`.
+
+Servers are processes that all stand ready while only one works at a time, by turns, so that a drift of the machine's
+speed falls on all that is compared. The client, one process, has its share of the same cores. Figures are medians over
+rounds, ratios the medians of ratios within a round. Ends with one JSON line.
 """
 
 import argparse
 import asyncio
 import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
-import time
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.serving_client import MONITOR, NUM_WATCHED, PROMPT, served, watching
+from benchmarks.serving_peers import LLAMA_CPP_SCRIPT, LlamaCpp
+from benchmarks.serving_rounds import NUM_NEIGHBOURS, Compared, Figures, Sizes, one_round, turn
+from benchmarks.serving_summary import facts, summarize
 from sae_runtime.language_model import load_language_model
-from service.client import TelltaleClient
-from service.client_events import Token
+from service.config import Settings
 
-PROMPT = "The history of navigation at sea began when people first"
-STREAMS = (1, 4, 16)
-
-
-def start_server(module: str, *arguments: str) -> tuple[subprocess.Popen[str], int]:
-    """A server process and its gRPC port, once it is ready."""
-    command = [sys.executable, "-m", module, *arguments, "--grpc-port", "0", "--http-port", "0", "--log-format", "json"]
-    command += ["--log-level", "warning"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    return process, int(json.loads(process.stdout.readline())["grpc"])
+CHUNKS = (16, 32, 64, 128, 512)
+"""Sizes of `prefill_chunk_tokens` besides the default."""
+CONTEXT_LENGTH = 4096
+"""Of servers: keys and values of several of them are in memory at once."""
 
 
-async def run_streams(
-    client: TelltaleClient, num_streams: int, num_tokens: int, *, watch: bool, prompt: str = PROMPT
-) -> float:
-    """Tokens per second over `num_streams` equal streams, from their first tokens (the mean time) to the end."""
-    first_tokens: list[float] = []
-
-    async def stream() -> None:
-        is_first = True
-        options: dict[str, Any] = {} if watch else {"no_defaults": True}
-        async for event in client.generate(prompt, max_tokens=num_tokens, ignore_eos=True, **options):
-            if is_first and isinstance(event, Token):
-                first_tokens.append(time.perf_counter())
-                is_first = False
-
-    await asyncio.gather(*(stream() for _ in range(num_streams)))
-    return num_streams * (num_tokens - 1) / (time.perf_counter() - statistics.fmean(first_tokens))
-
-
-def run_generate(model: Any, ids: list[int], num_tokens: int) -> float:
-    """Tokens per second of `generate`, its prefill left out."""
-    prompt = torch.tensor([ids])
-    options = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    times = []
-    for length in (1, num_tokens):
-        started = time.perf_counter()
-        model.generate(prompt, max_new_tokens=length, **options)
-        times.append(time.perf_counter() - started)
-    return (num_tokens - 1) / (times[1] - times[0])
-
-
-async def measure(rounds: int, num_tokens: int) -> dict[str, Any]:
-    figures: dict[str, list[float]] = {"generate": []}
-    for n in STREAMS:
-        figures[f"monitored_{n}"], figures[f"unmonitored_{n}"] = [], []
+async def measure(args: argparse.Namespace, sizes: Sizes) -> dict[str, Any]:
+    torch.set_num_threads(args.threads)
     reference = load_language_model()
-    ids = reference.tokenizer(PROMPT).input_ids
-    monitored, port = start_server("service.cli", "serve")
-    unmonitored, bare_port = start_server("benchmarks.unmonitored")
-    try:
-        async with TelltaleClient(f"127.0.0.1:{port}") as client, TelltaleClient(f"127.0.0.1:{bare_port}") as bare:
-            for round_number in range(rounds + 1):  # the first warms up
-                for n in STREAMS:
-                    values = {
-                        f"monitored_{n}": await run_streams(client, n, num_tokens, watch=True),
-                        f"unmonitored_{n}": await run_streams(bare, n, num_tokens, watch=False),
-                    }
-                    for name, value in values.items() if round_number else ():
-                        figures[name].append(value)
-                speed = run_generate(reference.model, ids, num_tokens)
-                if round_number:
-                    figures["generate"].append(speed)
-    finally:
-        for process in (monitored, unmonitored):
-            process.terminate()
-            process.wait()
-    return summarize(figures)
+    default_chunk = Settings().prefill_chunk_tokens
+    rounds: list[Figures] = []
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
+        async def start(module: str, *arguments: str) -> Any:
+            journal = folder / f"alerts-{len(list(folder.iterdir()))}.sqlite"
+            flags = ["--threads", str(args.threads), "--journal", str(journal), "--context-length", str(CONTEXT_LENGTH)]
+            return (await stack.enter_async_context(served(module, *arguments, *flags))).client
 
-def summarize(figures: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, and the ratios that matter, each a median of ratios within a round."""
-
-    def ratio(a: str, b: str) -> float:
-        return round(statistics.median(x / y for x, y in zip(figures[a], figures[b], strict=True)), 3)
-
+        with turn(args.lock):
+            monitored = await start("service.cli", "serve")
+            unmonitored = await start("benchmarks.unmonitored")
+            chunked = {default_chunk: monitored}
+            for chunk in args.chunks:
+                if chunk != default_chunk:
+                    chunked[chunk] = await start(
+                        "service.cli", "serve", "--prefill-chunk-tokens", str(chunk), "--slots", str(NUM_NEIGHBOURS + 1)
+                    )
+        compared = Compared(
+            monitored,
+            unmonitored,
+            chunked,
+            await watching(monitored),
+            reference.model,
+            reference.tokenizer(PROMPT).input_ids,
+            llama_cpp(args),
+            args.threads,
+            sizes,
+        )
+        for number in range(args.rounds + 1):  # the first warms up
+            figures = await one_round(compared, args.lock)
+            if number:
+                rounds.append(figures)
     return {
-        "tokens_per_second": {name: round(statistics.median(values), 1) for name, values in figures.items()},
-        "monitoring_cost_ratio": {n: round(1 - ratio(f"monitored_{n}", f"unmonitored_{n}"), 3) for n in STREAMS},
-        "one_stream_to_generate_ratio": ratio("monitored_1", "generate"),
-        "sixteen_streams_to_one_ratio": ratio("monitored_16", "monitored_1"),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "torch": torch.__version__,
+        "benchmark": "serving",
+        **summarize(rounds, packed_bytes()),
+        "default_prefill_chunk_tokens": default_chunk,
+        "watched_features": NUM_WATCHED,
+        "monitor": MONITOR,
+        "threads": args.threads,
+        **facts(),
     }
 
 
-def main() -> None:
+def packed_bytes() -> int:
+    """Of the embedded model's weights, as the server computes with them."""
+    blocks = load_language_model(native_kernels=True).blocks
+    assert blocks is not None, "the model is not computed by native kernels on this processor"
+    return blocks.packed_bytes
+
+
+def llama_cpp(args: argparse.Namespace) -> LlamaCpp | None:
+    if args.llama_cpp is None:
+        return None
+    return LlamaCpp(args.llama_cpp, args.llama_cpp_script, args.llama_cpp_data)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds, after one that warms up")
     parser.add_argument("--tokens", type=int, default=128, help="tokens per stream")
-    args = parser.parse_args()
-    print(json.dumps(asyncio.run(measure(args.rounds, args.tokens))))
+    parser.add_argument("--threads", type=int, default=2, help="of the servers, of generate and of llama.cpp")
+    parser.add_argument(
+        "--chunks", type=int, nargs="*", default=CHUNKS, help="prefill_chunk_tokens, besides the default"
+    )
+    parser.add_argument("--llama-cpp", metavar="PYTHON", help="interpreter that has llama-cpp-python; else left out")
+    parser.add_argument("--llama-cpp-script", type=Path, default=LLAMA_CPP_SCRIPT, metavar="FILE")
+    parser.add_argument("--llama-cpp-data", type=Path, metavar="FOLDER", help="what prepare.py beside the script wrote")
+    parser.add_argument(
+        "--lock", type=Path, metavar="FILE", help="held while something is timed, a part of a round at a time"
+    )
+    args = parser.parse_args(argv)
+    if args.llama_cpp is not None and args.llama_cpp_data is None:
+        parser.error("--llama-cpp needs --llama-cpp-data")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    print(json.dumps(asyncio.run(measure(args, Sizes(tokens=args.tokens)))))
 
 
 if __name__ == "__main__":
