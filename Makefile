@@ -45,6 +45,7 @@ docs: setup
 	$(BIN)/python -m benchmarks.growth_table docs/training.md
 	$(BIN)/python -m benchmarks.policies_table docs/monitors.md
 	$(BIN)/python -m benchmarks.monitors_table docs/shipped-monitors.md
+	$(BIN)/python -m benchmarks.serving_growth_plots
 
 clean:
 	rm -rf $(VENV) build *.egg-info
