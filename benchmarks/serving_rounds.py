@@ -4,13 +4,11 @@ Each function gives figures by name; `serving_summary` makes ratios of those of 
 """
 
 import asyncio
-import fcntl
 import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 from benchmarks.serving_client import UNREAD, Times, arrivals, rate, stream, streams
 from benchmarks.serving_peers import LlamaCpp, generate_rate, prefill_seconds, read_bandwidth
+from benchmarks.timing_lock import turn
 from service.client import TelltaleClient
 from service.client_request import Steering
 
@@ -60,17 +59,6 @@ class Compared:
     llama_cpp: LlamaCpp | None
     threads: int
     sizes: Sizes = field(default_factory=Sizes)
-
-
-@contextmanager
-def turn(lock: Path | None) -> Iterator[None]:
-    """Hold a lock file that others who time something hold, too."""
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 async def one_round(compared: Compared, lock: Path | None = None) -> Figures:

@@ -1,14 +1,13 @@
 """What `benchmarks.serving` says of its rounds: medians, and ratios that are medians of ratios within a round."""
 
 import datetime
-import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.serving.common import machine
 from benchmarks.serving_rounds import STREAMS
 
 Rounds = Sequence[Mapping[str, float]]
@@ -79,19 +78,9 @@ def chunks(rounds: Rounds) -> list[int]:
 
 def facts() -> dict[str, Any]:
     """When and where, and with which libraries."""
-    described: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        described.setdefault(name.strip(), value.strip())
-    flags = described.get("flags", "").split()
-    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {
-            "processor": described.get("model name", platform.machine()),
-            "cores": os.cpu_count(),
-            "instructions": [flag for flag in wanted if flag in flags],
-        },
+        "machine": machine(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "grpcio")},
     }

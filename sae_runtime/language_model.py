@@ -5,7 +5,6 @@ transformers' layout, or a hub name. GGUF weights are de-quantised once into a c
 wrong ends in one ModelError with one line.
 """
 
-import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from sae_runtime.bitsandbytes_layers import bitsandbytes_config, check_blocks, keep_to_dtype
 from sae_runtime.errors import ModelError, one_line
 from sae_runtime.gguf_file import EMBEDDED_NAME, EMBEDDED_SHA256, convert_once, embedded_gguf_path
 from sae_runtime.kernels import native
@@ -247,16 +247,16 @@ def _load_folder(
                 folder,
                 dtype=dtype,
                 attn_implementation="sdpa",
-                quantization_config=_bitsandbytes_config(quantization, dtype),
+                quantization_config=bitsandbytes_config(quantization, dtype),
                 device_map={"": device},
                 local_files_only=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(f"model {name} can't be loaded from {folder}: {one_line(error)}") from error
     if quantization == "nf4":
-        _check_blocks(name, model, dtype, device)
+        check_blocks(name, model, dtype, device)
         if dtype is not torch.bfloat16:
-            _keep_to_dtype(model)
+            keep_to_dtype(model)
     return wrap_model(model.eval(), tokenizer, name, sha256, kind, dtype, device)
 
 
@@ -310,56 +310,3 @@ def wrap_model(
         + (0 if blocks is None else blocks.packed_bytes),
         blocks=blocks,
     )
-
-
-def _bitsandbytes_config(quantization: str, dtype: torch.dtype) -> Any:
-    if quantization == "none":
-        return None
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(f"quantization {quantization} needs bitsandbytes: run `pip install telltale-llm[gpu]`")
-    from transformers import BitsAndBytesConfig
-
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_use_double_quant=True,
-    )
-
-
-def _check_blocks(name: str, model: nn.Module, dtype: torch.dtype, device: str) -> None:
-    """ModelError for layers that bitsandbytes gets wrong on CPUs.
-
-    Where inputs don't come in whole quantisation blocks, its kernel for AVX-512 takes other blocks' scales, silently.
-    Outputs that don't come in 32s it can't pack for its kernel for bf16.
-    """
-    if not device.startswith("cpu"):
-        return
-    for layer, module in model.named_modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is None:
-            continue
-        for what, size, divisor in (
-            ("inputs", state.shape[1], state.blocksize),
-            ("outputs", state.shape[0], 32 if dtype is torch.bfloat16 else 1),
-        ):
-            if size % divisor:
-                raise ModelError(
-                    f"quantization nf4 on a CPU needs layers whose {what} are a multiple of {divisor}, got {size} in "
-                    f"{layer} of model {name}"
-                )
-
-
-def _keep_to_dtype(model: nn.Module) -> None:
-    """Turn off bitsandbytes' kernels for CPUs with bf16: they compute in it whatever they are given.
-
-    On a layer 3072 x 8192 in fp32 that is an error of 3e-3 instead of 3e-7. Models in bf16 keep them: they are 2 to 50
-    times faster than dequantising.
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False

@@ -11,19 +11,19 @@ line.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.serving.common import SCENARIOS, Work
+from benchmarks.timing_lock import turn
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -92,17 +92,6 @@ def environment(peer: str, folder: Path) -> dict[str, str]:
     if peer == OURS:
         variables |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos'}", "XDG_STATE_HOME": str(folder / "state")}
     return variables | {"HF_HUB_OFFLINE": "1"}
-
-
-@contextmanager
-def turn(lock: Path | None) -> Iterator[None]:
-    """Nobody else who takes turns by this file runs meanwhile."""
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def measure(args: argparse.Namespace, pythons: dict[str, str], folder: Path) -> dict[str, dict[str, Any]]:
