@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from service.request import SamplingParams
-from service.sampling import Sampler, draw_rows, token_logprobs
+from service.sampling import Draw, Sampler, draw_besides, draw_rows, token_logprobs
 
 CPU = torch.device("cpu")
 SETTINGS = [
@@ -140,3 +140,18 @@ def test_rows_of_a_whole_batch_may_all_be_greedy():
     drawn = draw_rows([sampler()] * 6, [[0]] * 6, logits_BV, False)
     assert drawn.tokens_B.tolist() == logits_BV.argmax(-1).tolist()
     assert drawn.finite_B.all()
+
+
+def test_rows_that_take_another_token_get_what_they_would_in_a_batch():
+    """Where the pass has found the most likely ones itself."""
+    logits_BV, ids = logits(), [[b] for b in range(6)]
+    logits_BV[4, 7] = float("nan")
+    greedy = Draw(*(part.numpy() for part in draw_rows([sampler()] * 6, ids, logits_BV, True)))
+    kept = [part.copy() for part in greedy]
+    found = draw_besides(greedy, [sampler(**p) for p in PARAMS], ids, logits_BV)
+    wanted = draw_rows([sampler(**p) for p in PARAMS], ids, logits_BV, True)
+    healthy = [0, 1, 2, 3, 5]
+    assert found.tokens_B[healthy].tolist() == wanted.tokens_B[healthy].tolist() != kept[0][healthy].tolist()
+    assert found.finite_B.tolist() == wanted.finite_B.tolist() == [True] * 4 + [False, True]
+    assert found.logprobs_B[healthy] == pytest.approx(wanted.logprobs_B[healthy].numpy(), abs=1e-5)
+    assert all((part == before)[healthy].all() for part, before in zip(greedy, kept, strict=True))
