@@ -258,6 +258,18 @@ def test_scores_of_a_text_are_those_it_was_streamed_with(ours):
     runner.tap.remove()
 
 
+def test_a_row_that_is_not_finite_is_marked_and_the_first_position_too(ours):
+    dictionary = NativeSAE.of(sae_of_bf16(), ours.blocks.library)
+    runner = tiny.model_runner(ours, dictionary)
+    first = runner.forward([RowInput(slot, 0, [5, 9, 70]) for slot in (0, 1, 2)], [3])
+    assert first.stats.off_scale_N.tolist() == [True, False, False] * 3
+    runner.cache.values[0][1, 0, 1, 4] = math.nan
+    stats = runner.decode([RowInput(slot, 3, [31]) for slot in (0, 1, 2)], [3]).stats
+    assert stats.finite_N.tolist() == [True, False, True]
+    assert not stats.off_scale_N.any()
+    runner.tap.remove()
+
+
 class Pace:
     """Five prompt tokens wherever somebody waits for a token."""
 
