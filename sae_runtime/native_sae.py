@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sae_runtime.kernels import native
+from sae_runtime.large_pages import side_by_side
 from sae_runtime.native_blocks import MOST_TOKENS, matrix, product
-from sae_runtime.packed_weights import GROUP, TILE, pack_bfloat16
+from sae_runtime.packed_weights import GROUP, TILE, PackedWeight, pack_bfloat16
 from sae_runtime.sae import SAE, TokenReadings
 
 _WIDEST_MODEL = 16384
@@ -37,7 +38,8 @@ class NativeSAE(SAE):
 
     def _prepare(self, library: Any) -> None:
         self._library = library
-        self._packed = pack_bfloat16(self.W_enc.data.T)
+        blocks = pack_bfloat16(self.W_enc.data.T).blocks
+        self._packed = PackedWeight(side_by_side({"encoder": blocks})["encoder"])
         self._offset_F = self.b_enc.data.to(torch.float64)
         if self.apply_b_dec:
             self._offset_F = self._offset_F - self.b_dec.data.to(torch.float64) @ self.W_enc.data.to(torch.float64)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sae_runtime.errors import one_line, plain_reason
+from sae_runtime.large_pages import side_by_side
 from sae_runtime.native_blocks import head_dim
 from sae_runtime.packed_weights import BITS_OF_BYTES, TILE, PackedWeight, by_turns, pack
 from sae_runtime.whole_files import whole_file
@@ -80,6 +81,12 @@ def packed_weights(folder: Path, config: Any, *, keeps: bool, progress: bool = F
     Raises:
         ValueError: weights that can't be packed, or have other shapes than `config` says, or a missing one.
     """
+    blocks = {name: weight.blocks for name, weight in _kept_or_packed(folder, config, keeps, progress).items()}
+    # Copies, of the kept ones too: what is read at every token should not be read from disk anew.
+    return {name: PackedWeight(copy) for name, copy in side_by_side(blocks).items()}
+
+
+def _kept_or_packed(folder: Path, config: Any, keeps: bool, progress: bool) -> dict[str, PackedWeight]:
     file, shapes = folder / f"packed-{_VERSION}.safetensors", packed_shapes(config)
     if keeps and file.is_file():
         try:
@@ -101,8 +108,7 @@ def _kept(file: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Packed
     packed = {}
     with safe_open(file, "pt") as stored:
         for name, shape in shapes.items():
-            # A copy: what is read at every token should lie at a multiple of 64, and not be read from disk anew.
-            packed[name] = PackedWeight(stored.get_tensor(name).clone())
+            packed[name] = PackedWeight(stored.get_tensor(name))
             _check_shape(name, packed[name], shape)
     return packed
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Thread
 
+from sae_runtime.large_pages import take_pages
 from service.assembly import Parts, assemble
 from service.catalog import Catalog
 from service.config import Settings
@@ -21,7 +22,6 @@ from service.errors import ConfigError
 from service.journal_keeper import JournalKeeper
 from service.lasting import lasting
 from service.server import Server
-from service.zero_pages import take_pages
 
 logger = logging.getLogger(__name__)
 

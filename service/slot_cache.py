@@ -9,7 +9,7 @@ Shape suffixes: S slots, H key-value heads, L positions, d head width, B rows of
 import torch
 from torch import Tensor
 
-from service.zero_pages import zeros
+from sae_runtime.large_pages import zeros
 
 
 class SlotCache:

@@ -1,4 +1,4 @@
-"""Zeros that take memory where they are written to, or when they are told to."""
+"""Zeros that take memory where they are written to, or when they are told to; copies side by side in large pages."""
 
 import mmap
 import sys
@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sae_runtime.large_pages import side_by_side, take_pages, zeros
 from service import run_server
 from service.slot_cache import SlotCache
-from service.zero_pages import take_pages, zeros
 
 MEBIBYTE = 2**20
 
@@ -39,8 +39,45 @@ def test_memory_is_taken_where_it_is_written_to_or_all_of_it_on_demand():
     assert made[5].eq(9).all() and not made[6:].any()
 
 
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="no large pages here")
+def test_large_pages_are_asked_for():
+    made = side_by_side({"one": torch.ones(4 * MEBIBYTE, dtype=torch.uint8)})
+    assert " hg" in flags_of(made["one"].data_ptr())
+    assert " hg" not in flags_of(torch.ones(64 * MEBIBYTE, dtype=torch.uint8).data_ptr())
+
+
+def flags_of(address: int) -> str:
+    """What the system knows of the memory there."""
+    is_there = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if "-" in first and rest:
+            start, end = (int(part, 16) for part in first.split("-"))
+            is_there = start <= address < end
+        elif is_there and first == "VmFlags:":
+            return line
+    raise AssertionError("nothing lies there")
+
+
+def test_copies_lie_side_by_side_each_from_a_line_of_the_caches_on():
+    tensors = {
+        "odd": torch.arange(7, dtype=torch.uint8),
+        "matrix": torch.randn(3, 5).to(torch.bfloat16),
+        "turned": torch.randn(4, 6).T,
+        "none": torch.empty(0),
+    }
+    copies = side_by_side(tensors)
+    assert list(copies) == list(tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(copies[name], tensor) and copies[name].dtype is tensor.dtype
+        assert copies[name].data_ptr() % 64 == 0 and copies[name].is_contiguous()
+    assert len({copy.untyped_storage().data_ptr() for copy in copies.values()}) == 1
+    tensors["odd"][0] = 9
+    assert copies["odd"][0] == 0
+
+
 def test_where_the_system_cannot_do_it_nothing_happens(monkeypatch):
-    monkeypatch.setattr("service.zero_pages._MADV_POPULATE_WRITE", 999)
+    monkeypatch.setattr("sae_runtime.large_pages._MADV_POPULATE_WRITE", 999)
     made = zeros((4, MEBIBYTE), torch.uint8)
     take_pages([made])
     assert not made.any()

