@@ -288,13 +288,18 @@ static inline void add_to_residual(const float *from, const bf16 *x, bf16 *out) 
 
 /* --- threads ---
 
-Work comes as items, which threads take one by one. Nobody waits for a thread, only for items that were taken: where
-one is interrupted between two - by the thread that talks to clients, say - the others go on without it. OpenMP's
-threads wait for each other at every barrier. Between passes workers sleep, and leave the processor to others. */
+Work comes as items in a row, and a thread takes a share of those that are left, again and again: first as much as it
+would do if all went on alike, so that it reads weights that lie behind each other, in the end one by one. Nobody waits
+for a thread, only for items that were taken: where one is interrupted between two shares - by the thread that talks to
+clients, say - the others go on without it. OpenMP's threads wait for each other at every barrier. Between passes
+workers sleep, and leave the processor to others. */
 
-typedef void (*Work)(const void *call, int item);
+/* Does the items from `first` up to, and without, `end`. */
+typedef void (*Work)(const void *call, int first, int end);
 
 enum { MOST_WORKERS = 255, MOST_ITEMS = (1 << 20) - 1, SPINS = 4000 };
+
+static int pieces(int whole, int piece) { return (whole + piece - 1) / piece; }
 
 static struct {
     pthread_mutex_t in_use, sleeping;
@@ -302,6 +307,7 @@ static struct {
     int num_workers, num_asleep;  /* the second under `sleeping` */
     _Atomic int num_allowed;      /* workers that may take items */
     _Atomic int is_anybody_asleep;
+    _Atomic int num_sharing;      /* threads that share, the caller among them */
     _Atomic uint64_t state;       /* 24 bits: which work; 20 bits: its items; 20 bits: those that were taken */
     _Atomic int num_done;
     _Atomic(Work) work;
@@ -309,20 +315,21 @@ static struct {
 } pool = {.in_use = PTHREAD_MUTEX_INITIALIZER, .sleeping = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER,
          .allowed = PTHREAD_COND_INITIALIZER};
 
-/* Takes an item and does it; 0 if there is none left. The state tells all at once: who has taken an item has seen the
+/* Takes items and does them; 0 if there are none left. The state tells all at once: who has taken an item has seen the
    work that it belongs to, and that work can't end before the item is done. */
-static int take_item(void) {
+static int take_items(void) {
     uint64_t state = atomic_load_explicit(&pool.state, memory_order_acquire);
     for (;;) {
-        const int count = (int)(state >> 20 & MOST_ITEMS), item = (int)(state & MOST_ITEMS);
-        if (item >= count) return 0;
+        const int count = (int)(state >> 20 & MOST_ITEMS), first = (int)(state & MOST_ITEMS);
+        if (first >= count) return 0;
+        const int mine = pieces(count - first, atomic_load_explicit(&pool.num_sharing, memory_order_relaxed));
         const Work work = atomic_load_explicit(&pool.work, memory_order_relaxed);
         const void *call = atomic_load_explicit(&pool.call, memory_order_relaxed);
-        if (!atomic_compare_exchange_weak_explicit(&pool.state, &state, state + 1, memory_order_acq_rel,
+        if (!atomic_compare_exchange_weak_explicit(&pool.state, &state, state + mine, memory_order_acq_rel,
                                                    memory_order_acquire))
             continue;
-        work(call, item);
-        atomic_fetch_add_explicit(&pool.num_done, 1, memory_order_release);
+        work(call, first, first + mine);
+        atomic_fetch_add_explicit(&pool.num_done, mine, memory_order_release);
         return 1;
     }
 }
@@ -335,7 +342,7 @@ static void *be_worker(void *number) {
             while (own >= atomic_load(&pool.num_allowed)) pthread_cond_wait(&pool.allowed, &pool.sleeping);
             pthread_mutex_unlock(&pool.sleeping);
             idle = 0;
-        } else if (take_item()) {
+        } else if (take_items()) {
             idle = 0;
         } else if (++idle < SPINS) {
             _mm_pause();
@@ -364,6 +371,7 @@ static void allow_threads(int num_threads) {
         pool.num_workers++;
     }
     if (atomic_load(&pool.num_allowed) == wanted) return;
+    atomic_store(&pool.num_sharing, wanted + 1);
     pthread_mutex_lock(&pool.sleeping);
     atomic_store(&pool.num_allowed, wanted);
     pthread_cond_broadcast(&pool.allowed);
@@ -373,7 +381,7 @@ static void allow_threads(int num_threads) {
 /* Have items 0..count - 1 done. Without threads to share them with they are done here, one after another. */
 static void share(int is_shared, Work work, const void *call, int count) {
     if (!is_shared || count == 1) {
-        for (int item = 0; item < count; item++) work(call, item);
+        work(call, 0, count);
         return;
     }
     atomic_store_explicit(&pool.work, work, memory_order_relaxed);
@@ -386,7 +394,7 @@ static void share(int is_shared, Work work, const void *call, int count) {
         pthread_cond_broadcast(&pool.wake);
         pthread_mutex_unlock(&pool.sleeping);
     }
-    while (take_item()) continue;
+    while (take_items()) continue;
     for (int spins = 0; atomic_load_explicit(&pool.num_done, memory_order_acquire) < count; spins++) {
         if (spins < SPINS)
             _mm_pause();
@@ -418,41 +426,38 @@ typedef struct {
     int one_by_one; /* several tokens of a slot: all keys must be there before anybody looks */
 } Call;
 
-enum { ROWS_AT_ONCE = 4, TILES_AT_ONCE = 2 };
-
-static int pieces(int whole, int piece) { return (whole + piece - 1) / piece; }
-
-static void norm_rows(const Call *c, const bf16 *x, const bf16 *weight, int item) {
-    const int D = c->b->d_model, end = (item + 1) * ROWS_AT_ONCE;
-    for (int m = item * ROWS_AT_ONCE; m < end && m < c->num_tokens; m++) {
+/* Items: tokens. */
+static void norm_tokens(const Call *c, const bf16 *x, const bf16 *weight, int first, int end) {
+    const int D = c->b->d_model;
+    for (int m = first; m < end; m++) {
         rms_norm(x + m * D, weight, D, c->b->norm_eps, c->p->normed + m * D);
         sum_groups(c->p->normed + m * D, D, c->p->sums + m * (D / GROUP));
     }
 }
 
-static void norm_input(const void *call, int item) {
+static void norm_input(const void *call, int first, int end) {
     const Call *c = call;
-    norm_rows(c, c->x, c->b->input_norm, item);
+    norm_tokens(c, c->x, c->b->input_norm, first, end);
 }
 
-static void norm_middle(const void *call, int item) {
+static void norm_middle(const void *call, int first, int end) {
     const Call *c = call;
-    norm_rows(c, c->p->middle, c->b->mlp_norm, item);
+    norm_tokens(c, c->p->middle, c->b->mlp_norm, first, end);
 }
 
-static void make_qkv(const void *call, int item) {
+/* Items: tiles. */
+static void make_qkv(const void *call, int first, int end) {
     const Call *c = call;
-    const int X = c->b->qkv.num_outputs, end = (item + 1) * TILES_AT_ONCE;
+    const int X = c->b->qkv.num_outputs;
     float out[MOST_TOKENS][TILE];
-    for (int t = item * TILES_AT_ONCE; t < end && t < X / TILE; t++) {
+    for (int t = first; t < end; t++) {
         multiply(&c->b->qkv, t, c->p->normed, c->p->sums, c->num_tokens, out);
         for (int m = 0; m < c->num_tokens; m++) store16(c->p->qkv + m * X + t * TILE, _mm512_loadu_ps(out[m]));
     }
 }
 
-/* Item: a token's head of keys and values. */
-static void keep(const void *call, int item) {
-    const Call *c = call;
+/* Of a token's head of keys and values. */
+static void keep_head(const Call *c, int item) {
     const Block *b = c->b;
     const int d = b->head_dim, J = b->num_kv_heads, m = item / J, j = item % J;
     const int64_t n = c->first + m;
@@ -462,37 +467,46 @@ static void keep(const void *call, int item) {
     copy(heads + (J + j) * d, d, b->values + at);
 }
 
-/* Item: the query heads of a token that share one of keys and values. */
-static void look(const void *call, int item) {
-    const Call *c = call;
+/* Of the query heads of a token that share one of keys and values. */
+static void look_with_head(const Call *c, int item) {
     const Block *b = c->b;
     const int d = b->head_dim, J = b->num_kv_heads, m = item / J, j = item % J, share = b->num_heads / J;
     const int64_t n = c->first + m, at = c->p->slots[n] * b->slot_stride + j * b->head_stride;
     const bf16 *heads = c->p->qkv + m * b->qkv.num_outputs + j * share * d;
     bf16 queries[MOST_SHARING * WIDEST_HEAD], *seen = c->p->seen + m * b->num_heads * d + j * share * d;
-    if (!c->one_by_one) keep(call, item);
+    if (!c->one_by_one) keep_head(c, item);
     for (int h = 0; h < share; h++) rotate(heads + h * d, c->p->cos + n * d, c->p->sin + n * d, d, queries + h * d);
     attend(share, d, queries, b->keys + at, b->values + at, (int)c->p->positions[n] + 1, b->scaling, seen);
     sum_groups(seen, share * d, c->p->sums + (m * b->num_heads + j * share) * d / GROUP);
 }
 
-static void add_attention(const void *call, int item) {
+/* Items: a token's heads of keys and values. */
+static void keep(const void *call, int first, int end) {
+    for (int item = first; item < end; item++) keep_head(call, item);
+}
+
+static void look(const void *call, int first, int end) {
+    for (int item = first; item < end; item++) look_with_head(call, item);
+}
+
+/* Items: tiles. */
+static void add_attention(const void *call, int first, int end) {
     const Call *c = call;
-    const int D = c->b->d_model, end = (item + 1) * TILES_AT_ONCE;
+    const int D = c->b->d_model;
     float out[MOST_TOKENS][TILE];
-    for (int t = item * TILES_AT_ONCE; t < end && t < D / TILE; t++) {
+    for (int t = first; t < end; t++) {
         multiply(&c->b->output, t, c->p->seen, c->p->sums, c->num_tokens, out);
         for (int m = 0; m < c->num_tokens; m++)
             add_to_residual(out[m], c->x + m * D + t * TILE, c->p->middle + m * D + t * TILE);
     }
 }
 
-/* Item: a group of the MLP's inner numbers, so that its sum is known with it. */
-static void make_inner(const void *call, int item) {
+/* Items: groups of the MLP's inner numbers, so that their sums are known with them. */
+static void make_inner(const void *call, int first, int end) {
     const Call *c = call;
     const int I = c->b->d_mlp;
     float gate[MOST_TOKENS][TILE], up[MOST_TOKENS][TILE];
-    for (int t = 2 * item; t < 2 * item + 2; t++) {
+    for (int t = 2 * first; t < 2 * end; t++) {
         multiply(&c->b->gate_up, 2 * t, c->p->normed, c->p->sums, c->num_tokens, gate);
         multiply(&c->b->gate_up, 2 * t + 1, c->p->normed, c->p->sums, c->num_tokens, up);
         for (int m = 0; m < c->num_tokens; m++) {
@@ -502,14 +516,16 @@ static void make_inner(const void *call, int item) {
         }
     }
     for (int m = 0; m < c->num_tokens; m++)
-        c->p->inner_sums[m * (I / GROUP) + item] = sum_of_group(c->p->inner + m * I + item * GROUP);
+        for (int g = first; g < end; g++)
+            c->p->inner_sums[m * (I / GROUP) + g] = sum_of_group(c->p->inner + m * I + g * GROUP);
 }
 
-static void add_mlp(const void *call, int item) {
+/* Items: tiles. */
+static void add_mlp(const void *call, int first, int end) {
     const Call *c = call;
-    const int D = c->b->d_model, end = (item + 1) * TILES_AT_ONCE;
+    const int D = c->b->d_model;
     float out[MOST_TOKENS][TILE];
-    for (int t = item * TILES_AT_ONCE; t < end && t < D / TILE; t++) {
+    for (int t = first; t < end; t++) {
         multiply(&c->b->down, t, c->p->inner, c->p->inner_sums, c->num_tokens, out);
         for (int m = 0; m < c->num_tokens; m++)
             add_to_residual(out[m], c->p->middle + m * D + t * TILE, c->y + m * D + t * TILE);
@@ -518,14 +534,13 @@ static void add_mlp(const void *call, int item) {
 
 static void block_of_few(int is_shared, const Call *c) {
     const Block *b = c->b;
-    const int rows = pieces(c->num_tokens, ROWS_AT_ONCE), heads = c->num_tokens * b->num_kv_heads;
-    const int width = pieces(b->d_model / TILE, TILES_AT_ONCE);
-    share(is_shared, norm_input, c, rows);
-    share(is_shared, make_qkv, c, pieces(b->qkv.num_outputs / TILE, TILES_AT_ONCE));
+    const int heads = c->num_tokens * b->num_kv_heads, width = b->d_model / TILE;
+    share(is_shared, norm_input, c, c->num_tokens);
+    share(is_shared, make_qkv, c, b->qkv.num_outputs / TILE);
     if (c->one_by_one) share(is_shared, keep, c, heads);
     share(is_shared, look, c, heads);
     share(is_shared, add_attention, c, width);
-    share(is_shared, norm_middle, c, rows);
+    share(is_shared, norm_middle, c, c->num_tokens);
     share(is_shared, make_inner, c, b->d_mlp / GROUP);
     share(is_shared, add_mlp, c, width);
 }
@@ -557,13 +572,12 @@ typedef struct {
     int num_tokens;
 } Product;
 
-enum { HEAD_TILES_AT_ONCE = 16 };
-
-static void make_outputs(const void *call, int item) {
+/* Items: tiles. */
+static void make_outputs(const void *call, int first, int end) {
     const Product *c = call;
-    const int64_t n = c->w->num_outputs, end = (item + 1) * HEAD_TILES_AT_ONCE;
+    const int64_t n = c->w->num_outputs;
     float out[MOST_TOKENS][TILE];
-    for (int t = item * HEAD_TILES_AT_ONCE; t < end && t < n / TILE; t++) {
+    for (int t = first; t < end; t++) {
         multiply(c->w, t, c->x, c->sums, c->num_tokens, out);
         for (int m = 0; m < c->num_tokens; m++) _mm512_storeu_ps(c->y + m * n + t * TILE, _mm512_loadu_ps(out[m]));
     }
@@ -577,7 +591,7 @@ void telltale_product(const Matrix *w, const bf16 *x, int num_tokens, float *sum
         const bf16 *xs = x + (int64_t)first * k;
         const Product call = {w, xs, sums, y + (int64_t)first * w->num_outputs, count};
         for (int m = 0; m < count; m++) sum_groups(xs + m * k, k, sums + m * (k / GROUP));
-        share(is_shared, make_outputs, &call, pieces(w->num_outputs / TILE, HEAD_TILES_AT_ONCE));
+        share(is_shared, make_outputs, &call, w->num_outputs / TILE);
     }
     stop_sharing(is_shared);
 }
@@ -590,8 +604,7 @@ typedef struct {
     int width;
 } Choice;
 
-static void choose(const void *call, int m) {
-    const Choice *c = call;
+static void choose_in(const Choice *c, int m) {
     const float *line = c->logits + m * c->stride;
     const int width = c->width, whole = width & ~15;
     __m512 top = _mm512_set1_ps(-INFINITY), zeros = _mm512_setzero_ps();
@@ -616,6 +629,11 @@ static void choose(const void *call, int m) {
     float sum = _mm512_reduce_add_ps(sums);
     for (int i = whole; i < width; i++) sum += expf(line[i] - largest);
     c->logprobs[m] = -logf(sum);
+}
+
+/* Items: lines. */
+static void choose(const void *call, int first, int end) {
+    for (int m = first; m < end; m++) choose_in(call, m);
 }
 
 /* Logits [M, V], lines `stride` apart -> the first of the largest of each line, its log-probability, and whether all
@@ -659,8 +677,6 @@ typedef struct {
     int num_tokens;
 } Reading;
 
-enum { LATENT_TILES_AT_ONCE = 8 };
-
 static __m512 activate(const Dictionary *r, int t, const float *product) {
     const __m512 offset = _mm512_loadu_ps(r->offset + t * TILE);
     const __m512 pre = _mm512_fmadd_ps(_mm512_set1_ps(r->scale), _mm512_loadu_ps(product), offset);
@@ -669,20 +685,20 @@ static __m512 activate(const Dictionary *r, int t, const float *product) {
     return _mm512_mask_mov_ps(pre, is_off, _mm512_setzero_ps());
 }
 
-static void encode(const void *call, int item) {
+/* Items: tiles. */
+static void encode(const void *call, int first, int end) {
     const Reading *c = call;
     const Dictionary *r = c->r;
-    const int64_t F = r->encoder.num_outputs, end = (item + 1) * LATENT_TILES_AT_ONCE;
+    const int64_t F = r->encoder.num_outputs;
     float out[MOST_TOKENS][TILE];
-    for (int t = item * LATENT_TILES_AT_ONCE; t < end && t < F / TILE; t++) {
+    for (int t = first; t < end; t++) {
         multiply(&r->encoder, t, c->x, NULL, c->num_tokens, out);
         for (int m = 0; m < c->num_tokens; m++) _mm512_storeu_ps(c->f + m * F + t * TILE, activate(r, t, out[m]));
     }
 }
 
-/* Item: one half of D of a token, since there may be one token only. */
-static void rebuild(const void *call, int item) {
-    const Reading *c = call;
+/* Of one half of D of a token, since there may be one token only. */
+static void rebuild_half(const Reading *c, int item) {
     const Dictionary *r = c->r;
     const int64_t F = r->encoder.num_outputs, D = r->encoder.num_inputs, m = item / 2, half = D / 32 * 16;
     const int64_t from = item % 2 ? half : 0, to = item % 2 ? D : half;
@@ -713,6 +729,11 @@ static void rebuild(const void *call, int item) {
     if (item % 2) c->num_active[m] = active;
 }
 
+/* Items: halves of tokens. */
+static void rebuild(const void *call, int first, int end) {
+    for (int item = first; item < end; item++) rebuild_half(call, item);
+}
+
 /* x [M, D] -> latents f [M, F], those that are active, and the fraction of variance unexplained:
    f = pre where pre > threshold, pre = scale * (x @ encoder) + offset; x_hat = (f @ decoder + bias) / scale.
    `parts` is scratch [MOST_TOKENS, 2, 2]. */
@@ -723,7 +744,7 @@ void telltale_read(const Dictionary *r, const bf16 *x, int num_tokens, float *f,
     for (int64_t first = 0; first < num_tokens; first += MOST_TOKENS) {
         const int rest = num_tokens - (int)first, count = rest < MOST_TOKENS ? rest : MOST_TOKENS;
         const Reading call = {r, x + first * D, f + first * F, parts, num_active + first, count};
-        share(is_shared, encode, &call, pieces((int)(F / TILE), LATENT_TILES_AT_ONCE));
+        share(is_shared, encode, &call, (int)(F / TILE));
         share(is_shared, rebuild, &call, 2 * count);
         for (int m = 0; m < count; m++)
             unexplained[first + m] = (parts[4 * m] + parts[4 * m + 2]) / (parts[4 * m + 1] + parts[4 * m + 3]);
