@@ -251,7 +251,7 @@ def measure(args: argparse.Namespace, folder: Path, shape: Mapping[str, int] = L
     started = time.perf_counter()
     parts.runner.warm_up()
     warm_up_seconds = round(time.perf_counter() - started, 1)
-    result: dict[str, Any] = {"decoding": parts.runner.decoding, "warm_up_seconds": warm_up_seconds}
+    result: dict[str, Any] = {"decoding": parts.runner.passes, "warm_up_seconds": warm_up_seconds}
     bare = unmonitored(parts)
     result |= {str(n): measure_streams(parts, bare, n, args) for n in args.streams}
     result["copy_bytes_per_second"] = round(copy_bandwidth(parts.runner.language_model.device))

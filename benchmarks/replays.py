@@ -100,7 +100,7 @@ async def run(dtype: str, num_replies: int, journal: Path, *, native_kernels: bo
     return {
         "model": parts.catalog.model.identity.name,
         "dtype": parts.catalog.model.identity.dtype,
-        "passes": parts.runner.decoding,
+        "passes": parts.runner.passes,
         "replies": num_replies,
         "alerts": {name: monitors.count(name) for name in OFFSETS},
         "read": summarize([replay.read for replay in replays]),

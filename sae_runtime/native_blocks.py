@@ -121,6 +121,13 @@ class NativeBlocks:
         self.library.telltale_norms(x_MD.data_ptr(), len(x_MD), x_MD.shape[1], norms_M.ctypes.data)
         return norms_M
 
+    def moves(self, before_MD: Tensor, after_MD: Tensor) -> NDArray[np.float32]:
+        """||after - before|| / ||before|| of each line of bf16 residuals."""
+        before_MD, after_MD = before_MD.contiguous(), after_MD.contiguous()
+        moves_M = np.empty(len(before_MD), dtype=np.float32)
+        self.library.telltale_moves(before_MD.data_ptr(), after_MD.data_ptr(), *before_MD.shape, moves_M.ctypes.data)
+        return moves_M
+
     def num_bytes(self, num_positions: int) -> int:
         """Of what is kept besides the weights, for slots of so many positions."""
         rotation = 2 * num_positions * head_dim(self._model.config) * torch.bfloat16.itemsize
@@ -219,12 +226,15 @@ def matrix(packed: PackedWeight, bias: int | None = None) -> native.Matrix:
     return native.Matrix(packed.blocks.data_ptr(), bias, packed.bits, packed.num_outputs, packed.num_inputs)
 
 
-def product(library: Any, weight: native.Matrix, x_MK: Tensor, sums: Tensor) -> Tensor:
-    """x_MK, bf16, by a matrix [N, K]: fp32 [M, N]. `sums` is scratch [MOST_TOKENS, at least K / GROUP], fp32."""
+def product(library: Any, weight: native.Matrix, x_MK: Tensor, sums: Tensor | None = None) -> Tensor:
+    """x_MK, bf16, by a matrix [N, K]: fp32 [M, N]. `sums` is scratch [MOST_TOKENS, at least K / GROUP], fp32, which
+    weights of 4 bits take."""
+    if x_MK.dim() != 2 or x_MK.shape[1] != weight.num_inputs:
+        raise ValueError(f"inputs must have shape [M, {weight.num_inputs}], got {list(x_MK.shape)}")
     x_MK = x_MK.contiguous()
-    out_MN = torch.empty(len(x_MK), weight.num_outputs)
+    out_MN, scratch = torch.empty(len(x_MK), weight.num_outputs), None if sums is None else sums.data_ptr()
     library.telltale_product(
-        ctypes.byref(weight), x_MK.data_ptr(), len(x_MK), sums.data_ptr(), out_MN.data_ptr(), torch.get_num_threads()
+        ctypes.byref(weight), x_MK.data_ptr(), len(x_MK), scratch, out_MN.data_ptr(), torch.get_num_threads()
     )
     return out_MN
 

@@ -7,7 +7,7 @@ Shape suffixes: T tokens, D model width, F latents, W watched latents, N top lat
 """
 
 import ctypes
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,19 @@ from sae_runtime.native_blocks import MOST_TOKENS, matrix, product
 from sae_runtime.packed_weights import GROUP, TILE, PackedWeight, pack_bfloat16
 from sae_runtime.sae import SAE, TokenReadings
 
-_WIDEST_MODEL = 16384
+WIDEST_MODEL = 16384
+"""Of which the C source can hold a residual."""
+
+
+class Along(NamedTuple):
+    """A latent as steering sees it: f = pre where pre > threshold, pre = scale * (h . encoder) + offset."""
+
+    direction_D: Tensor
+    """What one unit of it adds to a residual, fp32."""
+    encoder_D: Tensor
+    """fp32."""
+    offset: float
+    threshold: float
 
 
 class NativeSAE(SAE):
@@ -28,7 +40,7 @@ class NativeSAE(SAE):
     def of(cls, sae: SAE, library: Any) -> SAE:
         """`sae` with its encoder in the kernel; `sae` itself where the kernel can't encode as it does."""
         is_narrow = torch.equal(sae.W_enc.to(torch.bfloat16).to(torch.float32), sae.W_enc)
-        fits = sae.d_model % GROUP == 0 and sae.num_latents % TILE == 0 and sae.d_model <= _WIDEST_MODEL
+        fits = sae.d_model % GROUP == 0 and sae.num_latents % TILE == 0 and sae.d_model <= WIDEST_MODEL
         if not (is_narrow and fits and sae.normalization == "scalar" and sae.activation != "gated"):
             return sae
         made = cls.__new__(cls)
@@ -47,7 +59,6 @@ class NativeSAE(SAE):
         self._threshold_F = torch.zeros(self.num_latents)
         if self.activation in ("jumprelu", "batchtopk"):
             self._threshold_F = self.threshold.data.clamp(min=0).expand(self.num_latents).contiguous()
-        self._sums = torch.empty(MOST_TOKENS, self.d_model // GROUP)
         self._native = native.Dictionary(
             encoder=matrix(self._packed),
             offset=self._offset_F.data_ptr(),
@@ -66,7 +77,7 @@ class NativeSAE(SAE):
     def preactivate(self, x_TD: Tensor) -> Tensor:
         if x_TD.dtype is not torch.bfloat16:
             return super().preactivate(x_TD)
-        return product(self._library, self._native.encoder, x_TD, self._sums).mul_(self.scale).add_(self._offset_F)
+        return product(self._library, self._native.encoder, x_TD).mul_(self.scale).add_(self._offset_F)
 
     def encode(self, x_TD: Tensor) -> Tensor:
         if x_TD.dtype is not torch.bfloat16 or not self.is_elementwise:
@@ -77,8 +88,8 @@ class NativeSAE(SAE):
         watched_W = torch.as_tensor(watched, dtype=torch.long)
         if x_TD.dtype is not torch.bfloat16 or not self.is_elementwise:
             return super().read(x_TD, watched_W)
-        x_TD, f_TW = x_TD.contiguous(), torch.empty(len(x_TD), len(watched_W))
-        self._library.telltale_read_some(
+        x_TD, watched_W, f_TW = self._lines(x_TD), watched_W.contiguous(), torch.empty(len(x_TD), len(watched_W))
+        is_done = self._library.telltale_read_some(
             ctypes.byref(self._native),
             watched_W.data_ptr(),
             len(watched_W),
@@ -86,7 +97,17 @@ class NativeSAE(SAE):
             len(x_TD),
             f_TW.data_ptr(),
         )
+        if not is_done:
+            raise IndexError(f"watched must lie in 0..{self.num_latents - 1}, got {watched_W.tolist()}")
         return f_TW
+
+    def along(self, latent: int) -> "Along":
+        """What steering along a latent needs to know. IndexError for one that is not there."""
+        if not 0 <= latent < self.num_latents:
+            raise IndexError(f"latent must lie in 0..{self.num_latents - 1}, got {latent}")
+        direction_D = self.directions(torch.tensor([latent]), self.W_dec[:1])[0].contiguous()
+        encoder_D = self.W_enc[:, latent].to(torch.float32).contiguous()
+        return Along(direction_D, encoder_D, float(self._offset_F[latent]), float(self._threshold_F[latent]))
 
     def read_tokens(self, x_TD: Tensor, watched: Tensor, num_top: int) -> TokenReadings:
         if x_TD.dtype is not torch.bfloat16 or not self.is_elementwise:
@@ -97,7 +118,7 @@ class NativeSAE(SAE):
 
     def _read(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [T, F], active ones [T], fraction of variance unexplained [T]."""
-        x_TD = x_TD.contiguous()
+        x_TD = self._lines(x_TD)
         num_tokens = len(x_TD)
         f_TF, fvu_T = torch.empty(num_tokens, self.num_latents), torch.empty(num_tokens)
         l0_T, parts = torch.empty(num_tokens, dtype=torch.long), torch.empty(MOST_TOKENS, 2, 2)
@@ -106,3 +127,9 @@ class NativeSAE(SAE):
             parts.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return f_TF, l0_T, fvu_T
+
+    def _lines(self, x_TD: Tensor) -> Tensor:
+        """One behind the other. ValueError for another width: C would read beyond them."""
+        if x_TD.dim() != 2 or x_TD.shape[1] != self.d_model:
+            raise ValueError(f"residuals must have shape [T, {self.d_model}], got {list(x_TD.shape)}")
+        return x_TD.contiguous()

@@ -8,7 +8,7 @@ nothing of requests, slots or hooks.
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class SteeringReport(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Operation:
+class Operation:
     """A spec with its direction at hand."""
 
     spec: SteeringSpec
@@ -35,6 +35,8 @@ class _Operation:
     """The raw vector; None for a feature, whose direction may depend on the token."""
     active_from: int
     """First position it may touch: later than 0 for steering that an alert switched on."""
+    prepared: Any = None
+    """What a kernel was told of it, once it was."""
 
     def covers(self, position: int, num_prompt_tokens: int) -> bool:
         return position >= self.active_from and self.spec.covers(position, num_prompt_tokens)
@@ -48,7 +50,7 @@ class Steering:
     num_prompt_tokens: int
     limits: SteeringLimits
     """What `SteeringLimits.check` can't know beforehand, because it depends on the activation, is shortened."""
-    _operations: list[_Operation] = field(default_factory=list)
+    _operations: list[Operation] = field(default_factory=list)
     _num_changed: int = 0
     _sum_relative: float = 0.0
     _max_relative: float = 0.0
@@ -60,17 +62,21 @@ class Steering:
             vector_D = None
             if not isinstance(spec.direction, int):
                 vector_D = torch.tensor(spec.direction, dtype=torch.float32, device=self.sae.device)
-            self._operations.append(_Operation(spec, vector_D, active_from))
+            self._operations.append(Operation(spec, vector_D, active_from))
 
     def covers(self, start: int, end: int) -> bool:
         """Whether any position in [start, end) is steered."""
         return any(op.covers(p, self.num_prompt_tokens) for op in self._operations for p in range(start, end))
 
+    def operations_at(self, position: int) -> list[Operation]:
+        """Those that cover it, in order."""
+        return [op for op in self._operations if op.covers(position, self.num_prompt_tokens)]
+
     def apply(self, resid_TD: Tensor, start: int) -> Tensor:
         """Steer the residuals of positions start, start + 1, ... of one row: `steer_rows` says how."""
         return steer_rows([(self, start)], resid_TD[None])[0]
 
-    def turn(self, index: int, start: int, end: int) -> Iterator[tuple[int, _Operation]]:
+    def turn(self, index: int, start: int, end: int) -> Iterator[tuple[int, Operation]]:
         """Positions of [start, end) that the operation at `index` covers, each with it; none beyond the last."""
         for op in self._operations[index : index + 1]:
             yield from ((p, op) for p in range(start, end) if op.covers(p, self.num_prompt_tokens))
@@ -109,11 +115,11 @@ class _Moves:
         self._strengths: list[float] = []
         self._limits: list[float] = []
         self._places: dict[int, int] = {}
-        self._alike: list[_Operation] = []
+        self._alike: list[Operation] = []
         """One of each direction, and for each token which."""
         self._which: list[int] = []
 
-    def append(self, token: int, op: _Operation, max_relative_norm: float) -> None:
+    def append(self, token: int, op: Operation, max_relative_norm: float) -> None:
         self.tokens.append(token)
         self._strengths.append(op.spec.strength)
         self._limits.append(max_relative_norm)

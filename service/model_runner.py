@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from monitors.components import OFF_SCALE_NORMS
@@ -22,10 +21,10 @@ from sae_runtime.language_model import LanguageModel
 from sae_runtime.last_position import last_position
 from sae_runtime.latent_reader import LatentReader
 from sae_runtime.probes import ProbeSet
-from sae_runtime.steering import relative_moves, steer_rows
 from sae_runtime.tap import Tap, TapRecord
 from service.fixed_decode import DecodedRows, FixedDecode
 from service.pass_output import Fetched, PassOutput, RowInput, SteeredRow, TokenStats, fetch
+from service.pass_readers import DeviceReader, HostReader, PassReader, steered
 from service.sampling import Draw
 from service.slot_cache import SlotCache
 
@@ -58,9 +57,10 @@ class ModelRunner:
         self.probes = probes
         self.fixed = fixed
         self._device = language_model.device
-        self._largest_norm = largest_norm(resid_norm_mean)
-        self._last_latents: Sequence[int] = ()
-        self._last_latents_U = torch.empty(0, dtype=torch.long, device=self._device)
+        limit, blocks = largest_norm(resid_norm_mean), language_model.blocks
+        self.reader: PassReader = DeviceReader(sae, limit)
+        if blocks is not None:
+            self.reader = HostReader(sae, limit, blocks, tap.d_model)
 
     @property
     def probe_names(self) -> tuple[str, ...]:
@@ -68,8 +68,8 @@ class ModelRunner:
         return () if self.probes is None else self.probes.names
 
     @property
-    def decoding(self) -> str:
-        """How passes are run, in words; `CUDA graphs` are those of decode passes."""
+    def passes(self) -> str:
+        """How they are run, in words; `CUDA graphs` are those of decode passes."""
         if self.language_model.blocks is not None:
             return "native kernels"
         return "transformers" if self.fixed is None else self.fixed.way
@@ -105,9 +105,7 @@ class ModelRunner:
         steered_rows = [b for b, row in enumerate(rows) if self._is_steered(row)]
 
         def edit(resid_BTD: Tensor) -> Tensor:
-            edited_BTD = resid_BTD.clone()
-            edited_BTD[steered_rows] = self._steered(rows, steered_rows, resid_BTD[steered_rows])
-            return edited_BTD
+            return self.reader.steer(rows, steered_rows, resid_BTD)
 
         probes = self.probes if with_probes else None
         probing: AbstractContextManager[Sequence[TapRecord | None]] = nullcontext(())
@@ -119,14 +117,13 @@ class ModelRunner:
         with torch.inference_mode():
             started = time.perf_counter()
             values_and_norms = () if probes is None else (probes.read(probed, record), probes.norms(probed, record))
-            read = self._read if self.language_model.blocks is None else self._read_on_host
-            stats = read(record, rows, latents, num_top, values_and_norms)
-            steered = self._steered_rows(record, rows, steered_rows, latents)
+            stats = self.reader.read(record, rows, latents, num_top, values_and_norms)
+            found = self._account(rows, steered_rows, record.resid_BTD, record.edited_BTD, latents)
             encode_seconds = time.perf_counter() - started
             greedy = None
             if self.language_model.blocks is not None:
                 greedy = Draw(*self.language_model.blocks.most_likely(logits_BTV[:, -1]))
-        return PassOutput(logits_BTV, stats, steered, record.num_tokens, encode_seconds, greedy)
+        return PassOutput(logits_BTV, stats, found, record.num_tokens, encode_seconds, greedy)
 
     def logits(self, ids_BT: Tensor, rows: Sequence[RowInput], *, all_logits: bool) -> Tensor:
         """Run the model over `ids_BT`, the ids of `rows`: fp32 [B, T, V], T being 1 without `all_logits`."""
@@ -155,7 +152,7 @@ class ModelRunner:
         steered_rows = [b for b, row in enumerate(rows) if self._is_steered(row)]
 
         def edit(resid_BD: Tensor, passed_on_BD: Tensor) -> None:
-            passed_on_BD[steered_rows] = self._steered(rows, steered_rows, resid_BD[steered_rows, None])[:, 0]
+            passed_on_BD[steered_rows] = steered(rows, steered_rows, resid_BD[steered_rows, None])[:, 0]
 
         done = fixed.decode(
             [row.ids[0] for row in rows],
@@ -189,13 +186,9 @@ class ModelRunner:
             result.norms_NP[:, shown],
         )
         greedy = Draw(result.tokens_B, result.logprobs_B, result.finite_logits_B)
-        steered = {}
-        if steered_rows:
-            with torch.inference_mode():
-                latents_U = self._latents_of(latents)
-                before_BTD, after_BTD = done.resid_BD[:, None], done.passed_on_BD[:, None]
-                steered = self._account_of(rows, steered_rows, before_BTD, after_BTD, latents_U)
-        return PassOutput(done.logits_BV[:, None], stats, steered, result.num_tapped, None, greedy)
+        with torch.inference_mode():
+            found = self._account(rows, steered_rows, done.resid_BD[:, None], done.passed_on_BD[:, None], latents)
+        return PassOutput(done.logits_BV[:, None], stats, found, result.num_tapped, None, greedy)
 
     @staticmethod
     def fetch(output: PassOutput, extra: Sequence[Tensor]) -> Fetched:
@@ -228,116 +221,20 @@ class ModelRunner:
     def _is_steered(row: RowInput) -> bool:
         return row.steering is not None and row.steering.covers(row.start, row.start + len(row.ids))
 
-    def _read(
+    def _account(
         self,
-        record: TapRecord,
         rows: Sequence[RowInput],
+        steered_rows: Sequence[int],
+        before_BTD: Tensor | None,
+        after_BTD: Tensor | None,
         latents: Sequence[int],
-        num_top: int,
-        values_and_norms: Sequence[Tensor],
-    ) -> TokenStats:
-        """Encode all residuals."""
-        resid_ND, read_on_ND = _seen(record)
-        seen = self.sae.read_tokens(resid_ND, self._latents_of(latents), num_top)
-        finite_N = read_on_ND.isfinite().all(-1) & seen.fvu_T.isfinite()
-        nothing_N0 = read_on_ND.new_empty((len(read_on_ND), 0))
-        probes_NP, norms_NP = values_and_norms or (nothing_N0, nothing_N0)
-        finite_N &= probes_NP.isfinite().all(-1)
-        is_first_N = torch.from_numpy(_is_first(rows)).to(self._device)
-        off_scale_N = is_first_N | (resid_ND.to(torch.float32).norm(dim=-1) > self._largest_norm)
-        return TokenStats(
-            seen.readings_TW, seen.top_values_TN, seen.top_indices_TN, seen.l0_T, seen.fvu_T, finite_N, off_scale_N,
-            probes_NP, norms_NP,
-        )  # fmt: skip
-
-    def _read_on_host(
-        self,
-        record: TapRecord,
-        rows: Sequence[RowInput],
-        latents: Sequence[int],
-        num_top: int,
-        values_and_norms: Sequence[Tensor],
-    ) -> TokenStats:
-        """The same where all is on the host anyway, in arrays: for few tokens torch's calls would take longer than what
-        they compute."""
-        blocks = self.language_model.blocks
-        assert blocks is not None
-        resid_ND, read_on_ND = _seen(record)
-        seen = [part.numpy() for part in self.sae.read_tokens(resid_ND, self._latents_of(latents), num_top)]
-        readings_NU, top_values_Nk, top_indices_Nk, l0_N, fvu_N = seen
-        norms_N = blocks.norms(resid_ND)
-        finite_N = np.isfinite(norms_N if read_on_ND is resid_ND else blocks.norms(read_on_ND)) & np.isfinite(fvu_N)
-        nothing_N0 = np.empty((len(resid_ND), 0), dtype=np.float32)
-        probes_NP, norms_NP = [part.numpy() for part in values_and_norms] or (nothing_N0, nothing_N0)
-        finite_N &= np.isfinite(probes_NP).all(-1)
-        off_scale_N = _is_first(rows) | (norms_N > self._largest_norm)
-        return TokenStats(
-            readings_NU, top_values_Nk, top_indices_Nk, l0_N, fvu_N, finite_N, off_scale_N, probes_NP, norms_NP
-        )
-
-    def _latents_of(self, latents: Sequence[int]) -> Tensor:
-        """As a tensor, [U] long: mostly that of the pass before."""
-        if self._last_latents is not latents:
-            self._last_latents = latents
-            self._last_latents_U = torch.tensor(latents, dtype=torch.long, device=self._device)
-        return self._last_latents_U
-
-    def _steered_rows(
-        self, record: TapRecord, rows: Sequence[RowInput], steered_rows: Sequence[int], latents: Sequence[int]
     ) -> dict[int, SteeredRow]:
         """What steering did, its rows read once more as they were left."""
         if not steered_rows:
             return {}
-        assert record.resid_BTD is not None
-        assert record.edited_BTD is not None
-        latents_U = self._latents_of(latents)
-        return self._account_of(rows, steered_rows, record.resid_BTD, record.edited_BTD, latents_U)
-
-    @staticmethod
-    def _steered(rows: Sequence[RowInput], steered_rows: Sequence[int], resid_BTD: Tensor) -> Tensor:
-        """The residuals of `steered_rows`, each steered as its request asks."""
-        asked = [(rows[b].steering, rows[b].start) for b in steered_rows]
-        return steer_rows([(steering, start) for steering, start in asked if steering is not None], resid_BTD)
-
-    def _account_of(
-        self,
-        rows: Sequence[RowInput],
-        steered_rows: Sequence[int],
-        resid_BTD: Tensor,
-        edited_BTD: Tensor,
-        latents_U: Tensor,
-    ) -> dict[int, SteeredRow]:
-        """What steering did to each of `steered_rows`, all read at once."""
-        before_BTD, after_BTD = resid_BTD[list(steered_rows)], edited_BTD[list(steered_rows)]
-        readings_BTU = self.sae.read(after_BTD.flatten(0, 1), latents_U).view(*after_BTD.shape[:2], len(latents_U))
-        moves_BT = relative_moves(before_BTD, after_BTD)
-        covered_BT = torch.tensor([self._covered(rows[b]) for b in steered_rows], device=self._device)
-        made = zip(readings_BTU, moves_BT, covered_BT, strict=True)
-        return {b: SteeredRow(*row) for b, row in zip(steered_rows, made, strict=True)}
-
-    @staticmethod
-    def _covered(row: RowInput) -> list[bool]:
-        """For each of the row's tokens, whether it is steered."""
-        return [
-            row.steering is not None and row.steering.covers(p, p + 1)
-            for p in range(row.start, row.start + len(row.ids))
-        ]
-
-
-def _seen(record: TapRecord) -> tuple[Tensor, Tensor]:
-    """The residuals of N tokens as they were tapped, and as the following blocks read them: the same tensor where
-    nothing was edited."""
-    assert record.resid_BTD is not None
-    resid_ND = record.resid_BTD.flatten(0, 1)
-    return resid_ND, resid_ND if record.edited_BTD is None else record.edited_BTD.flatten(0, 1)
-
-
-def _is_first(rows: Sequence[RowInput]) -> NDArray[np.bool_]:
-    """Which of the N tokens stand at position 0."""
-    is_first_N = np.zeros(sum(len(row.ids) for row in rows), dtype=np.bool_)
-    for b, row in enumerate(rows):
-        is_first_N[b * len(row.ids)] = row.start == 0
-    return is_first_N
+        assert before_BTD is not None
+        assert after_BTD is not None
+        return self.reader.account(rows, steered_rows, before_BTD, after_BTD, latents)
 
 
 def largest_norm(resid_norm_mean: float | None) -> float:

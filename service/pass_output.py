@@ -28,7 +28,7 @@ class RowInput:
 
 
 class TokenStats(NamedTuple):
-    """Readings of N tokens: on the device as `PassOutput` holds them, on the host as `Fetched` does."""
+    """Readings of N tokens: on the device or the host as `PassOutput` holds them, on the host as `Fetched` does."""
 
     readings_NU: Any
     top_values_Nk: Any
@@ -58,7 +58,7 @@ class SteeredRow(NamedTuple):
 
 
 class PassOutput(NamedTuple):
-    """What one forward pass gave, still on the device. Tokens are numbered row by row."""
+    """What one forward pass gave, on the device where its reader left it there. Tokens are numbered row by row."""
 
     logits_BTV: Tensor
     """fp32; T is 1 if only the last token's were asked for."""
@@ -69,7 +69,7 @@ class PassOutput(NamedTuple):
     encode_seconds: float | None
     """None where it can't be told apart from the rest of the pass."""
     greedy: Draw | None = None
-    """The most likely next tokens, where the pass found them itself. Then its stats and these are on the host."""
+    """The most likely next tokens, where the pass found them itself: on the host then."""
 
 
 class Fetched(NamedTuple):
@@ -81,25 +81,16 @@ class Fetched(NamedTuple):
 
 
 def fetch(output: PassOutput, extra: Sequence[Tensor]) -> Fetched:
-    """Copy a pass's readings, and `extra` tensors, to the host in one piece, as fp32.
+    """Copy what of a pass's readings is not on the host yet, and `extra` tensors, in one piece, as fp32.
 
     Token ids, latents and counts are far below 2^24, so fp32 holds them exactly.
     """
-    if output.greedy is not None and not extra and output.logits_BTV.device.type == "cpu":
-        # Everything is on the host, and a copy in one piece would be one copy too many.
-        on_host = {b: SteeredRow(*(_as_float32(part) for part in row)) for b, row in output.steered.items()}
-        return Fetched(output.stats, on_host, [])
-    on_device = () if output.greedy is not None else output.stats
-    steered_parts = [part for row in output.steered.values() for part in row]
-    rest = iter(_on_host([*on_device, *steered_parts, *extra]))
-    stats = output.stats if output.greedy is not None else TokenStats(*(next(rest) for _ in output.stats))
+    parts = [*output.stats, *(part for row in output.steered.values() for part in row), *extra]
+    copied = iter(_on_host([part for part in parts if isinstance(part, Tensor)]))
+    rest = iter([next(copied) if isinstance(part, Tensor) else part for part in parts])
+    stats = TokenStats(*(next(rest) for _ in output.stats))
     steered = {b: SteeredRow(*(next(rest) for _ in row)) for b, row in output.steered.items()}
     return Fetched(stats, steered, list(rest))
-
-
-def _as_float32(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.to(torch.float32).numpy()
-    return array
 
 
 def _on_host(tensors: Sequence[Tensor]) -> list[NDArray[np.float32]]:

@@ -1,6 +1,6 @@
 """Which way a server with these settings would run its passes, on this machine, without loading a model.
 
-It is in the words of the ready line, `ModelRunner.decoding`, with what speaks for that way behind them. What only the
+It is in the words of the ready line, `ModelRunner.passes`, with what speaks for that way behind them. What only the
 loaded model can tell - the kind and the shapes of its blocks - is said as a condition.
 """
 

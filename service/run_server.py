@@ -96,7 +96,7 @@ def _say_ready(server: Server, parts: Parts) -> None:
             f"telltale is ready: gRPC {host}:{server.grpc_port}, HTTP {host}:{server.http_port}; "
             f"{catalog.model.identity.name} ({catalog.model.identity.quantization}, {catalog.model.identity.dtype}), "
             f"{_read_by(catalog)}; {parts.slots} slots of {parts.context_length} tokens, "
-            f"{parts.planned_memory}; passes: {parts.runner.decoding}"
+            f"{parts.planned_memory}; passes: {parts.runner.passes}"
         )
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

@@ -251,7 +251,7 @@ class Server:
         writer = ResponseWriter(catalog, tokenizer.all_special_ids, self.guards.guarded.reconstruction)
         server_info = make_server_info(
             self.engine, catalog, reader, writer, self.guards, version=self.version, limits=_limits(settings, parts),
-            planned_memory_bytes=parts.planned_memory.total_bytes, passes=lambda: parts.runner.decoding,
+            planned_memory_bytes=parts.planned_memory.total_bytes, passes=lambda: parts.runner.passes,
             journal=self._journal_info,
         )  # fmt: skip
         host = ReplayHost(

@@ -767,7 +767,7 @@ def test_steering_switched_on_in_the_prompt_begins_with_the_reply(model, diction
 
 def test_massive_activations_are_flagged_and_not_scored(model, dictionary):
     engine = tiny.engine(model, dictionary)
-    usual = engine.runner._largest_norm = 1e-3  # every token is massive
+    usual = engine.runner.reader.largest_norm = 1e-3  # every token is massive
     spec = tiny.monitor_spec(features=(WATCHED[0],), threshold=-1.0, window=1, min_tokens=1)
     reply = run(engine, request(model, max_tokens=6, monitors=(spec,)))[0]
     assert usual and all(t.off_scale and not t.scores for t in reply.generated)

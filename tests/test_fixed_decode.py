@@ -204,7 +204,7 @@ def test_a_row_that_steering_makes_infinite_in_one_place_is_told(monkeypatch):
         edited_BTD[0, 0, 5] = torch.inf
         return edited_BTD
 
-    monkeypatch.setattr("service.model_runner.steer_rows", overflowing)
+    monkeypatch.setattr("service.pass_readers.steer_rows", overflowing)
     made = runner()
     rows = after_prompts(made)
     steering = Steering(made.sae, len(IDS), tiny.limits(made.sae))
@@ -259,10 +259,10 @@ def test_where_recording_fails_passes_are_run_eagerly_from_then_on(caplog):
 
     made = runner()
     made.fixed = FixedDecode(made.fixed.machinery, torch.device("cpu"), record=record)
-    assert made.decoding == "CUDA graphs"
+    assert made.passes == "CUDA graphs"
     rows = after_prompts(made)
     assert made.decode(rows, [0]).greedy is None
-    assert made.decoding == "transformers (recording CUDA graphs failed, see the log)"
+    assert made.passes == "transformers (recording CUDA graphs failed, see the log)"
     assert "no such device" in caplog.text
 
 

@@ -59,7 +59,7 @@ def test_a_hook_that_is_not_there_when_a_pass_is_recorded_is_missed():
     made.tap.remove()
     with pytest.raises(TapError, match="must see 2 tokens, got 0"):  # from the eager pass that is tried then
         made.decode(rows, [0])
-    assert made.decoding.startswith("transformers")
+    assert made.passes.startswith("transformers")
 
 
 def test_a_steered_row_is_that_of_the_eager_pass():

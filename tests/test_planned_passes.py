@@ -104,5 +104,5 @@ def test_a_loaded_model_runs_them_so(tmp_path, monkeypatch, native_kernels):
     settings = {"native_kernels": native_kernels, "dtype": "bfloat16", "device": "cpu", "cache_dir": tmp_path}
     made = load_language_model(str(tmp_path / "model"), **settings)
     runner = tiny.model_runner(made, tiny.sae("topk", d_model=parts.D_MODEL))
-    assert planned(model=str(tmp_path / "model"), **settings).partition(" (")[0] == runner.decoding
+    assert planned(model=str(tmp_path / "model"), **settings).partition(" (")[0] == runner.passes
     runner.tap.remove()

@@ -146,7 +146,7 @@ async def test_massive_activations_are_flagged(server, client, monkeypatch):
     options = {"max_tokens": 4, "ignore_eos": True, "include_prompt": True}
     usual = await client.complete("The sea", **options)
     assert [t.off_scale for t in [*usual.prompt, *usual.tokens]] == [True] + [False] * 10
-    monkeypatch.setattr(server.engine.runner, "_largest_norm", 1e-3)
+    monkeypatch.setattr(server.engine.runner.reader, "largest_norm", 1e-3)
     massive = await client.complete("The sea", **options)
     assert [t.off_scale for t in [*massive.prompt, *massive.tokens]] == [True] * 11
     assert massive.started.last_prompt_token.off_scale

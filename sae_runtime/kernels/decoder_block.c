@@ -583,14 +583,15 @@ static void make_outputs(const void *call, int first, int end) {
     }
 }
 
-/* x [M, K] -> y [M, N] in fp32. `sums` is scratch [MOST_TOKENS, G]. */
+/* x [M, K] -> y [M, N] in fp32. `sums` is scratch [MOST_TOKENS, G], NULL where the weights are not of 4 bits. */
 void telltale_product(const Matrix *w, const bf16 *x, int num_tokens, float *sums, float *y, int num_threads) {
     const int k = w->num_inputs, is_shared = begin_sharing(num_threads);
     for (int first = 0; first < num_tokens; first += MOST_TOKENS) {
         const int rest = num_tokens - first, count = rest < MOST_TOKENS ? rest : MOST_TOKENS;
         const bf16 *xs = x + (int64_t)first * k;
         const Product call = {w, xs, sums, y + (int64_t)first * w->num_outputs, count};
-        for (int m = 0; m < count; m++) sum_groups(xs + m * k, k, sums + m * (k / GROUP));
+        if (w->bits == 4)
+            for (int m = 0; m < count; m++) sum_groups(xs + m * k, k, sums + m * (k / GROUP));
         share(is_shared, make_outputs, &call, w->num_outputs / TILE);
     }
     stop_sharing(is_shared);
@@ -646,17 +647,18 @@ void telltale_most_likely(const float *logits, int num, int width, int64_t strid
     stop_sharing(is_shared);
 }
 
-/* x [M, D] -> ||x|| [M]. In doubles, which no square of a bf16 number overflows. */
+/* In doubles, which no square of an fp32 number overflows. */
+static inline double sum_of_squares(__m512 x) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+    return _mm512_reduce_add_pd(_mm512_fmadd_pd(low, low, _mm512_mul_pd(high, high)));
+}
+
+/* x [M, D] -> ||x|| [M]. */
 void telltale_norms(const bf16 *x, int num_tokens, int width, double *norms) {
-    for (int m = 0; m < num_tokens; m++) {
-        __m512d squares = _mm512_setzero_pd();
-        for (int i = 0; i < width; i += 16) {
-            const __m512 values = load16(x + (int64_t)m * width + i);
-            const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(values));
-            const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(values, 1));
-            squares = _mm512_fmadd_pd(low, low, _mm512_fmadd_pd(high, high, squares));
-        }
-        norms[m] = sqrt(_mm512_reduce_add_pd(squares));
+    for (int64_t m = 0; m < num_tokens; m++) {
+        double squares = 0;
+        for (int64_t i = m * width; i < (m + 1) * width; i += 16) squares += sum_of_squares(load16(x + i));
+        norms[m] = sqrt(squares);
     }
 }
 
@@ -752,10 +754,13 @@ void telltale_read(const Dictionary *r, const bf16 *x, int num_tokens, float *f,
     stop_sharing(is_shared);
 }
 
-/* x [M, D] -> y [M, num]: the latents `which` alone, the very numbers that telltale_read gives. */
-void telltale_read_some(const Dictionary *r, const int64_t *which, int num, const bf16 *x, int num_tokens, float *y) {
+/* x [M, D] -> y [M, num]: the latents `which` alone, the very numbers that telltale_read gives. 0 if there are no such
+   latents. */
+int telltale_read_some(const Dictionary *r, const int64_t *which, int num, const bf16 *x, int num_tokens, float *y) {
     const int64_t D = r->encoder.num_inputs;
     float out[MOST_TOKENS][TILE], latents[TILE];
+    for (int i = 0; i < num; i++)
+        if (which[i] < 0 || which[i] >= r->encoder.num_outputs) return 0;
     for (int64_t first = 0; first < num_tokens; first += MOST_TOKENS) {
         const int rest = num_tokens - (int)first, count = rest < MOST_TOKENS ? rest : MOST_TOKENS;
         for (int i = 0; i < num; i++) {
@@ -766,5 +771,85 @@ void telltale_read_some(const Dictionary *r, const int64_t *which, int num, cons
                 y[(first + m) * num + i] = latents[which[i] % TILE];
             }
         }
+    }
+    return 1;
+}
+
+/* --- steering --- */
+
+enum { ADD, SCALE, SET, PROJECT_OUT, CAP };
+
+typedef struct {
+    const float *direction;                    /* [D], in the residual's units: of a feature what one unit of it adds */
+    const float *encoder;                      /* [D], of a feature; NULL for a raw vector */
+    float input_scale, offset, threshold;      /* f = pre where pre > threshold, pre = input_scale * h.encoder + offset */
+    float strength, max_relative_norm;
+    int32_t op, is_relative;
+} Operation;
+
+static double dot(const float *a, const float *b, int width) {
+    __m512d sum = _mm512_setzero_pd();
+    for (int i = 0; i < width; i += 8)
+        sum = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm256_loadu_ps(a + i)), _mm512_cvtps_pd(_mm256_loadu_ps(b + i)), sum);
+    return _mm512_reduce_add_pd(sum);
+}
+
+/* How much of `direction` an operation adds to h. Of a raw vector v the unit is v / |v|, of a feature its direction. */
+static double amount_of(const Operation *o, const float *h, int width) {
+    const double length = sqrt(dot(o->direction, o->direction, width)), along = dot(h, o->direction, width) / length;
+    const double unit = o->encoder ? 1 : 1 / length;
+    double wanted = o->strength, active = along;
+    if (o->is_relative) wanted *= sqrt(dot(h, h, width));
+    if (o->encoder) {
+        active = o->input_scale * dot(h, o->encoder, width) + o->offset;
+        if (active <= o->threshold) active = 0;
+    }
+    switch (o->op) {
+    case ADD: return o->is_relative ? wanted / length : wanted;
+    case SCALE: return (o->strength - 1) * active * unit;
+    case SET: return ((o->is_relative ? wanted / (length * unit) : wanted) - active) * unit;
+    case PROJECT_OUT: return -along / length;
+    default: return along > wanted ? (wanted - along) / length : 0; /* CAP */
+    }
+}
+
+/* Lines of x [M, D] are moved where they lie: line tokens[i] by *operations[i], those of a line one after another, which
+   stand side by side. None ends further from where it began than its limit, relative to its length there. */
+void telltale_steer(const Operation *const *operations, const int32_t *tokens, int num, bf16 *x, int width) {
+    float start[WIDEST_MODEL], h[WIDEST_MODEL], delta[WIDEST_MODEL];
+    for (int i = 0; i < num; i++) {
+        bf16 *line = x + (int64_t)tokens[i] * width;
+        const int is_first = i == 0 || tokens[i] != tokens[i - 1];
+        if (is_first)
+            for (int j = 0; j < width; j += 16) {
+                _mm512_storeu_ps(start + j, load16(line + j));
+                _mm512_storeu_ps(h + j, load16(line + j));
+            }
+        const Operation *o = operations[i];
+        const __m512 amount = _mm512_set1_ps((float)amount_of(o, h, width));
+        for (int j = 0; j < width; j += 16) {
+            const __m512 moved = _mm512_fmadd_ps(amount, _mm512_loadu_ps(o->direction + j), _mm512_loadu_ps(h + j));
+            _mm512_storeu_ps(delta + j, _mm512_sub_ps(moved, _mm512_loadu_ps(start + j)));
+        }
+        const double limit = o->max_relative_norm * sqrt(dot(start, start, width));
+        const double length = sqrt(dot(delta, delta, width));
+        const __m512 share = _mm512_set1_ps(length > limit ? (float)(limit / length) : 1);
+        for (int j = 0; j < width; j += 16)
+            _mm512_storeu_ps(h + j, _mm512_fmadd_ps(share, _mm512_loadu_ps(delta + j), _mm512_loadu_ps(start + j)));
+        if (i + 1 == num || tokens[i + 1] != tokens[i])
+            for (int j = 0; j < width; j += 16) store16(line + j, _mm512_loadu_ps(h + j));
+    }
+}
+
+/* Of each line of [M, D] ||after - before|| / ||before||. */
+void telltale_moves(const bf16 *before, const bf16 *after, int num_tokens, int width, float *moves) {
+    for (int64_t m = 0; m < num_tokens; m++) {
+        double length = 0, moved = 0;
+        for (int64_t i = m * width; i < (m + 1) * width; i += 16) {
+            const __m512 was = load16(before + i), by = _mm512_sub_ps(load16(after + i), was);
+            length += sum_of_squares(was);
+            moved += sum_of_squares(by);
+        }
+        moves[m] = (float)sqrt(moved / length);
     }
 }

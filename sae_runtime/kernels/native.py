@@ -84,6 +84,16 @@ class Dictionary(ctypes.Structure):
     )
 
 
+class Operation(ctypes.Structure):
+    """`Operation` of the C source."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("direction", "encoder")),
+        *((name, ctypes.c_float) for name in ("input_scale", "offset", "threshold", "strength", "max_relative_norm")),
+        *((name, ctypes.c_int32) for name in ("op", "is_relative")),
+    )
+
+
 @cache
 def load(cache_dir: Path) -> Any:
     """The library, as ctypes has it; compiled if it is not there yet. NativeKernelsMissing says why it can't be had."""
@@ -104,10 +114,13 @@ def load(cache_dir: Path) -> Any:
         "telltale_norms": (pointer, count, count, pointer),
         "telltale_read_some": (pointer, pointer, count, pointer, count, pointer),
         "telltale_read": (pointer, pointer, count, pointer, pointer, pointer, pointer, count),
+        "telltale_steer": (pointer, pointer, count, pointer, count),
+        "telltale_moves": (pointer, pointer, count, count, pointer),
     }
     for name, types in arguments.items():
         function = getattr(library, name)
         function.argtypes, function.restype = types, None
+    library.telltale_read_some.restype = count
     return library
 
 
