@@ -114,7 +114,7 @@ class NativeSAE(SAE):
             return super().read_tokens(x_TD, watched, num_top)
         f_TF, l0_T, fvu_T = self._read(x_TD)
         top_values_TN, top_indices_TN = f_TF.topk(num_top, dim=-1) if num_top else (f_TF[:, :0], l0_T[:, None][:, :0])
-        return TokenReadings(f_TF[:, watched], top_values_TN, top_indices_TN, l0_T, fvu_T)
+        return TokenReadings(f_TF.index_select(1, watched), top_values_TN, top_indices_TN, l0_T, fvu_T)
 
     def _read(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [T, F], active ones [T], fraction of variance unexplained [T]."""

@@ -193,10 +193,11 @@ class Engine:
 
     def _prefill(self) -> None:
         self._roster.admit()
-        budget = self.scheduler.chunk_tokens
+        reading, budget = self._roster.reading, self.scheduler.chunk_tokens
         if self.runner.reads_evenly:
-            budget = self._pace.budget(budget, is_anybody_writing=bool(self._roster.writing))
-        for chunk in self.scheduler.plan_prefill(self._roster.reading, budget):
+            num_unread = sum(row.num_unread for row in reading)
+            budget = self._pace.budget(budget, num_unread, is_anybody_writing=bool(self._roster.writing))
+        for chunk in self.scheduler.plan_prefill(reading, budget):
             try:
                 self._prefill_chunk(chunk)
                 self._consecutive_failures = 0

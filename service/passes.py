@@ -131,14 +131,15 @@ class Passes:
         now = time.monotonic()
         is_finite_N = fetched.stats.finite_N.astype(bool)
         is_replay_B = np.array([row.request.replay is not None for row in rows])
-        is_replay_N = np.repeat(is_replay_B, len(is_finite_N) // len(rows))
+        num_each = len(is_finite_N) // len(rows)
+        is_replay_N = np.repeat(is_replay_B, num_each)
         counts_N = is_finite_N & (fetched.stats.off_scale_N == 0) & ~is_replay_N
         read_NX = fetched.stats.readings_NU[:, plan.server_watch]
         readings_NW = read_NX[:, : self._num_watched]
         if self._num_watched:
             for b, row in enumerate(rows):
-                mine = counts_N if phase is Phase.PREFILL else np.arange(len(rows)) == b
-                row.note_features(readings_NW[mine & counts_N])
+                mine = slice(b * num_each, (b + 1) * num_each)
+                row.note_features(readings_NW[mine][counts_N[mine]])
         return StepRecord(
             phase=phase,
             num_rows=len(rows),

@@ -276,7 +276,7 @@ class Pace:
     def observe(self, _record) -> None:
         pass
 
-    def budget(self, limit: int, *, is_anybody_writing: bool) -> int:
+    def budget(self, limit: int, _num_unread: int, *, is_anybody_writing: bool) -> int:
         return 5 if is_anybody_writing else limit
 
 
