@@ -3,6 +3,11 @@
 The encoder's weights are stored in bf16, and so is a residual: their products are exact, and sums are in fp32. The
 order of sums does not depend on how many tokens there are, so that a token's readings don't, either.
 
+Most latents are off at a token. Where a latent's value depends on its own pre-activation alone, an encoder of 8 bits is
+read first, half as many bytes, and only latents that may be on are computed from the weights themselves: with w those
+of a latent and w' in 8 bits, x . w is x . w' but for ||x|| ||w - w'|| (Cauchy-Schwarz) and what sums in fp32 round, and
+a latent that is below its threshold by more than that is off.
+
 Shape suffixes: T tokens, D model width, F latents, W watched latents, N top latents.
 """
 
@@ -14,12 +19,18 @@ from torch import Tensor
 
 from sae_runtime.kernels import native
 from sae_runtime.large_pages import side_by_side
-from sae_runtime.native_blocks import MOST_TOKENS, matrix, product
-from sae_runtime.packed_weights import GROUP, TILE, PackedWeight, pack_bfloat16
+from sae_runtime.native_blocks import matrix, product
+from sae_runtime.packed_weights import GROUP, TILE, PackedWeight, pack_bfloat16, pack_bytes, unpack
 from sae_runtime.sae import SAE, TokenReadings
 
 WIDEST_MODEL = 16384
 """Of which the C source can hold a residual."""
+
+_ROUNDED = 2.0**-20
+"""Of a sum, and of what is added to it, relative: several times what a few roundings in fp32 amount to."""
+_FLUSHED = 1e-30
+"""What becomes 0 in products because it is too small for a normal number."""
+_LATENTS_AT_ONCE = 512
 
 
 class Along(NamedTuple):
@@ -50,17 +61,30 @@ class NativeSAE(SAE):
 
     def _prepare(self, library: Any) -> None:
         self._library = library
-        blocks = pack_bfloat16(self.W_enc.data.T).blocks
-        self._packed = PackedWeight(side_by_side({"encoder": blocks})["encoder"])
         self._offset_F = self.b_enc.data.to(torch.float64)
         if self.apply_b_dec:
             self._offset_F = self._offset_F - self.b_dec.data.to(torch.float64) @ self.W_enc.data.to(torch.float64)
         self._offset_F = self._offset_F.to(torch.float32)
+        if self.is_elementwise:
+            self._prepare_screen()
+        else:
+            self._encoder = PackedWeight(side_by_side({"tiles": pack_bfloat16(self.W_enc.data.T).blocks})["tiles"])
+
+    def _prepare_screen(self) -> None:
         self._threshold_F = torch.zeros(self.num_latents)
         if self.activation in ("jumprelu", "batchtopk"):
             self._threshold_F = self.threshold.data.clamp(min=0).expand(self.num_latents).contiguous()
+        encoder_FD = self.W_enc.data.T.to(torch.bfloat16)
+        screen = pack_bytes(encoder_FD)
+        copies = side_by_side({"screen": screen.blocks, "encoder": encoder_FD})
+        self._screen, self._encoder_FD = PackedWeight(copies["screen"]), copies["encoder"]
+        self._slack_F = slack(encoder_FD, screen) * self.scale
+        self._least_F = self._offset_F.abs() * _ROUNDED + _FLUSHED
         self._native = native.Dictionary(
-            encoder=matrix(self._packed),
+            screen=matrix(self._screen),
+            encoder=self._encoder_FD.data_ptr(),
+            slack=self._slack_F.data_ptr(),
+            least=self._least_F.data_ptr(),
             offset=self._offset_F.data_ptr(),
             threshold=self._threshold_F.data_ptr(),
             decoder=self.W_dec.data_ptr(),
@@ -72,12 +96,14 @@ class NativeSAE(SAE):
     @property
     def num_bytes(self) -> int:
         """Of what is kept besides the dictionary."""
-        return self._packed.blocks.numel()
+        if not self.is_elementwise:
+            return self._encoder.blocks.nbytes
+        return self._screen.blocks.nbytes + self._encoder_FD.nbytes
 
     def preactivate(self, x_TD: Tensor) -> Tensor:
-        if x_TD.dtype is not torch.bfloat16:
+        if x_TD.dtype is not torch.bfloat16 or self.is_elementwise:
             return super().preactivate(x_TD)
-        return product(self._library, self._native.encoder, x_TD).mul_(self.scale).add_(self._offset_F)
+        return product(self._library, matrix(self._encoder), x_TD).mul_(self.scale).add_(self._offset_F)
 
     def encode(self, x_TD: Tensor) -> Tensor:
         if x_TD.dtype is not torch.bfloat16 or not self.is_elementwise:
@@ -121,10 +147,10 @@ class NativeSAE(SAE):
         x_TD = self._lines(x_TD)
         num_tokens = len(x_TD)
         f_TF, fvu_T = torch.empty(num_tokens, self.num_latents), torch.empty(num_tokens)
-        l0_T, parts = torch.empty(num_tokens, dtype=torch.long), torch.empty(MOST_TOKENS, 2, 2)
+        l0_T = torch.empty(num_tokens, dtype=torch.long)
         self._library.telltale_read(
             ctypes.byref(self._native), x_TD.data_ptr(), num_tokens, f_TF.data_ptr(), l0_T.data_ptr(), fvu_T.data_ptr(),
-            parts.data_ptr(), torch.get_num_threads(),
+            torch.get_num_threads(),
         )  # fmt: skip
         return f_TF, l0_T, fvu_T
 
@@ -133,3 +159,18 @@ class NativeSAE(SAE):
         if x_TD.dim() != 2 or x_TD.shape[1] != self.d_model:
             raise ValueError(f"residuals must have shape [T, {self.d_model}], got {list(x_TD.shape)}")
         return x_TD.contiguous()
+
+
+def slack(encoder_FD: Tensor, screen: PackedWeight) -> Tensor:
+    """[F]: a latent's products with a residual x, of weights in 8 bits and in bf16, each summed in fp32, are apart by
+    this times ||x|| at most."""
+    found = []
+    for first in range(0, len(encoder_FD), _LATENTS_AT_ONCE):
+        exact_XD = encoder_FD[first : first + _LATENTS_AT_ONCE].to(torch.float64)
+        kept_XD = unpack(PackedWeight(screen.blocks[first // TILE : (first + _LATENTS_AT_ONCE) // TILE])).to(
+            torch.float64
+        )
+        # A sum of n numbers is off by up to n 2^-24 of the sum of their absolute values.
+        summed_X = (exact_XD.norm(dim=1) + kept_XD.norm(dim=1)) * encoder_FD.shape[1] * 2.0**-23
+        found.append((exact_XD - kept_XD).norm(dim=1) + summed_X)
+    return (torch.cat(found) * (1 + _ROUNDED)).to(torch.float32)

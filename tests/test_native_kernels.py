@@ -10,9 +10,7 @@ import torch
 
 from sae_runtime.kernels import native
 from sae_runtime.native_blocks import MOST_TOKENS, matrix, product
-from sae_runtime.native_sae import NativeSAE
 from sae_runtime.packed_weights import GROUP, pack, pack_bfloat16
-from sae_runtime.sae import SAE
 
 WEIGHTS = {
     4: pack(parts.q4_1(80, 192)),
@@ -94,101 +92,6 @@ def test_callers_at_once_and_more_threads_than_cores_change_nothing(monkeypatch)
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: multiply(wide, x_MK), range(400)))
     assert all(torch.equal(result, wanted) for result in results)
-
-
-# --- a dictionary ---
-
-
-def sae(activation: str, **settings) -> SAE:
-    """A random one with weights of bf16, of which a fair part fires."""
-    generator = torch.Generator().manual_seed(1)
-    made = SAE(d_model=96, num_latents=160, activation=activation, k=12, scale=0.7, **settings)
-    for name, tensor in made.state_dict().items():
-        values = torch.randn(tensor.shape, generator=generator) * 0.2
-        tensor.copy_(values.abs() if name == "threshold" else values.to(torch.bfloat16))
-    return made.requires_grad_(False)
-
-
-@pytest.mark.parametrize("apply_b_dec", [True, False])
-@pytest.mark.parametrize("activation", ["relu", "jumprelu", "batchtopk", "topk"])
-def test_a_dictionary_reads_what_torch_reads(activation, apply_b_dec):
-    theirs = sae(activation, apply_b_dec=apply_b_dec)
-    ours = NativeSAE.of(theirs, parts.library())
-    assert isinstance(ours, NativeSAE)
-    x_TD, watched = residuals(MOST_TOKENS + 3, width=96), torch.tensor([159, 0, 33])
-    found, wanted = ours.read_tokens(x_TD, watched, 5), theirs.read_tokens(x_TD, watched, 5)
-    assert 0 < wanted.l0_T.min() < 160
-    assert torch.equal(found.l0_T, wanted.l0_T)
-    assert torch.equal(found.top_indices_TN, wanted.top_indices_TN)
-    for one, other in ((found.readings_TW, wanted.readings_TW), (found.top_values_TN, wanted.top_values_TN)):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.fvu_T, wanted.fvu_T, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(ours.encode(x_TD), theirs.encode(x_TD), rtol=1e-4, atol=1e-5)
-    # Single latents are those that are read of all.
-    assert torch.equal(ours.read(x_TD, watched), ours.encode(x_TD)[:, watched])
-    assert ours.read_tokens(x_TD, watched, 0).top_values_TN.shape == (len(x_TD), 0)
-
-
-@pytest.mark.parametrize("activation", ["relu", "batchtopk"])
-def test_a_reading_does_not_depend_on_what_else_is_read(activation):
-    ours = NativeSAE.of(sae(activation), parts.library())
-    x_TD, watched = residuals(MOST_TOKENS + 3, width=96), torch.arange(160)
-    together = ours.read_tokens(x_TD, watched, 0)
-    alone = [ours.read_tokens(x_1D, watched, 0) for x_1D in torch.split(x_TD, 1)]
-    assert torch.equal(together.readings_TW, torch.cat([one.readings_TW for one in alone]))
-    assert torch.equal(together.fvu_T, torch.cat([one.fvu_T for one in alone]))
-
-
-def test_a_token_that_is_not_finite_shows_it_and_is_alone_in_it():
-    ours = NativeSAE.of(sae("batchtopk"), parts.library())
-    x_TD, watched = residuals(3, width=96), torch.arange(160)
-    clean = ours.read_tokens(x_TD, watched, 0)
-    x_TD[1, 5] = math.nan
-    spoilt = ours.read_tokens(x_TD, watched, 0)
-    assert spoilt.fvu_T.isfinite().tolist() == [True, False, True]
-    assert torch.equal(spoilt.readings_TW[[0, 2]], clean.readings_TW[[0, 2]])
-
-
-def test_a_latent_on_its_threshold_is_off():
-    """A bare identity, so that pre-activations are the residual itself."""
-    plain = SAE(d_model=32, num_latents=32, activation="jumprelu").requires_grad_(False)
-    plain.W_enc.copy_(torch.eye(32))
-    plain.threshold.fill_(0.5)
-    plain.threshold[3] = -1.0  # as 0
-    x_TD = torch.zeros(1, 32, dtype=torch.bfloat16)
-    x_TD[0, :5] = torch.tensor([0.5, 0.50390625, 0.25, 0.0078125, -0.5])
-    latents = NativeSAE.of(plain, parts.library()).encode(x_TD)[0]
-    assert latents[:5].tolist() == [0, 0.50390625, 0, 0.0078125, 0]
-
-
-def change_weight(made: SAE) -> None:
-    made.W_enc[3, 4] = 0.1  # no bf16 number
-
-
-@pytest.mark.parametrize(
-    ("made", "change"),
-    [
-        (sae("gated"), lambda _: None),
-        (sae("relu", normalization="layer_norm"), lambda _: None),
-        (sae("relu"), change_weight),
-        (SAE(d_model=48, num_latents=32, activation="relu"), lambda _: None),
-        (SAE(d_model=32, num_latents=40, activation="relu"), lambda _: None),
-    ],
-    ids=["gated", "normalised", "no bf16", "narrow", "few"],
-)
-def test_what_the_kernel_can_not_read_is_read_as_ever(made, change):
-    with torch.no_grad():
-        change(made)
-    assert NativeSAE.of(made, parts.library()) is made
-
-
-def test_residuals_that_are_not_bf16_are_read_as_ever():
-    theirs = sae("relu")
-    x_TD = torch.randn(4, 96, generator=torch.Generator().manual_seed(2))
-    ours, watched = NativeSAE.of(theirs, parts.library()), torch.tensor([1, 2])
-    for one, other in zip(ours.read_tokens(x_TD, watched, 2), theirs.read_tokens(x_TD, watched, 2), strict=True):
-        assert torch.equal(one, other)
-    assert torch.equal(ours.read(x_TD, watched), theirs.read(x_TD, watched))
 
 
 # --- the library ---

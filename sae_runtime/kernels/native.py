@@ -78,8 +78,9 @@ class Dictionary(ctypes.Structure):
     """`Dictionary` of the C source."""
 
     _fields_ = (
-        ("encoder", Matrix),
-        *((name, ctypes.c_void_p) for name in ("offset", "threshold", "decoder", "bias", "mean")),
+        ("screen", Matrix),
+        *((name, ctypes.c_void_p) for name in ("encoder", "slack", "least", "offset", "threshold")),
+        *((name, ctypes.c_void_p) for name in ("decoder", "bias", "mean")),
         ("scale", ctypes.c_float),
     )
 
@@ -113,7 +114,7 @@ def load(cache_dir: Path) -> Any:
         "telltale_most_likely": (pointer, count, count, ctypes.c_int64, pointer, pointer, pointer, count),
         "telltale_norms": (pointer, count, count, pointer),
         "telltale_read_some": (pointer, pointer, count, pointer, count, pointer),
-        "telltale_read": (pointer, pointer, count, pointer, pointer, pointer, pointer, count),
+        "telltale_read": (pointer, pointer, count, pointer, pointer, pointer, count),
         "telltale_steer": (pointer, pointer, count, pointer, count),
         "telltale_moves": (pointer, pointer, count, count, pointer),
     }
