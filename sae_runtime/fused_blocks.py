@@ -119,17 +119,20 @@ class FusedBlocks:
 
 
 def check_blocks(model: Any) -> None:
-    """ValueError for a model whose blocks are no plain Llama or Qwen2 ones, and what about them."""
+    """ValueError for a model whose blocks are no plain Llama or Qwen2 ones, and what about them; TapError for one
+    without `model.layers`."""
     from transformers.models.llama import modeling_llama as llama
     from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
+    layers = decoder_layers(model)
     rope_type = getattr(getattr(model.model, "rotary_emb", None), "rope_type", None)
     if rope_type not in ("default", "linear", "llama3"):
         raise ValueError(f"its rotary embedding of type {rope_type} may depend on the longest row of a pass")
     layer: Any
-    for layer in decoder_layers(model):
-        norms = (layer.input_layernorm, layer.post_attention_layernorm, model.model.norm)
-        parts = (layer.self_attn, layer.mlp, *norms)
+    for layer in layers:
+        # Others have other parts: Phi and Cohere have one norm per block, OLMo-2 none before the attention.
+        of_layer = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+        parts = [*(getattr(layer, name, None) for name in of_layer), getattr(model.model, "norm", None)]
         for family in (llama.LlamaAttention, llama.LlamaMLP, llama.LlamaRMSNorm), (
             qwen2.Qwen2Attention, qwen2.Qwen2MLP, qwen2.Qwen2RMSNorm,
         ):  # fmt: skip
@@ -137,7 +140,7 @@ def check_blocks(model: Any) -> None:
             if all(type(part) is kind for part, kind in zip(parts, wanted, strict=True)):
                 break
         else:
-            raise ValueError(f"its blocks are no plain Llama or Qwen2 ones: {type(layer.self_attn).__name__}")
+            raise ValueError(f"its blocks are no plain Llama or Qwen2 ones: {type(parts[0]).__name__}")
         if getattr(layer.self_attn, "sliding_window", None) is not None:
             raise ValueError("its attention has a sliding window")
         if model.config.hidden_act != "silu":

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from sae_runtime.bitsandbytes_layers import bitsandbytes_config, check_blocks, keep_to_dtype
-from sae_runtime.errors import ModelError, one_line
+from sae_runtime.errors import ModelError, TapError, one_line
 from sae_runtime.gguf_file import EMBEDDED_NAME, EMBEDDED_SHA256, convert_once, embedded_gguf_path
 from sae_runtime.kernels import native
 from sae_runtime.native_blocks import NativeBlocks
@@ -251,6 +251,8 @@ def _load_folder(
                 device_map={"": device},
                 local_files_only=True,
             )
+        except TapError as error:
+            raise ModelError(f"model {name}: {error}") from None
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(f"model {name} can't be loaded from {folder}: {one_line(error)}") from error
     if quantization == "nf4":
@@ -290,7 +292,7 @@ def wrap_model(
     """A LanguageModel around an already built transformers model; ModelError if it is not Llama-like."""
     try:
         decoder_layers(model)
-    except Exception as error:
+    except TapError as error:
         raise ModelError(f"model {name}: {error}") from None
     model.requires_grad_(False)
     generation = getattr(model, "generation_config", None)

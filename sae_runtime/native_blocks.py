@@ -247,11 +247,21 @@ def check(model: Any) -> None:
     """ValueError for a model that can't be computed so, and what about it."""
     check_blocks(model)
     config = model.config
+    layer: Any
+    for number, layer in enumerate(decoder_layers(model)):
+        for owner, names in (("self_attn", ("o_proj",)), ("mlp", ("gate_proj", "up_proj", "down_proj"))):
+            for name in names:
+                if getattr(layer, owner).get_submodule(name).bias is not None:
+                    raise ValueError(
+                        f"only queries, keys and values may have biases, got one in {number}.{owner}.{name}"
+                    )
     for name in ("hidden_size", "intermediate_size"):
         if getattr(config, name) % GROUP:
             raise ValueError(f"its {name} must be a multiple of {GROUP}, got {getattr(config, name)}")
-    width, sharing = head_dim(config), config.num_attention_heads // config.num_key_value_heads
+    width, heads, key_heads = head_dim(config), config.num_attention_heads, config.num_key_value_heads
     if width % GROUP or width > _WIDEST_HEAD:
         raise ValueError(f"its heads must be a multiple of {GROUP} wide, {_WIDEST_HEAD} at most, got {width}")
-    if sharing > _MOST_SHARING:
-        raise ValueError(f"up to {_MOST_SHARING} query heads may share keys and values, got {sharing}")
+    if heads % key_heads:
+        raise ValueError(f"{heads} query heads can't share {key_heads} of keys and values evenly")
+    if heads // key_heads > _MOST_SHARING:
+        raise ValueError(f"up to {_MOST_SHARING} query heads may share keys and values, got {heads // key_heads}")

@@ -21,6 +21,7 @@ def load_natively(folder: Path, library: Any, *, keeps: bool, progress: bool = F
 
     Raises:
         ValueError: what about the model can't be computed so, or a missing or misshaped tensor.
+        TapError: it is not Llama-like.
         OSError: no model there.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -28,13 +29,11 @@ def load_natively(folder: Path, library: Any, *, keeps: bool, progress: bool = F
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    check(model)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    if not hasattr(model.model, "rotary_emb"):
-        raise ValueError(f"{type(model).__name__} has no rotary embedding")
     # Its frequencies are computed, not stored.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    check(model)
     load_rest(model, folder, torch.bfloat16)
     packed = packed_weights(folder, config, keeps=keeps, progress=progress)
     return model, NativeBlocks(model, packed, library)

@@ -18,6 +18,21 @@ from sae_runtime.packed_weights import GROUP, PackedWeight, unpack
 
 D_MODEL, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, VOCAB_SIZE = 96, 6, 2, 32, 259
 """Three heads share keys and values; the vocabulary is no multiple of a tile."""
+SHAPES = {
+    "hidden_size": D_MODEL,
+    "intermediate_size": 160,
+    "num_hidden_layers": tiny.NUM_LAYERS,
+    "num_attention_heads": NUM_HEADS,
+    "num_key_value_heads": NUM_KV_HEADS,
+    "head_dim": HEAD_DIM,
+    "vocab_size": VOCAB_SIZE,
+    "max_position_embeddings": tiny.NUM_POSITIONS,
+    "initializer_range": 0.15,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+"""Settings of a config."""
 
 
 @cache
@@ -36,26 +51,14 @@ def library() -> Any:
     return native.load(_folder())
 
 
-def save_model(folder: Path, *, architecture: str = "llama", dtype: torch.dtype = torch.bfloat16) -> None:
-    """A random model of shapes that the kernels take, in transformers' layout."""
+def save_model(
+    folder: Path, *, architecture: str = "llama", dtype: torch.dtype = torch.bfloat16, **settings: Any
+) -> None:
+    """A random model of shapes that the kernels take, in transformers' layout. `settings` change its config."""
     config_class, model_class = tiny.ARCHITECTURES[architecture]
     tokenizer = tiny.byte_tokenizer()
     torch.manual_seed(0)
-    config = config_class(
-        hidden_size=D_MODEL,
-        intermediate_size=160,
-        num_hidden_layers=tiny.NUM_LAYERS,
-        num_attention_heads=NUM_HEADS,
-        num_key_value_heads=NUM_KV_HEADS,
-        head_dim=HEAD_DIM,
-        vocab_size=VOCAB_SIZE,
-        max_position_embeddings=tiny.NUM_POSITIONS,
-        initializer_range=0.15,
-        bos_token_id=0,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    model = model_class(config).eval()
+    model = model_class(config_class(**(SHAPES | settings))).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

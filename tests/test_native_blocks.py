@@ -3,6 +3,7 @@ a token whatever is computed beside it."""
 
 import logging
 import math
+import shutil
 from dataclasses import replace
 
 import native
@@ -12,11 +13,27 @@ import tiny_packs
 import torch
 from safetensors.torch import load_file, save_file
 from test_engine import WATCHED, Reply, request, submit
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 
 from monitors.pack_tensors import PackTensor
 from sae_runtime import language_model
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.kernels.native import NativeKernelsMissing
+from sae_runtime.native_blocks import check
 from sae_runtime.native_sae import NativeSAE
 from sae_runtime.probes import Probe
 from sae_runtime.steering_spec import PositionScope, SteeringOp, SteeringSpec
@@ -309,6 +326,93 @@ def test_models_of_other_shapes_are_computed_by_transformers(tmp_path, caplog):
     assert "computed by transformers" in caplog.text
     assert "hidden_size must be a multiple of 32, got 48" in caplog.text
     assert tiny.logits(made.model).isfinite().all()
+
+
+@pytest.mark.parametrize("flag", ["attention_bias", "mlp_bias"])
+def test_biases_that_the_kernels_do_not_add_are_left_to_transformers(tmp_path, caplog, flag):
+    native.save_model(tmp_path, **{flag: True})
+    made = native.load(tmp_path)
+    assert made.blocks is None
+    part = "self_attn.o_proj" if flag == "attention_bias" else "mlp.gate_proj"
+    assert f"only queries, keys and values may have biases, got one in 0.{part}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": 80, "num_attention_heads": 4}, "hidden_size must be a multiple of 32, got 80"),
+        ({"intermediate_size": 176}, "intermediate_size must be a multiple of 32, got 176"),
+        ({"head_dim": 48}, "heads must be a multiple of 32 wide, 256 at most, got 48"),
+        ({"head_dim": 288}, "heads must be a multiple of 32 wide, 256 at most, got 288"),
+        ({"num_attention_heads": 34, "hidden_size": 544}, "up to 16 query heads may share keys and values, got 17"),
+        ({"num_attention_heads": 5, "hidden_size": 160}, "5 query heads can't share 2 of keys and values evenly"),
+    ],
+)
+def test_shapes_that_the_kernels_have_no_room_for_are_refused(changes, said):
+    with torch.device("meta"):
+        check(LlamaForCausalLM(LlamaConfig(**native.SHAPES)))
+        made = LlamaForCausalLM(LlamaConfig(**(native.SHAPES | changes)))
+    with pytest.raises(ValueError, match=said):
+        check(made)
+
+
+def test_the_widest_shapes_are_taken():
+    changes = {"head_dim": 256, "num_attention_heads": 32}
+    with torch.device("meta"):
+        check(LlamaForCausalLM(LlamaConfig(**(native.SHAPES | changes))))
+
+
+OTHERS = {
+    "phi": (PhiConfig, PhiForCausalLM),
+    "cohere": (CohereConfig, CohereForCausalLM),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_models_of_other_kinds_are_computed_by_transformers(tmp_path, caplog, kind):
+    config_class, model_class = OTHERS[kind]
+    shapes = {name: value for name, value in native.SHAPES.items() if name != "head_dim"}
+    model_class(config_class(**shapes)).save_pretrained(tmp_path)
+    tiny.byte_tokenizer().save_pretrained(tmp_path)
+    made = native.load(tmp_path)
+    assert made.blocks is None
+    assert f"its blocks are no plain Llama or Qwen2 ones: {kind.capitalize()}Attention" in caplog.text
+    assert tiny.logits(made.model).isfinite().all()
+
+
+@pytest.mark.parametrize("native_kernels", [True, False])
+@pytest.mark.parametrize(
+    ("config", "model_class", "part"),
+    [
+        (GPT2Config(n_embd=32, n_layer=1, n_head=1, vocab_size=259, n_positions=16), GPT2LMHeadModel, "transformer"),
+        (
+            GPTNeoXConfig(
+                hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32, vocab_size=259
+            ),
+            GPTNeoXForCausalLM,
+            "gpt_neox",
+        ),
+    ],
+    ids=["gpt2", "gpt_neox"],
+)
+def test_a_model_that_is_not_like_llama_is_refused_alike(tmp_path, config, model_class, part, native_kernels):
+    config.bos_token_id, config.eos_token_id = 0, 2
+    model_class(config).save_pretrained(tmp_path / "other")
+    assert hasattr(model_class(config), part)
+    tiny.byte_tokenizer().save_pretrained(tmp_path / "other")
+    with pytest.raises(language_model.ModelError) as error:
+        native.load(tmp_path / "other", native_kernels=native_kernels)
+    wanted = f"model other: {model_class.__name__} has no model.layers: only Llama-like decoders can be tapped"
+    assert str(error.value) == wanted
+
+
+def test_end_tokens_are_those_of_the_generation_config(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    GenerationConfig(bos_token_id=0, eos_token_id=[2, 7]).save_pretrained(tmp_path / "model")
+    made = native.load(tmp_path / "model")
+    assert made.blocks is not None
+    assert made.eos_token_ids == {2, 7}
 
 
 def test_without_a_compiler_transformers_computes(folder, caplog, monkeypatch):
