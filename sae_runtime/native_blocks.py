@@ -9,7 +9,7 @@ head width.
 """
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -75,7 +75,7 @@ class NativeBlocks:
         self._rotation_Ld: tuple[NDArray[np.int16], NDArray[np.int16]] | None = None
         """Cosine and sine in bf16, which numpy knows as its bits alone. torch wakes its own threads to pick lines."""
         for number, layer in enumerate(self._layers):
-            layer.forward = lambda x_BTD, at=number: self._run(at, 1, x_BTD)
+            layer.forward = self._forward_of(number)
 
     def logits(
         self, ids_BT: Tensor, cache: Slots, slots_B: Sequence[int], starts_B: Sequence[int], *, all_logits: bool = False
@@ -143,8 +143,27 @@ class NativeBlocks:
                 begin = number + 1
         return self._run(begin, len(self._layers) - begin, x_BTD)
 
+    def _forward_of(self, number: int) -> Callable[..., Tensor]:
+        def forward(x_BTD: Tensor, *others: Any, **named: Any) -> Tensor:
+            # The model's own forward gives its blocks masks and positions, too.
+            if others or named:
+                raise RuntimeError(
+                    "this model is computed by native kernels, which NativeBlocks.logits runs: not by its own forward"
+                )
+            return self._run(number, 1, x_BTD)
+
+        return forward
+
     def _run(self, first: int, count: int, x_BTD: Tensor) -> Tensor:
-        """`count` blocks from block `first` on."""
+        """`count` blocks from block `first` on. ValueError for residuals that a hook made something else of: the
+        kernels would take their bytes for bf16."""
+        wanted = torch.bfloat16, (self._pass.num_tokens, self._model.config.hidden_size)
+        found = x_BTD.dtype, tuple(x_BTD.flatten(0, 1).shape)
+        if found != wanted:
+            raise ValueError(
+                f"residuals before block {first} must be {wanted[0]} with {wanted[1]} numbers, got {found[0]} with "
+                f"{found[1]}: did a hook change them?"
+            )
         if not count:
             return x_BTD
         x_BTD = x_BTD.contiguous()
@@ -211,14 +230,42 @@ class NativeBlocks:
     def _point_to(self, cache: Slots) -> None:
         if self._cache is cache:
             return
-        self._cache, keys_SHLd = cache, cache.keys[0]
-        for block, keys, values in zip(self._blocks, cache.keys, cache.values, strict=True):
-            block.keys, block.values = keys.data_ptr(), values.data_ptr()
-            block.slot_stride, block.head_stride = keys.stride(0), keys.stride(1)
+        keys_SHLd, config = cache.keys[0], self._model.config
+        for number, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
+            _check_slots(number, keys, values, config.num_key_value_heads, head_dim(config))
         # Of the model's own rotary embedding, which takes longer than a block.
         positions_1L = torch.arange(keys_SHLd.shape[2])[None]
         cos_1Ld, sin_1Ld = self._model.model.rotary_emb(keys_SHLd, positions_1L)
+        if cos_1Ld.shape[2] != head_dim(config):
+            raise ValueError(
+                f"the rotary embedding must turn all {head_dim(config)} numbers of a head, got {cos_1Ld.shape[2]}"
+            )
+        self._cache = cache
         self._rotation_Ld = cos_1Ld[0].view(torch.int16).numpy(), sin_1Ld[0].view(torch.int16).numpy()
+        for block, keys, values in zip(self._blocks, cache.keys, cache.values, strict=True):
+            block.keys, block.values = keys.data_ptr(), values.data_ptr()
+            block.slot_stride, block.head_stride = keys.stride(0), keys.stride(1)
+
+
+def _check_slots(number: int, keys_SHLd: Tensor, values_SHLd: Tensor, num_heads: int, width: int) -> None:
+    """ValueError for keys and values of a layer that the kernels would read as something else."""
+    for kind, slots in (("keys", keys_SHLd), ("values", values_SHLd)):
+        if slots.dtype is not torch.bfloat16:
+            raise ValueError(f"{kind} of layer {number} must be {torch.bfloat16}, got {slots.dtype}")
+        if slots.dim() != 4 or (slots.shape[1], slots.shape[3]) != (num_heads, width):
+            raise ValueError(
+                f"{kind} of layer {number} must have shape [S, {num_heads}, L, {width}], got {list(slots.shape)}"
+            )
+    strides = keys_SHLd.stride()
+    if strides[2:] != (width, 1):
+        raise ValueError(
+            f"positions of layer {number} must be {width} numbers apart, got {strides[2]} and {strides[3]}"
+        )
+    if values_SHLd.shape != keys_SHLd.shape or values_SHLd.stride() != strides:
+        raise ValueError(
+            f"values of layer {number} must lie as its keys do, {list(keys_SHLd.shape)} with strides {strides}, got "
+            f"{list(values_SHLd.shape)} with {values_SHLd.stride()}"
+        )
 
 
 def matrix(packed: PackedWeight, bias: int | None = None) -> native.Matrix:

@@ -1,6 +1,6 @@
 """Loads a model that the native kernels compute: transformers' modules without the weights that are packed.
 
-Whoever would run its modules by themselves gets torch's error about the meta device, not wrong numbers.
+Whoever would run it without what computes it gets an error that says so, not wrong numbers.
 """
 
 from pathlib import Path

@@ -33,7 +33,7 @@ from monitors.pack_tensors import PackTensor
 from sae_runtime import language_model
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.kernels.native import NativeKernelsMissing
-from sae_runtime.native_blocks import check
+from sae_runtime.native_blocks import MOST_TOKENS, check
 from sae_runtime.native_sae import NativeSAE
 from sae_runtime.probes import Probe
 from sae_runtime.steering_spec import PositionScope, SteeringOp, SteeringSpec
@@ -164,8 +164,74 @@ def test_hooks_see_and_change_what_transformers_would_show_them(ours, theirs, po
 
 
 def test_outside_of_the_kernels_the_model_can_not_be_run(ours):
-    with pytest.raises((NotImplementedError, RuntimeError, TypeError)):
+    with pytest.raises(RuntimeError, match=r"computed by native kernels, which NativeBlocks\.logits runs"):
         ours.model(torch.tensor([[3, 4]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x_BTD: x_BTD.float(), r"must be torch\.bfloat16 .* got torch\.float32"),
+        (lambda x_BTD: x_BTD[:, :-1], r"with \(6, 96\) numbers, got torch\.bfloat16 with \(4, 96\)"),
+        (lambda x_BTD: x_BTD[..., :-32], r"got torch\.bfloat16 with \(6, 64\)"),
+    ],
+    ids=["numbers", "tokens", "width"],
+)
+@pytest.mark.parametrize("layer", [1, 3])
+def test_what_a_hook_makes_of_residuals_is_not_taken_for_them(ours, change, said, layer):
+    """The last block's go to the head."""
+    handle = ours.model.model.layers[layer].register_forward_hook(lambda _module, _args, x_BTD: change(x_BTD))
+    try:
+        with pytest.raises(ValueError, match=f"residuals before block {layer + 1} .*{said}"):
+            ours.blocks.logits(ids(2, 3), slots(ours), [0, 1], [0, 0])
+    finally:
+        handle.remove()
+
+
+def apart(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers with a gap behind each position."""
+    return torch.cat([tensor, tensor], dim=-1)[..., : tensor.shape[-1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda cache: setattr(cache, "keys", [t.float() for t in cache.keys]), "keys of layer 0 .* got torch.float32"),
+        (lambda cache: cache.values.__setitem__(2, cache.values[2].half()), "values of layer 2 .* got torch.float16"),
+        (lambda cache: cache.keys.__setitem__(1, cache.keys[1][:, :1]), r"shape \[S, 2, L, 32\], got \[4, 1"),
+        (lambda cache: cache.keys.__setitem__(1, apart(cache.keys[1])), "layer 1 must be 32 numbers apart, got 64"),
+        (lambda cache: cache.values.__setitem__(1, apart(cache.values[1])), "values of layer 1 must lie as its keys"),
+        (
+            lambda cache: cache.values.__setitem__(1, cache.values[1][:, :, :9]),
+            "values of layer 1 must lie as its keys",
+        ),
+    ],
+)
+def test_slots_that_lie_otherwise_are_refused_before_they_are_touched(ours, change, said):
+    ids_BT = ids(2, 6)
+    whole, before, changed = our_logits(ours, ids_BT, [6]), slots(ours), slots(ours)
+    our_logits(ours, ids_BT[:, :3], [3], cache=before)
+    change(changed)
+    for _ in range(2):  # the first refusal leaves nothing half done
+        with pytest.raises(ValueError, match=said):
+            our_logits(ours, ids_BT, [6], cache=changed)
+    rest = ours.blocks.logits(ids_BT[:, 3:], before, [0, 1], [3, 3], all_logits=True)
+    assert torch.equal(rest, whole[:, 3:])
+
+
+def test_the_memory_of_a_pass_is_counted(ours):
+    """The rotation of each position, and what lies between products."""
+    cache = slots(ours, 48)
+    our_logits(ours, ids(1, 5), [5], cache=cache)
+    rotation = sum(table.nbytes for table in ours.blocks._rotation_Ld)
+    assert ours.blocks.num_bytes(48) - ours.blocks.num_bytes(0) == rotation
+    widths = (
+        (native.NUM_HEADS + 2 * native.NUM_KV_HEADS) * native.HEAD_DIM,
+        native.D_MODEL,
+        native.SHAPES["intermediate_size"],
+    )
+    least = MOST_TOKENS * sum(widths) * torch.bfloat16.itemsize
+    assert least <= ours.blocks.num_bytes(0) <= 3 * least
 
 
 # --- in the engine ---
