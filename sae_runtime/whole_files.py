@@ -1,4 +1,4 @@
-"""A file that is there whole or not at all, whatever is killed, however many write it, and however full the disk is.
+"""A file or a folder that is there whole or not at all, whatever is killed, however many write it, however full the disk.
 
 It is written in a folder of its own beside its place, `NAME.????????.partial`, which the writer holds a lock on. The
 system lets go of the lock when the writer ends, however it ends: so what nobody holds is what a kill left behind.
@@ -39,14 +39,40 @@ def whole_file(path: Path) -> Iterator[Path]:
         except Exception as error:
             _raise_fault_of_disk(partial, error)
             raise
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.chmod(mode)  # safetensors writes for the owner alone
+        _finish(partial, mode)
         partial.replace(path)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """`whole_file` for a folder of files: an empty one to write them to.
+
+    A folder with files in it that is at `path` by the block's end stays, and what the block wrote is deleted.
+    """
+    drop_partials(path.parent, path.name)
+    with _own_folder(path) as folder, named_faults(path):
+        mode = _mode_of_new_files(folder)
+        partial = folder / path.name
+        partial.mkdir()
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _finish(file, mode)
+        try:
+            partial.replace(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def _finish(file: Path, mode: int) -> None:
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+    file.chmod(mode)  # safetensors writes for the owner alone
+
+
 def drop_partials(folder: Path, name: str | None = None) -> None:
-    """Delete what killed writers of files in `folder` left behind; with `name`, of that file alone."""
+    """Delete what killed writers of files and folders in `folder` left behind; with `name`, of that one alone."""
     for path in folder.glob("*.partial"):
         found = _PARTIAL.fullmatch(path.name)
         if found is None or name not in (None, found["name"]):

@@ -2,6 +2,10 @@
 
 import importlib.machinery
 import importlib.util
+import multiprocessing
+import os
+import shutil
+import signal
 import struct
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import tiny
 import torch
 
 from sae_runtime import gguf_file, language_model, weights
-from sae_runtime.gguf_file import EMBEDDED_SHA256, embedded_gguf_path
+from sae_runtime.gguf_file import EMBEDDED_SHA256, convert_once, embedded_gguf_path
 from sae_runtime.language_model import EMBEDDED, LanguageModel
 
 ONE_TENSOR = "model.layers.2.mlp.up_proj.weight"
@@ -74,6 +78,73 @@ def test_a_gguf_file_is_converted_once(tmp_path, load_model, model, monkeypatch)
     assert second.identity == first.identity
     assert torch.equal(tiny.logits(second.model), tiny.logits(first.model))
     assert [folder.name for folder in (tmp_path / "cache" / "models").iterdir()] == [first.identity.weights_sha256]
+
+
+def _die_half_way(path: Path, folder: Path) -> None:
+    gguf_file._quantization = lambda _path: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    convert_once(path, folder)
+
+
+def test_what_killed_conversions_left_is_dropped(tmp_path, model):
+    """Of the file itself, and of others; by the next start, though nothing needs to be converted then."""
+    path, models = write_gguf(tmp_path / "tiny.gguf", model), tmp_path / "models"
+    convert_once(path, models / "whole")
+    for name in ("whole", "half"):
+        shutil.move(models / "whole", tmp_path / "aside")
+        process = multiprocessing.get_context("forkserver").Process(target=_die_half_way, args=(path, models / name))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        (left,) = models.iterdir()
+        assert left.name.startswith(name + ".") and list(left.rglob("*.safetensors"))
+        shutil.move(tmp_path / "aside", models / "whole")
+        convert_once(path, models / "whole")
+        assert [folder.name for folder in models.iterdir()] == ["whole"]
+
+
+def test_a_conversion_that_goes_on_is_not_dropped(tmp_path, model, monkeypatch):
+    path, models, quantization = write_gguf(tmp_path / "tiny.gguf", model), tmp_path / "models", gguf_file._quantization
+
+    def and_another(of: Path) -> str:
+        monkeypatch.setattr(gguf_file, "_quantization", quantization)
+        convert_once(of, models / "other")
+        return quantization(of)
+
+    monkeypatch.setattr(gguf_file, "_quantization", and_another)
+    assert convert_once(path, models / "first") == "gguf-f32"
+    assert {folder.name for folder in models.iterdir()} == {"first", "other"}
+    for folder in models.iterdir():
+        assert (folder / "model.safetensors").is_file()
+
+
+def test_of_two_conversions_of_a_file_the_first_to_end_stays(tmp_path, model, monkeypatch):
+    path, folder, quantization = (
+        write_gguf(tmp_path / "tiny.gguf", model),
+        tmp_path / "models" / "one",
+        gguf_file._quantization,
+    )
+
+    def and_the_same(of: Path) -> str:
+        monkeypatch.setattr(gguf_file, "_quantization", quantization)
+        convert_once(of, folder)
+        (folder / "mark").touch()
+        return quantization(of)
+
+    monkeypatch.setattr(gguf_file, "_quantization", and_the_same)
+    assert convert_once(path, folder) == "gguf-f32"
+    assert (folder / "mark").exists() and list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o002])
+def test_the_rights_of_a_converted_folder_are_those_that_the_umask_leaves(tmp_path, model, umask):
+    path, before = write_gguf(tmp_path / "tiny.gguf", model), os.umask(umask)
+    try:
+        convert_once(path, tmp_path / "models" / "one")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "models" / "one").stat().st_mode & 0o777 == 0o777 & ~umask
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "models" / "one").iterdir()}
+    assert modes == dict.fromkeys(modes, 0o666 & ~umask) and "model.safetensors" in modes
 
 
 def test_the_hash_of_a_gguf_file_is_checked(tmp_path, model_refusal, model):

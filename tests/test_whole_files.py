@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sae_runtime.checkpoint import write_atomically
-from sae_runtime.whole_files import drop_partials, whole_file
+from sae_runtime.whole_files import drop_partials, whole_file, whole_folder
 
 
 def test_it_replaces_what_was_there(tmp_path):
@@ -118,6 +118,40 @@ def test_what_is_named_alike_is_left_alone(tmp_path):
     before = sorted(tmp_path.iterdir())
     drop_partials(tmp_path)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_appears_with_its_files(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()  # an empty one is in nobody's way
+    with whole_folder(path) as partial:
+        (partial / "deep").mkdir()
+        (partial / "deep" / "weights").write_text("new")
+        assert list(path.iterdir()) == []
+    assert (path / "deep" / "weights").read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_no_folder(tmp_path):
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "model") as partial:
+        (partial / "weights").write_text("half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_files_stays(tmp_path):
+    path = tmp_path / "model"
+    with whole_folder(path) as partial:
+        (partial / "weights").write_text("mine")
+        path.mkdir()
+        (path / "weights").write_text("another's")
+    assert (path / "weights").read_text() == "another's" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_in_a_folders_place_is_an_error(tmp_path):
+    path = tmp_path / "model"
+    path.write_text("a file")
+    with pytest.raises(NotADirectoryError), whole_folder(path):
+        pass
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
