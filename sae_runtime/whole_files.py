@@ -1,4 +1,4 @@
-"""A file or a folder that is there whole or not at all, whatever is killed, however many write it, however full the disk.
+"""A file or folder that is there whole or not at all, whatever is killed, however many write it, and with a full disk.
 
 It is written in a folder of its own beside its place, `NAME.????????.partial`, which the writer holds a lock on. The
 system lets go of the lock when the writer ends, however it ends: so what nobody holds is what a kill left behind.

@@ -1,6 +1,7 @@
 """The C kernels one by one against torch, and the library: made once, named by its recipe, refused with the reason."""
 
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import native as parts
@@ -136,9 +137,55 @@ def load_anew(tmp_path):
 
 
 def test_no_compiler(load_anew, monkeypatch):
-    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(native.shutil, "which", lambda _name: None)
     with pytest.raises(native.NativeKernelsMissing, match="no C compiler: install gcc"):
         load_anew()
+
+
+def test_a_compiler_that_is_not_there_is_named(load_anew, monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler -O2")
+    with pytest.raises(native.NativeKernelsMissing, match="no C compiler no-such-compiler, which the variable CC"):
+        load_anew()
+
+
+def test_a_compiler_that_is_no_command(load_anew, monkeypatch):
+    monkeypatch.setenv("CC", "gcc '-O2")
+    with pytest.raises(native.NativeKernelsMissing, match='the variable CC is no command, "gcc \'-O2": No closing'):
+        load_anew()
+
+
+def test_a_compiler_with_arguments(load_anew, monkeypatch, tmp_path):
+    """The usual form of CC."""
+    made = tmp_path / "my compiler"
+    made.write_text('#!/bin/sh\nfirst=$1; shift\ntest "$first" = -DOURS=1 && exec cc "$@"\n')
+    made.chmod(0o755)
+    monkeypatch.setenv("CC", f"'{made}' -DOURS=1")
+    assert load_anew().telltale_blocks
+
+
+def test_a_fault_without_words_of_the_system(load_anew, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no such luck")
+
+    monkeypatch.setattr(native.subprocess, "run", fail)
+    with pytest.raises(native.NativeKernelsMissing, match="can't be made: no such luck"):
+        load_anew()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "usage: python -m"), (["a", "b"], "usage: python -m"), (["/dev/null/a"], "can't be made")],
+)
+def test_what_the_command_says_without_a_place_to_write_to(arguments, said):
+    with pytest.raises(SystemExit, match=said):
+        native.main(arguments)
+
+
+def test_the_command_makes_the_library(tmp_path):
+    parts.library()
+    native.main([str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == [native.library_name()]
 
 
 def test_a_compiler_that_fails(load_anew, monkeypatch, tmp_path):
@@ -155,6 +202,54 @@ def test_a_damaged_library_is_compiled_anew(load_anew, tmp_path, caplog):
     assert load_anew().telltale_blocks
     assert f"{damaged} can't be loaded" in caplog.text
     assert damaged.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_library_that_was_cut_short_is_compiled_anew(load_anew, tmp_path, caplog, share):
+    """Loading it would end the process."""
+    cut = tmp_path / "kernels" / native.library_name()
+    native.build(cut)
+    num_bytes = cut.stat().st_size
+    cut.write_bytes(cut.read_bytes()[: int(share * num_bytes)])
+    assert load_anew().telltale_blocks
+    assert f"{cut} can't be loaded: it must have {num_bytes} bytes, got {int(share * num_bytes)}" in caplog.text
+    assert cut.stat().st_size == num_bytes
+
+
+@pytest.fixture
+def beside(monkeypatch, tmp_path):
+    """Where a library beside the source lies, cut short; not to be replaced there."""
+    (tmp_path / "source").mkdir()
+    shutil.copy(native.SOURCE, tmp_path / "source")
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "source" / native.SOURCE.name)
+    beside = tmp_path / "source" / native.library_name()
+    native.build(beside)
+    beside.write_bytes(beside.read_bytes()[:5000])
+    build = native.build
+
+    def build_elsewhere(path):
+        if path == beside:
+            raise native.NativeKernelsMissing(f"{path} can't be made: Read-only file system")
+        build(path)
+
+    monkeypatch.setattr(native, "build", build_elsewhere)
+    return beside
+
+
+def test_in_place_of_a_damaged_one_that_can_not_be_replaced_the_cache_has_one(load_anew, beside, tmp_path, monkeypatch):
+    assert load_anew().telltale_blocks
+    assert (tmp_path / "kernels" / beside.name).is_file()
+    assert beside.stat().st_size == 5000
+    native.load.cache_clear()
+    monkeypatch.setattr(native, "build", lambda _: pytest.fail("compiled again"))
+    assert load_anew().telltale_blocks
+
+
+def test_a_library_that_was_half_compiled_when_its_process_was_killed_is_dropped(load_anew, tmp_path):
+    left = tmp_path / "kernels" / f"{native.library_name()}.abcdefgh.partial"
+    left.mkdir(parents=True)
+    load_anew()
+    assert [path.name for path in (tmp_path / "kernels").iterdir()] == [native.library_name()]
 
 
 def test_a_library_that_can_not_be_loaded_even_so(load_anew, monkeypatch):

@@ -9,15 +9,20 @@ import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import shutil
+import struct
 import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sae_runtime.errors import one_line, plain_reason
+from sae_runtime.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -99,13 +104,11 @@ class Operation(ctypes.Structure):
 def load(cache_dir: Path) -> Any:
     """The library, as ctypes has it; compiled if it is not there yet. NativeKernelsMissing says why it can't be had."""
     check_processor()
-    path = library_path(cache_dir)
-    library = _loaded(path) if path.is_file() else None
+    places = _places(cache_dir)
+    found = (_loaded(path) for path in places if path.is_file())
+    library = next((one for one in found if one is not None), None)
     if library is None:
-        build(path)
-        library = _loaded(path)
-    if library is None:
-        raise NativeKernelsMissing(f"{path} was compiled anew and can't be loaded all the same")
+        library = _made(places)
     pointer, count = ctypes.c_void_p, ctypes.c_int
     arguments = {
         "telltale_blocks": (pointer, count, pointer, pointer, pointer),
@@ -128,10 +131,39 @@ def load(cache_dir: Path) -> Any:
 def _loaded(path: Path) -> Any:
     """None, and a line in the log, for a damaged file: it would keep the kernels away until somebody deletes it."""
     try:
+        _check_length(path)
         return ctypes.CDLL(str(path))
-    except OSError as error:
-        logger.warning("%s can't be loaded: %s", path, error)
+    except (OSError, ValueError) as error:
+        logger.warning("%s can't be loaded: %s", path, one_line(error))
         return None
+
+
+def _check_length(path: Path) -> None:
+    """ValueError for a library that was cut short: the system maps it all the same, and ends the process with SIGBUS
+    where it reads beyond the end. Compilers put the table of sections last."""
+    with path.open("rb") as file:
+        header, num_bytes = file.read(64), os.fstat(file.fileno()).st_size
+    if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+        return  # no library of 64 bits: the system says so itself
+    (start,) = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    if num_bytes < start + size * count:
+        raise ValueError(f"it must have {start + size * count} bytes, got {num_bytes}")
+
+
+def _made(places: Sequence[Path]) -> Any:
+    """The library, compiled to the first of `places` that can be written."""
+    first, *others = places
+    try:
+        build(first)
+    except NativeKernelsMissing:
+        if not others:
+            raise
+        return _made(others)
+    library = _loaded(first)
+    if library is None:
+        raise NativeKernelsMissing(f"{first} was compiled anew and can't be loaded all the same")
+    return library
 
 
 def build(path: Path) -> None:
@@ -139,30 +171,41 @@ def build(path: Path) -> None:
     compiler = find_compiler()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            command = [compiler, *_FLAGS, str(SOURCE), "-o", str(made), "-lm"]
+        with whole_file(path) as partial:
+            command = [*compiler, *_FLAGS, str(SOURCE), "-o", str(partial), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 said = " ".join(done.stderr.split())
                 raise NativeKernelsMissing(f"{' '.join(command)} failed with code {done.returncode}: {said[:500]}")
-            made.replace(path)  # at once, so that nobody loads half of it
     except OSError as error:
-        raise NativeKernelsMissing(f"{path} can't be made: {error.strerror}") from None
+        raise NativeKernelsMissing(f"{path} can't be made: {plain_reason(error)}") from None
 
 
-def find_compiler() -> str:
-    """Where the C compiler is. NativeKernelsMissing if there is none."""
-    compiler = shutil.which(os.environ.get("CC") or "cc")
+def find_compiler() -> list[str]:
+    """The C compiler's command: where it is, and what the variable CC says behind its name. NativeKernelsMissing if
+    there is none."""
+    named = os.environ.get("CC", "")
+    try:
+        name, *arguments = shlex.split(named) or ["cc"]
+    except ValueError as error:
+        raise NativeKernelsMissing(f"the variable CC is no command, {named!r}: {error}") from None
+    compiler = shutil.which(name)
+    if compiler is None and named:
+        raise NativeKernelsMissing(f"there is no C compiler {name}, which the variable CC names")
     if compiler is None:
         raise NativeKernelsMissing("there is no C compiler: install gcc or clang, or name one in the variable CC")
-    return compiler
+    return [compiler, *arguments]
 
 
 def library_path(cache_dir: Path) -> Path:
     """Where the library is, or is to be: beside the source if it lies there."""
+    return _places(cache_dir)[0]
+
+
+def _places(cache_dir: Path) -> list[Path]:
+    """Where the library may be, in the order in which it is looked for and made."""
     beside, cached = SOURCE.parent / library_name(), cache_dir / "kernels" / library_name()
-    return beside if beside.is_file() else cached
+    return [beside, cached] if beside.is_file() else [cached]
 
 
 def library_name() -> str:
@@ -181,5 +224,15 @@ def check_processor() -> None:
         raise NativeKernelsMissing(f"this processor has no {', '.join(missing)}")
 
 
+def main(arguments: Sequence[str]) -> None:
+    """Compile the library to a folder, or end with one line that says why not."""
+    if len(arguments) != 1:
+        sys.exit("usage: python -m sae_runtime.kernels.native FOLDER")
+    try:
+        build(Path(arguments[0]) / library_name())
+    except NativeKernelsMissing as error:
+        sys.exit(str(error))
+
+
 if __name__ == "__main__":
-    build(Path(sys.argv[1]) / library_name())
+    main(sys.argv[1:])
