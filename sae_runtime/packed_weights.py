@@ -2,8 +2,9 @@
 
 A weight is `scale * number + least` with numbers of 4 bits, as Q4_0, Q4_1 and Q4_K of a GGUF file have it, or
 `scale * number` with numbers of 8 bits, as Q8_0 has it. Both are found again in weights that were de-quantised from
-such a file; scales are kept in fp16, as the file does (but for those of Q4_K, which are products of two). What is
-neither is kept in bf16.
+such a file. Scales and least weights are kept in fp16: as the file has them, but for those of Q4_K, which are products
+of two numbers and get rounded. With them 4 bits take 5 a weight, as in Q4_1 (Q4_0 and Q4_K take 4.5 in the file), and 8
+bits 8.5. What is neither is kept in bf16, weights of Q5 and Q6_K too, of which a file of Q4_K has some.
 
 Shape suffixes: N outputs, K inputs, G groups of 32 inputs, J tiles of 16 outputs.
 """
@@ -22,7 +23,8 @@ BITS_OF_BYTES = {320: 4, 544: 8, 1024: 16}
 """Of the bytes of a tile's group."""
 # A number is a multiple of the scale but for what fp32 rounded when the file was read.
 _NEAR = 1e-3
-# What bf16 would lose at most of a group's largest weight: a coarser scale than that is no way to keep weights.
+# What a weight may be off by, as a part of its group's largest: bf16 may be off by as much of that one (2^-9 to 2^-8 of
+# it, by where it lies between two powers of 2), though by less of smaller ones.
 _MOST_LOST = 2.0**-9
 # Where more groups than this don't use both ends, weights were not of 4 bits.
 _MOST_GROUPS_LEFT = 0.95
@@ -51,7 +53,7 @@ class PackedWeight:
 
 
 def pack(weight_NK: Tensor) -> PackedWeight:
-    """Pack fp32 weights in as few bits as hold them: what is lost is at most what bf16 would lose.
+    """Pack fp32 weights in as few bits as hold them: in 4 or 8 none is off by more than 2^-9 of its group's largest.
 
     ValueError for a shape that does not divide into tiles of 16 outputs by 32 inputs.
     """
@@ -170,7 +172,9 @@ def _multiples(offsets_NGK: Tensor, step_NG: Tensor) -> Tensor:
 
 def _loses(groups_NGK: Tensor, made_NGK: Tensor) -> bool:
     lost_NG = (made_NGK - groups_NGK).abs().amax(-1)
-    return bool((lost_NG > _MOST_LOST * groups_NGK.abs().amax(-1)).any())
+    # What is not finite is lost: it is no reason to call all other weights of the group near enough.
+    kept_NG = lost_NG.isfinite() & (lost_NG <= _MOST_LOST * groups_NGK.abs().amax(-1))
+    return not bool(kept_NG.all())
 
 
 def _to_half(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The C kernels one by one against torch, and the library: made once, named by its recipe, refused with the reason."""
 
 import math
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from sae_runtime import native_blocks, native_sae, packed_weights
 from sae_runtime.kernels import native
 from sae_runtime.native_blocks import MOST_TOKENS, matrix, product
 from sae_runtime.packed_weights import GROUP, pack, pack_bfloat16
@@ -96,6 +98,20 @@ def test_callers_at_once_and_more_threads_than_cores_change_nothing(monkeypatch)
 
 
 # --- the library ---
+
+
+def test_bounds_that_are_written_twice_are_the_same():
+    """The C source has arrays of these sizes, and Python refuses what they have no room for."""
+    enums = re.findall(r"enum \{([^}]*)\}", native.SOURCE.read_text())
+    in_c = {name: int(number) for text in enums for name, number in re.findall(r"(\w+) = (\d+)", text)}
+    in_python = {
+        name.lstrip("_"): value
+        for module in (native_blocks, native_sae, packed_weights)
+        for name, value in vars(module).items()
+        if isinstance(value, int) and name.lstrip("_") in in_c
+    }
+    assert in_python.keys() >= {"TILE", "GROUP", "MOST_TOKENS", "WIDEST_HEAD", "MOST_SHARING", "WIDEST_MODEL"}
+    assert in_python == {name: in_c[name] for name in in_python}
 
 
 def test_the_library_is_compiled_once(tmp_path, monkeypatch):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from full_disk import room_for
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sae_runtime import native_weights
-from sae_runtime.native_weights import packed_shapes, packed_weights
+from sae_runtime.native_weights import load_rest, packed_shapes, packed_weights
 from sae_runtime.packed_weights import TILE
 
 NAME = "packed-1.safetensors"
@@ -188,3 +188,20 @@ def test_weights_of_other_shapes_than_the_config_says_are_refused(folder, tensor
     with pytest.raises(ValueError, match=said):
         pack(folder)
     assert left_in(folder) == set()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape", "wanted"),
+    [
+        ("model.norm.weight", (64,), "[96], got [64]"),
+        ("model.layers.2.input_layernorm.weight", (128,), "[96], got [128]"),
+        ("model.embed_tokens.weight", (200, 96), "[259, 96], got [200, 96]"),
+    ],
+)
+def test_what_is_not_packed_must_have_the_shapes_of_the_config(folder, tensor, shape, wanted):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {tensor: torch.zeros(shape)}, folder / "model.safetensors")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    with pytest.raises(ValueError, match=re.escape(f"tensor {tensor} must have shape {wanted}")):
+        load_rest(model, folder, torch.bfloat16)

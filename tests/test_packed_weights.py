@@ -1,15 +1,17 @@
 """Packing: what a GGUF file had in 4 or 8 bits is found again exactly, the rest is kept as well as bf16 keeps it."""
 
+import math
+
 import native
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_runtime.packed_weights import by_turns, pack, pack_bfloat16, unpack
+from sae_runtime.packed_weights import GROUP, by_turns, pack, pack_bfloat16, unpack
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("Q4_1", 4), ("Q8_0", 8)])
@@ -68,12 +70,49 @@ def test_one_group_that_is_not_of_4_bits_keeps_the_matrix_from_it():
     assert torch.equal(unpack(packed), weights.bfloat16().float())
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @settings(deadline=None)
-@given(st.floats(1e-4, 10), st.integers(0, 2**31))
-def test_nothing_is_lost_that_bf16_would_keep(scale, seed):
-    weights = torch.randn(16, 32, generator=torch.Generator().manual_seed(seed)) * scale
-    lost = (unpack(pack(weights)) - weights).abs().amax()
-    assert lost <= 2**-8 * weights.abs().amax()
+@given(st.floats(0.5, 2), st.floats(1e-3, 10), st.integers(0, 2**31))
+def test_no_weight_is_off_by_more_than_a_small_part_of_the_largest_of_its_group(bits, off, scale, seed):
+    """Of scales that fp16 rounds."""
+    weights = (native.q4_1 if bits == 4 else native.q8_0)(16, 64, seed=seed) * (off * scale)
+    packed, groups = pack(weights), weights.view(16, -1, GROUP)
+    if scale > 0.25:  # smaller ones may lie where fp16 has few digits
+        assert packed.bits == bits
+    if packed.bits == 16:
+        assert torch.equal(unpack(packed), weights.bfloat16().float())
+    else:
+        lost = (unpack(packed).view_as(groups) - groups).abs().amax(-1)
+        assert (lost <= 2**-9 * groups.abs().amax(-1)).all()
+
+
+def test_a_group_that_loses_more_than_that_keeps_the_matrix_from_4_bits():
+    """Its scale lies where fp16 has few digits."""
+    weights = native.q4_1(16, 64)
+    weights[3, :32] = 1.3e-6 * torch.arange(32).remainder(16)
+    assert pack(native.q4_1(16, 64)).bits == 4
+    packed = pack(weights)
+    assert packed.bits == 16
+    assert torch.equal(unpack(packed), weights.bfloat16().float())
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("make", [native.q4_1, native.q8_0])
+def test_what_is_not_finite_is_kept_so(make, number):
+    weights = make(32, 64)
+    weights[5, 40] = number
+    packed = pack(weights)
+    assert packed.bits == 16
+    torch.testing.assert_close(unpack(packed), weights.bfloat16().float(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["Q5_0", "Q6_K"])
+def test_other_kinds_of_a_gguf_file_are_kept_as_bf16(kind):
+    numbers = np.random.default_rng(0).integers(0, 256, size=(16, GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1] * 2))
+    stored = torch.from_numpy(dequantize(numbers.astype(np.uint8) & 0x3B, GGMLQuantizationType[kind]).copy())
+    packed = pack(stored)
+    assert packed.bits == 16
+    assert torch.equal(unpack(packed), stored.bfloat16().float())
 
 
 def test_two_matrices_lie_tile_by_tile():
