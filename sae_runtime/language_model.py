@@ -122,10 +122,11 @@ def load_language_model(
     cache_dir = cache_dir or default_cache_dir()
     device_name = resolve_device(device)
     torch_dtype = fastest_dtype(torch.device(device_name)) if dtype == "auto" else _DTYPES[dtype]
-    native_kernels = native_kernels and device_name == "cpu" and torch_dtype is torch.bfloat16
+    native_kernels = native_kernels and torch.device(device_name).type == "cpu" and torch_dtype is torch.bfloat16
     how = _How(torch_dtype, device_name, cache_dir if native_kernels else None, progress)
-    if source == EMBEDDED or source.endswith(".gguf"):
-        return _load_gguf(source, quantization, cache_dir, expected_sha256, how)
+    check_gguf_quantization(source, quantization)
+    if _is_gguf(source):
+        return _load_gguf(source, cache_dir, expected_sha256, how)
     folder = _resolve_folder(source, progress)
     sha256 = folder_sha256(folder, cache_dir, progress=progress)
     check_hash(source, sha256, expected_sha256)
@@ -170,17 +171,24 @@ def resolve_device(device: str) -> str:
 # --- GGUF ---------------------------------------------------------------------------------------------------------
 
 
+def check_gguf_quantization(source: str, quantization: str) -> None:
+    """ModelError for a GGUF file that is to be quantised once more."""
+    if _is_gguf(source) and quantization not in ("auto", "none"):
+        raise ModelError(
+            f"quantization of a GGUF file must be auto or none (it is quantised already), got {quantization}"
+        )
+
+
+def _is_gguf(source: str) -> bool:
+    return source == EMBEDDED or source.endswith(".gguf")
+
+
 def _load_gguf(
     source: str,
-    quantization: str,
     cache_dir: Path,
     expected_sha256: str | None,
     how: _How,
 ) -> LanguageModel:
-    if quantization not in ("auto", "none"):
-        raise ModelError(
-            f"quantization of a GGUF file must be auto or none (it is quantised already), got {quantization}"
-        )
     path = embedded_gguf_path() if source == EMBEDDED else Path(source)
     if not path.is_file():
         raise ModelError(f"model file {path} does not exist")

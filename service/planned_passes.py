@@ -10,15 +10,17 @@ import torch
 
 from sae_runtime.errors import ModelError
 from sae_runtime.kernels import native
-from sae_runtime.language_model import resolve_device
+from sae_runtime.language_model import check_gguf_quantization, resolve_device
 from sae_runtime.number_format import fastest_dtype
 from sae_runtime.weights import default_cache_dir
 from service.config import EMBEDDED, Settings
 
 
 def planned_passes(settings: Settings) -> str:
-    """`native kernels`, `CUDA graphs` or `transformers`, and in brackets why not otherwise, or on what condition."""
+    """`native kernels`, `CUDA graphs` or `transformers`, and in brackets why not otherwise, or on what condition; or
+    `none`, where the server would not start, and why."""
     try:
+        check_gguf_quantization(settings.model, settings.quantization)
         device = torch.device(resolve_device(settings.device))
     except ModelError as error:
         return f"none ({error})"

@@ -500,6 +500,21 @@ def test_nothing_is_packed_that_was_not_asked_for(folder, monkeypatch, changes):
     assert native.load(folder, **changes).blocks is None
 
 
+def test_a_processor_may_have_a_number(folder):
+    made = native.load(folder, device="cpu:0")
+    assert made.blocks is not None and made.identity.device == "cpu:0"
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantization_on_loading_is_not_passed_over(tmp_path, monkeypatch, quantization):
+    tiny.language_model(d_model=tiny.WIDE).model.save_pretrained(tmp_path)
+    tiny.byte_tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setattr(language_model, "load_natively", lambda *_, **__: pytest.fail("loaded natively"))
+    made = native.load(tmp_path, quantization=quantization)
+    assert made.blocks is None and made.identity.quantization == quantization
+    assert made.model.is_quantized
+
+
 def test_a_tensor_that_is_missing_is_named(folder, tmp_path):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

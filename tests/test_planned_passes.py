@@ -73,6 +73,13 @@ def test_settings_that_leave_it_to_transformers(settings, reason):
     assert planned(**settings) == f"transformers ({reason})"
 
 
+@pytest.mark.parametrize("model", ["embedded", "some.gguf"])
+def test_settings_that_no_model_is_loaded_with(model):
+    wanted = "none (quantization of a GGUF file must be auto or none (it is quantised already), got nf4)"
+    assert planned(model=model, quantization="nf4") == wanted
+    assert planned(model=model, quantization="none", native_kernels=False).startswith("transformers")
+
+
 def test_processors_that_leave_it_to_transformers(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ALL_SETS | {"avx512_bf16": False})
     assert planned() == "transformers (dtype is float32)"
@@ -86,7 +93,7 @@ def test_on_a_gpu(monkeypatch):
     assert planned() == planned(device="cuda:1") == "CUDA graphs"
     assert planned(model="some/where") == "CUDA graphs (for Llama and Qwen2 models)"
     assert planned(cuda_graphs=False) == "transformers (cuda_graphs is off)"
-    assert planned(quantization="int8") == "transformers (quantization is int8)"
+    assert planned(quantization="int8", model="some/where") == "transformers (quantization is int8)"
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     assert planned() == "transformers (CUDA graphs need triton)"
 
@@ -104,5 +111,6 @@ def test_a_loaded_model_runs_them_so(tmp_path, monkeypatch, native_kernels):
     settings = {"native_kernels": native_kernels, "dtype": "bfloat16", "device": "cpu", "cache_dir": tmp_path}
     made = load_language_model(str(tmp_path / "model"), **settings)
     runner = tiny.model_runner(made, tiny.sae("topk", d_model=parts.D_MODEL))
+    assert runner.passes == ("native kernels" if native_kernels else "transformers")
     assert planned(model=str(tmp_path / "model"), **settings).partition(" (")[0] == runner.passes
     runner.tap.remove()
