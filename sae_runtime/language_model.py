@@ -274,7 +274,7 @@ def _load_natively(folder: Path, how: _How, *, keeps: bool) -> tuple[Any, Native
     assert how.native_cache is not None
     try:
         return load_natively(folder, native.load(how.native_cache), keeps=keeps, progress=how.progress)
-    except (native.NativeKernelsMissing, ValueError) as error:
+    except (native.NativeKernelsMissing, ModelError, ValueError) as error:
         logger.warning("the model is computed by transformers, several times slower: %s", one_line(error))
         return None
 

@@ -18,7 +18,7 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 
 import torch
@@ -45,16 +45,20 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-def side_by_side(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def side_by_side(tensors: MutableMapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of tensors on the CPU in one piece of memory, each from a line of the caches on. Small ones would have a
-    large page to themselves only in part, and so none."""
+    large page to themselves only in part, and so none.
+
+    Each is taken out of `tensors` once it is copied: all of a model's weights twice may be more than there is room for.
+    """
     starts, end = [], 0
     for tensor in tensors.values():
         starts.append(end)
         end += tensor.nbytes + -tensor.nbytes % _LINE_BYTES
     whole = zeros((max(end, 1),), torch.uint8)
     copies = {}
-    for start, (name, tensor) in zip(starts, tensors.items(), strict=True):
+    for start, name in zip(starts, list(tensors), strict=True):
+        tensor = tensors.pop(name)
         copies[name] = whole[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         copies[name].copy_(tensor)
     return copies

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from sae_runtime.native_blocks import NativeBlocks, check
-from sae_runtime.native_weights import load_rest, packed_weights
+from sae_runtime.native_weights import load_rest, packed_weights, packing_bytes
+from sae_runtime.weights import check_memory, resident_bytes
 
 
 def load_natively(folder: Path, library: Any, *, keeps: bool, progress: bool = False) -> tuple[Any, NativeBlocks]:
@@ -22,6 +23,7 @@ def load_natively(folder: Path, library: Any, *, keeps: bool, progress: bool = F
     Raises:
         ValueError: what about the model can't be computed so, or a missing or misshaped tensor.
         TapError: it is not Llama-like.
+        ModelError: too little memory to pack its weights.
         OSError: no model there.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -30,6 +32,8 @@ def load_natively(folder: Path, library: Any, *, keeps: bool, progress: bool = F
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     check(model)
+    needed = resident_bytes(folder, "none", torch.bfloat16) + packing_bytes(config)
+    check_memory(needed, "cpu", "packing its weights")
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     # Its frequencies are computed, not stored.

@@ -51,12 +51,21 @@ def packed_shapes(config: Any) -> dict[str, tuple[int, int]]:
     return shapes | {"head": (config.vocab_size + -config.vocab_size % TILE, d_model)}
 
 
+def packing_bytes(config: Any) -> int:
+    """Memory that packing takes at most beside the weights in bf16: a head that is tied to the embedding is held once
+    more, and while the head is packed it is there in fp32 and twice in bf16."""
+    numbers = config.vocab_size * config.hidden_size
+    in_fp32 = 8 if config.vocab_size % TILE else 4  # filled up to whole tiles in a copy
+    return numbers * (in_fp32 + 2 + (2 if config.tie_word_embeddings else 0))
+
+
 def pack_matrix(name: str, read: Read, *, is_tied: bool) -> PackedWeight:
     """One of `packed_shapes`. ValueError for shapes that can't be packed."""
     if name == "head":
         weight_VD = read("model.embed_tokens.weight" if is_tied else "lm_head.weight")
         # Whole tiles: the logits of what is no token are cut off.
-        return pack(nn.functional.pad(weight_VD, (0, 0, 0, -len(weight_VD) % TILE)))
+        missing = -len(weight_VD) % TILE
+        return pack(nn.functional.pad(weight_VD, (0, 0, 0, missing)) if missing else weight_VD)
     _, number, part = name.split(".")
     layer = f"model.layers.{number}"
     match part:

@@ -1,6 +1,7 @@
 """Zeros that take memory where they are written to, or when they are told to; copies side by side in large pages."""
 
 import mmap
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,21 @@ def test_large_pages_are_asked_for():
     assert " hg" not in flags_of(torch.ones(64 * MEBIBYTE, dtype=torch.uint8).data_ptr())
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not say what memory was taken")
+def test_what_is_copied_is_not_there_twice():
+    tensors = {str(number): torch.ones(64 * MEBIBYTE, dtype=torch.uint8) for number in range(3)}
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_bytes()
+    copies = side_by_side(tensors)
+    assert peak_bytes() - before < 80 * MEBIBYTE
+    assert not tensors and all(copy.eq(1).all() for copy in copies.values())
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had since it was last reset."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
 def flags_of(address: int) -> str:
     """What the system knows of the memory there."""
     is_there = False
@@ -66,7 +82,7 @@ def test_copies_lie_side_by_side_each_from_a_line_of_the_caches_on():
         "turned": torch.randn(4, 6).T,
         "none": torch.empty(0),
     }
-    copies = side_by_side(tensors)
+    copies = side_by_side(dict(tensors))
     assert list(copies) == list(tensors)
     for name, tensor in tensors.items():
         assert torch.equal(copies[name], tensor) and copies[name].dtype is tensor.dtype

@@ -30,11 +30,12 @@ from transformers import (
 )
 
 from monitors.pack_tensors import PackTensor
-from sae_runtime import language_model
+from sae_runtime import language_model, weights
 from sae_runtime.hook_point import HookPoint
 from sae_runtime.kernels.native import NativeKernelsMissing
 from sae_runtime.native_blocks import MOST_TOKENS, check
 from sae_runtime.native_sae import NativeSAE
+from sae_runtime.native_weights import packing_bytes
 from sae_runtime.probes import Probe
 from sae_runtime.steering_spec import PositionScope, SteeringOp, SteeringSpec
 from sae_runtime.tap import Tap
@@ -479,6 +480,16 @@ def test_end_tokens_are_those_of_the_generation_config(folder, tmp_path):
     made = native.load(tmp_path / "model")
     assert made.blocks is not None
     assert made.eos_token_ids == {2, 7}
+
+
+def test_with_too_little_memory_to_pack_transformers_computes(folder, caplog, monkeypatch):
+    config = LlamaConfig(**native.SHAPES)
+    stored, headroom = (folder / "model.safetensors").stat().st_size, 512 * 2**20
+    monkeypatch.setattr(weights, "available_memory_bytes", lambda _: headroom + stored + packing_bytes(config))
+    assert native.load(folder).blocks is not None
+    monkeypatch.setattr(weights, "available_memory_bytes", lambda _: headroom + stored + packing_bytes(config) - 1)
+    assert native.load(folder).blocks is None
+    assert "packing its weights needs about 0.0 GiB and 0.5 GiB to work in" in caplog.text
 
 
 def test_without_a_compiler_transformers_computes(folder, caplog, monkeypatch):

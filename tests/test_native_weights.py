@@ -4,6 +4,7 @@ import logging
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import native
@@ -11,10 +12,10 @@ import pytest
 import torch
 from full_disk import room_for
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from sae_runtime import native_weights
-from sae_runtime.native_weights import load_rest, packed_shapes, packed_weights
+from sae_runtime.native_weights import load_rest, pack_matrix, packed_shapes, packed_weights, packing_bytes
 from sae_runtime.packed_weights import TILE
 
 NAME = "packed-1.safetensors"
@@ -205,3 +206,26 @@ def test_what_is_not_packed_must_have_the_shapes_of_the_config(folder, tensor, s
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     with pytest.raises(ValueError, match=re.escape(f"tensor {tensor} must have shape {wanted}")):
         load_rest(model, folder, torch.bfloat16)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had since it was last reset."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not say what memory was taken")
+@pytest.mark.parametrize("vocab_size", [60_000, 60_001])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_memory_that_packing_takes_is_counted(vocab_size, is_tied):
+    """Of a head beside which the rest is small."""
+    config = LlamaConfig(hidden_size=512, vocab_size=vocab_size, tie_word_embeddings=is_tied)
+    stored = torch.randn(vocab_size, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
+    pack_matrix("head", lambda _name: torch.randn(512, 512), is_tied=is_tied)  # what the first call alone takes
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_bytes()
+    packed = pack_matrix("head", lambda _name: stored.float(), is_tied=is_tied)
+    taken, room = peak_bytes() - before, 8 * 2**20
+    assert packed.bits == 16
+    # An untied head in bf16 is one of the weights; of a tied one that is the embedding.
+    counted = packing_bytes(config) + (0 if is_tied else stored.nbytes)
+    assert counted - room < taken < counted + room
