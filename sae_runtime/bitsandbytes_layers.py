@@ -27,7 +27,7 @@ def bitsandbytes_config(quantization: str, dtype: torch.dtype) -> Any:
     )
 
 
-def check_blocks(name: str, model: nn.Module, dtype: torch.dtype, device: str) -> None:
+def check_block_sizes(name: str, model: nn.Module, dtype: torch.dtype, device: str) -> None:
     """ModelError for layers that bitsandbytes gets wrong on CPUs.
 
     Where inputs don't come in whole quantisation blocks, its kernel for AVX-512 takes other blocks' scales, silently.

@@ -7,6 +7,7 @@ wrong ends in one ModelError with one line.
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from sae_runtime.bitsandbytes_layers import bitsandbytes_config, check_blocks, keep_to_dtype
+from sae_runtime.bitsandbytes_layers import bitsandbytes_config, check_block_sizes, keep_to_dtype
 from sae_runtime.errors import ModelError, TapError, one_line
 from sae_runtime.gguf_file import EMBEDDED_NAME, EMBEDDED_SHA256, convert_once, embedded_gguf_path
 from sae_runtime.kernels import native
@@ -134,7 +135,7 @@ def load_language_model(
     if quantization == "auto":
         quantization = "nf4" if device_name.startswith("cuda") else "none"
     name = Path(source).resolve().name if Path(source).exists() else source
-    return _load_folder(folder, name, sha256, quantization, how)
+    return _load_folder(folder, how, name=name, sha256=sha256, quantization=quantization)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,7 @@ def _load_gguf(
     folder = cache_dir / "models" / sha256
     kind = convert_once(path, folder, progress=how.progress)
     name = EMBEDDED_NAME if sha256 == EMBEDDED_SHA256 else path.stem
-    return _load_folder(folder, name, sha256, "none", how, stored_quantization=kind)
+    return _load_folder(folder, how, name=name, sha256=sha256, quantization="none", stored_quantization=kind)
 
 
 # --- folders and hub names ----------------------------------------------------------------------------------------
@@ -231,10 +232,11 @@ def _resolve_folder(source: str, progress: bool) -> Path:
 
 def _load_folder(
     folder: Path,
+    how: _How,
+    *,
     name: str,
     sha256: str,
     quantization: str,
-    how: _How,
     stored_quantization: str | None = None,
 ) -> LanguageModel:
     from transformers import AutoTokenizer
@@ -242,6 +244,7 @@ def _load_folder(
     dtype, device = how.dtype, how.device
     check_memory(resident_bytes(folder, quantization, dtype), device, f"model {name}")
     kind = stored_quantization or quantization
+    wrap = partial(wrap_model, name=name, sha256=sha256, quantization=kind, dtype=dtype, device=device)
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -250,7 +253,7 @@ def _load_folder(
                 found = _load_natively(folder, how, keeps=stored_quantization is not None)
                 if found is not None:
                     model, blocks = found
-                    return wrap_model(model, tokenizer, name, sha256, kind, dtype, device, blocks)
+                    return wrap(model, tokenizer, blocks=blocks)
             model = load_strictly(
                 folder,
                 dtype=dtype,
@@ -264,10 +267,10 @@ def _load_folder(
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(f"model {name} can't be loaded from {folder}: {one_line(error)}") from error
     if quantization == "nf4":
-        check_blocks(name, model, dtype, device)
+        check_block_sizes(name, model, dtype, device)
         if dtype is not torch.bfloat16:
             keep_to_dtype(model)
-    return wrap_model(model.eval(), tokenizer, name, sha256, kind, dtype, device)
+    return wrap(model.eval(), tokenizer)
 
 
 def _load_natively(folder: Path, how: _How, *, keeps: bool) -> tuple[Any, NativeBlocks] | None:
@@ -290,6 +293,7 @@ def _refuse_stored_quantized(folder: Path) -> None:
 def wrap_model(
     model: nn.Module,
     tokenizer: Any,
+    *,
     name: str,
     sha256: str,
     quantization: str,

@@ -24,7 +24,15 @@ ALWAYS = (SteeringSpec(17, SteeringOp.ADD, -4.0), SteeringSpec(40, SteeringOp.PR
 def model_on(device: str = "cpu", **settings) -> LanguageModel:
     """A model of its own, since taps stay on it."""
     made = tiny.language_model(**settings)
-    return wrap_model(made.model.to(device), made.tokenizer, "tiny", "0" * 64, "none", torch.float32, device)
+    return wrap_model(
+        made.model.to(device),
+        made.tokenizer,
+        name="tiny",
+        sha256="0" * 64,
+        quantization="none",
+        dtype=torch.float32,
+        device=device,
+    )
 
 
 def requests(model):

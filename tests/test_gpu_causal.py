@@ -22,7 +22,15 @@ pytestmark = pytest.mark.gpu
 def effects(device, path):
     """(effects of ablation, gains of pinning, controls drawn) on one text."""
     lm = planted.language_model()
-    lm = wrap_model(lm.model.to(device), lm.tokenizer, "tiny", "0" * 64, "none", torch.float32, device)
+    lm = wrap_model(
+        lm.model.to(device),
+        lm.tokenizer,
+        name="tiny",
+        sha256="0" * 64,
+        quantization="none",
+        dtype=torch.float32,
+        device=device,
+    )
     sae = planted.sae()
     limits = tiny.limits(sae)
     tap = Tap(lm.model, tiny.HOOK_POINT, tiny.D_MODEL)

@@ -33,7 +33,15 @@ class Devices(Callback):
 def test_residuals_of_a_gpu_are_those_of_a_cpu(tmp_path):
     cpu = tiny.language_model()
     harvest(cpu, tiny.HOOK_POINT, CONTEXTS, tmp_path / "cpu")
-    moved = wrap_model(cpu.model.to("cuda"), cpu.tokenizer, "tiny", "0" * 64, "none", torch.float32, "cuda")
+    moved = wrap_model(
+        cpu.model.to("cuda"),
+        cpu.tokenizer,
+        name="tiny",
+        sha256="0" * 64,
+        quantization="none",
+        dtype=torch.float32,
+        device="cuda",
+    )
     harvest(moved, tiny.HOOK_POINT, CONTEXTS, tmp_path / "cuda")
     ours, wanted = (load_shard(shard_path(tmp_path / device, 0)) for device in ("cuda", "cpu"))
     torch.testing.assert_close(ours.resid_ND.float(), wanted.resid_ND.float(), rtol=2**-6, atol=1e-2)

@@ -346,13 +346,17 @@ def test_quantising_without_bitsandbytes(saved, model_refusal, monkeypatch):
 def test_end_of_sequence_tokens(eos, wanted):
     lm = tiny.language_model()
     lm.model.generation_config.eos_token_id = eos
-    wrapped = wrap_model(lm.model, lm.tokenizer, "tiny", "0" * 64, "none", torch.float32, "cpu")
+    wrapped = wrap_model(
+        lm.model, lm.tokenizer, name="tiny", sha256="0" * 64, quantization="none", dtype=torch.float32, device="cpu"
+    )
     assert wrapped.eos_token_ids == wanted
 
 
 def test_wrapping_freezes_the_weights():
     model = tiny.language_model().model.requires_grad_(True)
-    wrapped = wrap_model(model, None, "tiny", "f" * 64, "nf4", torch.bfloat16, "cpu")
+    wrapped = wrap_model(
+        model, None, name="tiny", sha256="f" * 64, quantization="nf4", dtype=torch.bfloat16, device="cpu"
+    )
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert (wrapped.identity.weights_sha256, wrapped.identity.quantization) == ("f" * 64, "nf4")
     assert wrapped.identity.dtype == "bfloat16"
@@ -360,4 +364,6 @@ def test_wrapping_freezes_the_weights():
 
 def test_wrapping_refuses_what_is_not_like_llama():
     with pytest.raises(ModelError, match=r"model line: Linear has no model\.layers"):
-        wrap_model(nn.Linear(2, 2), None, "line", "0" * 64, "none", torch.float32, "cpu")
+        wrap_model(
+            nn.Linear(2, 2), None, name="line", sha256="0" * 64, quantization="none", dtype=torch.float32, device="cpu"
+        )

@@ -35,7 +35,15 @@ def qwen2():
     model = Qwen2ForCausalLM(config).eval()
     for layer in model.model.layers:
         torch.nn.init.normal_(layer.self_attn.q_proj.bias, std=0.5)
-    return wrap_model(model, tiny.byte_tokenizer(), "qwen", "1" * 64, "none", torch.float32, "cpu")
+    return wrap_model(
+        model,
+        tiny.byte_tokenizer(),
+        name="qwen",
+        sha256="1" * 64,
+        quantization="none",
+        dtype=torch.float32,
+        device="cpu",
+    )
 
 
 MODELS = {"llama": tiny.language_model, "qwen2": qwen2}

@@ -68,7 +68,15 @@ def gemma():
         eos_token_id=2,
         pad_token_id=2,
     )
-    return wrap_model(Gemma3ForCausalLM(config).eval(), tokenizer, "gemma", "0" * 64, "none", torch.float32, "cpu")
+    return wrap_model(
+        Gemma3ForCausalLM(config).eval(),
+        tokenizer,
+        name="gemma",
+        sha256="0" * 64,
+        quantization="none",
+        dtype=torch.float32,
+        device="cpu",
+    )
 
 
 def granite():
@@ -89,7 +97,15 @@ def granite():
         eos_token_id=2,
         pad_token_id=2,
     )
-    return wrap_model(GraniteForCausalLM(config).eval(), tokenizer, "granite", "0" * 64, "none", torch.float32, "cpu")
+    return wrap_model(
+        GraniteForCausalLM(config).eval(),
+        tokenizer,
+        name="granite",
+        sha256="0" * 64,
+        quantization="none",
+        dtype=torch.float32,
+        device="cpu",
+    )
 
 
 def small(config_class, model_class):
@@ -107,7 +123,15 @@ def small(config_class, model_class):
         bos_token_id=0,
         eos_token_id=2,
     )
-    return wrap_model(model_class(config).eval(), tokenizer, "small", "0" * 64, "none", torch.float32, "cpu")
+    return wrap_model(
+        model_class(config).eval(),
+        tokenizer,
+        name="small",
+        sha256="0" * 64,
+        quantization="none",
+        dtype=torch.float32,
+        device="cpu",
+    )
 
 
 def cohere():

@@ -84,7 +84,9 @@ def language_model(*, seed: int = 0, architecture: str = "llama", d_model: int =
         pad_token_id=2,
     )
     model = model_class(config).eval()
-    return wrap_model(model, tokenizer, "tiny", "0" * 64, "none", torch.float32, "cpu")
+    return wrap_model(
+        model, tokenizer, name="tiny", sha256="0" * 64, quantization="none", dtype=torch.float32, device="cpu"
+    )
 
 
 def say_letters(made: LanguageModel) -> LanguageModel:
