@@ -10,6 +10,7 @@ import pytest
 # seen to end it before it had: "epoll_wait error: Bad file descriptor". Read when gRPC is imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
+import native_models
 import tiny
 import torch
 
@@ -26,6 +27,13 @@ def state_home() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="telltale-state-") as folder:
         os.environ["XDG_STATE_HOME"] = folder
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_kernels() -> Iterator[None]:
+    """Not by `atexit`: the processes that share the tests' files don't come to it."""
+    yield
+    native_models.drop_library()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import math
 import shutil
 from dataclasses import replace
 
-import native
+import native_models as native
 import pytest
 import tiny
 import tiny_packs

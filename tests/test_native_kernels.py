@@ -5,7 +5,7 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
-import native as parts
+import native_models as parts
 import numpy as np
 import pytest
 import torch

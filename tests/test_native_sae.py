@@ -2,7 +2,7 @@
 
 import math
 
-import native as parts
+import native_models as parts
 import pytest
 import torch
 

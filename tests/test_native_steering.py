@@ -3,7 +3,7 @@
 import itertools
 import math
 
-import native as parts
+import native_models as parts
 import pytest
 import torch
 from hypothesis import given, settings

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
-import native
+import native_models as native
 import pytest
 import torch
 from full_disk import room_for

@@ -2,7 +2,7 @@
 
 import math
 
-import native as parts
+import native_models as parts
 import numpy as np
 import pytest
 import tiny

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-import native as parts
+import native_models as parts
 import pytest
 import tiny
 import torch

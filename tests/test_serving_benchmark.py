@@ -4,7 +4,7 @@ import fcntl
 import json
 import sys
 
-import native
+import native_models as native
 import pytest
 
 from benchmarks import serving

@@ -40,6 +40,13 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="telltale-kernels-"))
 
 
+def drop_library() -> None:
+    """Delete what `library` compiled, if anything: for the end of a session."""
+    if _folder.cache_info().currsize:
+        shutil.rmtree(_folder())
+        _folder.cache_clear()
+
+
 def library() -> Any:
     """The kernels. The test is skipped on a processor that can't run them."""
     try:
