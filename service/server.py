@@ -43,7 +43,7 @@ from service.records import RequestRecord
 from service.replay import ReplayHost
 from service.scheduler import Scheduler
 from service.servicer import GenerationServicer, MonitorServicer, make_server_info
-from service.step_batch import StepBatch
+from service.step_batch import LONGEST_SECONDS, StepBatch
 from service.wire_policies import MAX_POLICIES
 from service.wire_requests import MAX_STOP_STRINGS, MAX_WATCHED_FEATURES, RequestLimits, RequestReader
 from service.wire_responses import ResponseWriter
@@ -90,6 +90,7 @@ class Server:
         self.guards = Guards(guarded, catalog, parts.runner.probe_names)
         self._guard_metrics = GuardMetrics(self.registry, self.guards)
         self._steps = StepBatch()
+        self._counting: asyncio.TimerHandle | None = None
         self.delivery = Delivery(self._observe)
         self.engine = Engine(
             parts.runner,
@@ -213,15 +214,15 @@ class Server:
         }
 
     def _observe(self, published: Published) -> None:
+        if published.state is not None:
+            self.metrics.observe_state(published.state)
         self._steps.add(published.steps)
         # When a request ends others may not follow, and who saw its end may look.
-        if self._steps.is_due or published.requests or published.failures:
-            for step in self._steps.take():
-                self.metrics.observe_step(step)
-                self.guards.observe_step(step)
-                self._guard_metrics.observe_step(step)
-            if published.state is not None:
-                self.metrics.observe_state(published.state)
+        if self._steps.is_full or published.requests:
+            self._count_steps()
+        elif self._counting is None:
+            # By the clock and not by the next step, which may be long in coming.
+            self._counting = asyncio.get_running_loop().call_later(LONGEST_SECONDS, self._count_steps)
         for failure in published.failures:
             self.metrics.observe_failure(failure)
         for event in published.alerts:
@@ -232,6 +233,15 @@ class Server:
                 self.metrics.observe_request(record)
                 self._guard_metrics.observe_replies(self.guards.observe_request(record))
             _log_request(record)
+
+    def _count_steps(self) -> None:
+        if self._counting is not None:
+            self._counting.cancel()
+            self._counting = None
+        for step in self._steps.take():
+            self.metrics.observe_step(step)
+            self.guards.observe_step(step)
+            self._guard_metrics.observe_step(step)
 
     # --- what answers ---
 

@@ -4,7 +4,6 @@ A step of one stream takes a few milliseconds, and counting two dozen readings b
 token as for a hundred.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from service.records import StepRecord
 
 MOST_STEPS = 64
 LONGEST_SECONDS = 0.2
-"""What metrics are behind at most, as long as passes are run."""
+"""What metrics are behind at most: whoever adds the first record has what waits taken after that time."""
 
 
 class StepBatch:
@@ -22,18 +21,14 @@ class StepBatch:
 
     def __init__(self) -> None:
         self._records: list[StepRecord] = []
-        self._began = 0.0
 
     def add(self, records: Sequence[StepRecord]) -> None:
-        if not self._records:
-            self._began = time.monotonic()
         self._records.extend(records)
 
     @property
-    def is_due(self) -> bool:
-        """Whether what waits should be counted now; it must be whenever nothing may follow for a while."""
-        waited = time.monotonic() - self._began
-        return bool(self._records) and (len(self._records) >= MOST_STEPS or waited >= LONGEST_SECONDS)
+    def is_full(self) -> bool:
+        """Whether as much waits as is worth counting at once."""
+        return len(self._records) >= MOST_STEPS
 
     def take(self) -> list[StepRecord]:
         """All that waits, in order; the readings of all tokens stand in the last."""

@@ -1,13 +1,10 @@
 """Records counted together give what they give one by one."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
-import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service import step_batch
 from service.feature_metrics import WatchedMetric
 from service.metrics import Metrics
 from service.records import Phase, StepRecord
@@ -77,15 +74,13 @@ def test_nothing_is_taken_twice():
     (one,) = batch.take()
     assert len(one.readings_NW) == 3
     assert batch.take() == []
-    assert not batch.is_due
 
 
-@pytest.mark.parametrize(("num_steps", "seconds", "is_due"), [(1, 0.0, False), (MOST_STEPS, 0.0, True), (1, 0.3, True)])
-def test_it_is_due_with_many_records_or_an_old_one(monkeypatch, num_steps, seconds, is_due):
-    clock = SimpleNamespace(monotonic=lambda: 100.0)
-    monkeypatch.setattr(step_batch, "time", clock)
+def test_it_is_full_with_so_many_records():
     batch = StepBatch()
-    for number in range(num_steps):
-        batch.add([record(number)])
-    clock.monotonic = lambda: 100.0 + seconds
-    assert batch.is_due is is_due
+    batch.add([record(0)] * (MOST_STEPS - 1))
+    assert not batch.is_full
+    batch.add([record(1)])
+    assert batch.is_full
+    batch.take()
+    assert not batch.is_full
