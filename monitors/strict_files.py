@@ -7,6 +7,7 @@ that is half understood makes a monitor that is half on. Files are YAML or JSON;
 import contextlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic import ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from yaml.composer import Composer
 from yaml.constructor import SafeConstructor
-from yaml.events import AliasEvent
+from yaml.events import AliasEvent, ScalarEvent
 
 from monitors.canonical_json import canonical, sha256_of
 from monitors.errors import MonitorError, Problem, shown
@@ -26,13 +27,18 @@ STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 """Holds for the plain dataclasses inside as well, which run their own __post_init__ too."""
 
 
+MAX_DEPTH = 64
+"""Of lists and mappings in each other: one limit, where Python's own would depend on the parser and on who calls."""
+
+
 def content_sha256(value: Any) -> str:
     """Hash of a JSON value, whatever the file that holds it looks like."""
     return sha256_of(canonical(value))
 
 
 def read_yaml(text: bytes) -> Any:
-    """A JSON value from YAML. MonitorError for what is no YAML, gives a key twice, or has values that JSON has not."""
+    """A JSON value from YAML, the same wherever it is read. MonitorError for what is no YAML, gives a key twice, nests
+    deeper than `MAX_DEPTH`, or has values that JSON has not."""
     try:
         value = _load(text)
         json.dumps(value)  # NaN goes through, so that the check of its field finds it and says where it is
@@ -69,7 +75,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _load(text: bytes) -> Any:
-    """With the first loader. Where that refuses, the last says why: in the same words wherever it runs."""
+    """What the last loader makes of it, wherever this runs; by the first where that is the same for sure. Where the
+    first refuses, the last says why, if it does."""
     for loader in LOADERS[:-1]:
         with contextlib.suppress(yaml.YAMLError):
             return yaml.load(text, loader)
@@ -80,11 +87,19 @@ class _Strict(Composer, SafeConstructor):
     """Refuses what YAML allows and nobody means: a key twice (the last would win), and anchors, of which a few lines
     can stand for any amount of text. To be mixed into a safe loader."""
 
+    depth = 0
+
     def compose_node(self: Any, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
             raise yaml.constructor.ConstructorError(None, None, "anchors and aliases are not allowed", event.start_mark)
-        return super().compose_node(parent, index)
+        if self.depth > MAX_DEPTH:
+            why = f"lists and mappings are in each other more than {MAX_DEPTH} deep"
+            raise yaml.constructor.ConstructorError(None, None, why, event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self: Any, node: Any, deep: bool = False) -> Any:
         seen: set[Any] = set()
@@ -103,16 +118,36 @@ class _PythonLoader(_Strict, yaml.SafeLoader):
 
 
 LOADERS: list[Any] = [_PythonLoader]
-"""The fastest first."""
+"""The fastest first; the last decides."""
+
+_PLAIN_TEXT = re.compile("[\n -~\u00a0-\ud7ff]*")
+"""Without tabs, carriage returns, controls and byte order marks."""
 
 if yaml.__with_libyaml__:
 
     class _CLoader(_Strict, yaml.CSafeLoader):
-        """Parses in C, a fifth of the time; what is parsed is composed in Python all the same, where it is checked."""
+        """Parses in C, a fifth of the time; what is parsed is composed in Python all the same, where it is checked.
+
+        libyaml and PyYAML's own parser make different things of some texts: of tabs, of tags, of what follows `|` and
+        `>`, of punctuation within brackets. So this takes only texts without any of these, and refuses others.
+        """
 
         def __init__(self, stream: bytes) -> None:
+            if not _PLAIN_TEXT.fullmatch(stream.decode(errors="replace")):
+                raise yaml.YAMLError("characters that parsers differ in")
             yaml.CSafeLoader.__init__(self, stream)
             Composer.__init__(self)
+
+        def compose_node(self: Any, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            if getattr(event, "tag", None) is not None or (
+                isinstance(event, ScalarEvent) and event.style in ("|", ">")
+            ):
+                raise yaml.YAMLError("a tag, or a text in lines of its own")
+            node = super().compose_node(parent, index)
+            if getattr(node, "flow_style", False) and node.value:
+                raise yaml.YAMLError("brackets that hold something")
+            return node
 
     LOADERS.insert(0, _CLoader)
 
