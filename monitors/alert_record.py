@@ -305,6 +305,15 @@ class AlertRecord(Timed):
     model: ModelRef
     sae: SaeRef | None = None
     server_version: str
+    passes: str = ""
+    """How the model's passes were run, in the server's words, since each way rounds otherwise: native kernels,
+    transformers, or CUDA graphs. Empty in records from before it was kept."""
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `passes` where it was not kept, so that lines from before then are spelt as they were."""
+        fields: dict[str, Any] = dumped(self)
+        return {name: value for name, value in fields.items() if (name, value) != ("passes", "")}
 
     @model_validator(mode="after")
     def _spans_agree(self) -> "AlertRecord":

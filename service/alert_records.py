@@ -2,7 +2,7 @@
 
 import base64
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,8 +27,10 @@ from service.request import SamplingParams
 class RecordMaker:
     """Makes records of alerts, for one served model, dictionary and set of monitors."""
 
-    def __init__(self, catalog: Catalog, tokenizer: Any, server_version: str) -> None:
+    def __init__(self, catalog: Catalog, tokenizer: Any, server_version: str, passes: Callable[[], str]) -> None:
+        """`passes` says how passes are run, which may change."""
         self._catalog, self._tokenizer, self._version = catalog, tokenizer, server_version
+        self._passes = passes
         self.model, self.sae = model_ref(catalog), sae_ref(catalog)
 
     def record(self, raised: Raised) -> AlertRecord:
@@ -72,6 +74,7 @@ class RecordMaker:
             model=self.model,
             sae=self.sae,
             server_version=self._version,
+            passes=self._passes(),
         )
 
     def pack_ref(self, monitor: str) -> PackRef | None:

@@ -163,7 +163,7 @@ def _facts(kept: KeptAlert) -> Table:
         "dictionary": ""
         if record.sae is None
         else f"{record.sae.name} at {record.sae.hook_point}, {record.sae.sha256[:12]}",
-        "server": record.server_version,
+        "server": f"{record.server_version}, passes: {record.passes}" if record.passes else record.server_version,
     }
     grid = Table.grid(padding=(0, 2, 0, 0))
     for name, value in rows.items():

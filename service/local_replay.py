@@ -55,6 +55,7 @@ def _replayed(record: Any, settings: Any, tolerance: float | None) -> Any:
         parts.steering_limits,
         parts.context_length,
         metadata.version("telltale-llm"),
+        lambda: parts.runner.passes,
         delimiters_of(tokenizer, settings.reasoning_delimiters),
     )
     requests = plan(record, host)

@@ -11,7 +11,7 @@ record, with the position from which it was in force. Knows neither engine nor w
 import base64
 import secrets
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -37,6 +37,8 @@ class ReplayHost:
     limits: SteeringLimits
     context_length: int
     server_version: str
+    passes: Callable[[], str]
+    """How passes are run, in words; it may change."""
     reasoning: tuple[Delimiters, ...] = ()
     """What encloses reasoning in replies, for records that don't say."""
 
@@ -139,6 +141,8 @@ def differences(record: AlertRecord, host: ReplayHost) -> Iterator[str]:
             yield f"reasoning delimiters: {then} then, {today} now"
     if record.server_version != host.server_version:
         yield f"server version: {record.server_version} then, {host.server_version} now"
+    if record.passes and record.passes != (passes := host.passes()):
+        yield f"passes: {record.passes} then, {passes} now"
 
 
 def _check(record: AlertRecord, text: KeptText, host: ReplayHost) -> None:

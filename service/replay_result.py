@@ -17,7 +17,7 @@ neighbours in a pass differ) move readings by parts in a hundred thousand or so;
 COARSE_TOLERANCE = 0.1
 """For 16-bit formats, whose rounding alone is 0.4 %: of alerts that transformers read again in bf16 the largest
 difference was 7 % of a series' largest value for probes, and within this for 26 of 27 scores. Native kernels leave no
-difference, but a record does not say that they made it (`benchmarks/replays.py`)."""
+difference on one machine (`benchmarks/replays.py`), but another may round otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

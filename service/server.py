@@ -79,12 +79,13 @@ class Server:
             quantization=catalog.model.identity.quantization,
             version=self.version,
         )
+        self._runner = parts.runner
         self._journal_metrics: JournalMetrics | None = None
         keep = None
         if journal is not None:
             packs = {monitor.pack.name: monitor.spec.pack_sha256 for monitor in catalog.monitors}
             self._journal_metrics = JournalMetrics(self.registry, packs)
-            maker = RecordMaker(catalog, parts.runner.language_model.tokenizer, self.version)
+            maker = RecordMaker(catalog, parts.runner.language_model.tokenizer, self.version, self._passes)
             keep = AlertKeeper(maker, journal).keep
         guarded = Guarded.of(catalog)
         self.guards = Guards(guarded, catalog, parts.runner.probe_names)
@@ -261,11 +262,17 @@ class Server:
         writer = ResponseWriter(catalog, tokenizer.all_special_ids, self.guards.guarded.reconstruction)
         server_info = make_server_info(
             self.engine, catalog, reader, writer, self.guards, version=self.version, limits=_limits(settings, parts),
-            planned_memory_bytes=parts.planned_memory.total_bytes, passes=lambda: parts.runner.passes,
+            planned_memory_bytes=parts.planned_memory.total_bytes, passes=self._passes,
             journal=self._journal_info,
         )  # fmt: skip
         host = ReplayHost(
-            catalog, tokenizer, parts.steering_limits, parts.context_length, self.version, reader.reasoning
+            catalog,
+            tokenizer,
+            parts.steering_limits,
+            parts.context_length,
+            self.version,
+            self._passes,
+            reader.reasoning,
         )
         return {
             GENERATION: GenerationServicer(self.engine, self.delivery, reader, writer, self.metrics, server_info),
@@ -275,6 +282,10 @@ class Server:
                 self.journal, self.engine, self.delivery, host, max_request_seconds=settings.max_request_seconds
             ),
         }
+
+    def _passes(self) -> str:
+        """How they are run, in words; asked each time, since it may change."""
+        return self._runner.passes
 
     def _journal_info(self) -> Any:
         if self.journal is None:

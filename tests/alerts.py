@@ -68,5 +68,6 @@ def alert(number: int = 0, **changes: Any) -> AlertRecord:
         "model": ModelRef(name="tiny", sha256=ABC[1], quantization="none", dtype="float32"),
         "sae": SaeRef(name="tiny", sha256=ABC[2], hook_point="layers.1.output"),
         "server_version": "0.1.0",
+        "passes": "transformers",
     }
     return AlertRecord(**(fields | changes))

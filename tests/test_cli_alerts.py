@@ -86,6 +86,7 @@ def test_an_alert_is_shown_with_its_text_and_what_is_said_of_it(records, capsys)
         "disbelief 0.75 (score 1.5), stance 0.5 (score 1), latent 2242 0.125",
         "scale 0 raw, generated, by request",
         "18446744073709551615, temperature 0.7, at most 64 tokens",
+        "0.1.0, passes: transformers",
         "Tell me something.",
         " a lie that nobody beli»eved«",
         "taken by bob: on it",

@@ -84,6 +84,17 @@ def test_a_journal_from_before_scores_of_components_were_kept_still_verifies_and
     assert written(entry, journal=JOURNAL, seq=1, previous=GENESIS).text == old
 
 
+def test_a_journal_from_before_it_was_kept_how_passes_were_run_still_verifies_and_is_spelt_as_it_was():
+    line = written(alert(), journal=JOURNAL, seq=1, previous=GENESIS)
+    assert line.text.count('"passes":"transformers",') == 1
+    old = line.text.replace('"passes":"transformers",', "")
+    rows = [row_of(parsed(old)), row_of(written(alert(1), journal=JOURNAL, seq=2, previous=sha256_of(old)))]
+    assert verified(JOURNAL, rows, head_of(rows)).holds
+    entry = parsed(old).entry
+    assert entry.passes == ""
+    assert written(entry, journal=JOURNAL, seq=1, previous=GENESIS).text == old
+
+
 contents = st.text(st.sampled_from(CHARS), max_size=12)
 floats = st.floats(allow_nan=False, allow_infinity=False)
 

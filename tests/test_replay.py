@@ -230,7 +230,8 @@ async def test_what_is_served_now_and_was_not_then_is_named(server, client):
     reply = await client.complete(CHAT, max_tokens=40, ignore_eos=True)
     record = server.journal.journal.reader.find(reply.alerts[0].alert_id).record
     model = ModelRef(**record.model.model_dump() | {"sha256": "e" * 64, "dtype": "bfloat16"})
-    other = changed(record, model=model, pack=PackRef(version="0", sha256="d" * 64), server_version="0.0.9")
+    pack = PackRef(version="0", sha256="d" * 64)
+    other = changed(record, model=model, pack=pack, server_version="0.0.9", passes="native kernels")
     server.journal.append([other])
     replay = await client.journal.replay(other.id)
     said = "\n".join(replay.differences)
@@ -239,16 +240,38 @@ async def test_what_is_served_now_and_was_not_then_is_named(server, client):
         "model dtype: bfloat16 then, float32 now",
         "pack of ",
         "server version: 0.0.9 then",
+        "passes: native kernels then, transformers now",
     ):
         assert what in said
-    assert len(replay.differences) == 4 and replay.read.tolerance == 0.1
+    assert len(replay.differences) == 5 and replay.read.tolerance == 0.1
+
+
+async def test_how_passes_are_run_is_asked_when_a_record_is_made_and_when_it_is_replayed(server, client, monkeypatch):
+    """It changes where CUDA graphs can't be recorded."""
+    now = "CUDA graphs"
+    monkeypatch.setattr(type(server.engine.runner), "passes", property(lambda _runner: now))
+    reply = await client.complete(CHAT, max_tokens=40, ignore_eos=True)
+    record = server.journal.journal.reader.find(reply.alerts[0].alert_id).record
+    assert record.passes == "CUDA graphs"
+    assert (await client.journal.replay(record.id)).differences == ()
+    now = "transformers (recording failed)"
+    expected = ("passes: CUDA graphs then, transformers (recording failed) now",)
+    assert (await client.journal.replay(record.id)).differences == expected
+
+
+async def test_of_a_record_from_before_it_was_kept_how_passes_were_run_nothing_is_said(server, client):
+    reply = await client.complete(CHAT, max_tokens=40, ignore_eos=True)
+    old = changed(server.journal.journal.reader.find(reply.alerts[0].alert_id).record, passes="")
+    server.journal.append([old])
+    assert (await client.journal.replay(old.id)).differences == ()
 
 
 def test_reasoning_is_told_apart_as_it_was_then_and_other_delimiters_now_are_named(monkeypatch):
     monkeypatch.setattr(serving_module, "monitor_packs", packs)
     model = tiny.language_model()
     words = model.tokenizer("[[so]] yes", add_special_tokens=False).input_ids
-    host = ReplayHost(serving_module.catalog(model), model.tokenizer, tiny.limits(tiny.sae()), 256, "0.1.0", (THINK,))
+    catalog, limits = serving_module.catalog(model), tiny.limits(tiny.sae())
+    host = ReplayHost(catalog, model.tokenizer, limits, 256, "0.1.0", lambda: "transformers", (THINK,))
     kept = (Enclosure(opening="[[", closing="]]"),)
     then = [
         "assistant",
