@@ -87,9 +87,9 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
     if model.blocks is not None and not isinstance(dictionary.sae, NoDictionary):
         reader = NativeSAE.of(dictionary.sae, model.blocks.library)
     fixed = _fixed_decode(settings, model, reader, tap, cache, probes, largest_norm(resid_norm_mean))
-    copies_bytes = 0 if fixed is None else fixed.machinery.num_bytes
-    copies_bytes += reader.num_bytes if isinstance(reader, NativeSAE) else 0
-    copies_bytes += 0 if model.blocks is None else model.blocks.num_bytes(context_length)
+    kernels_bytes = 0 if fixed is None else fixed.machinery.num_bytes
+    kernels_bytes += reader.num_bytes if isinstance(reader, NativeSAE) else 0
+    kernels_bytes += 0 if model.blocks is None else model.blocks.num_bytes(context_length)
     return Parts(
         runner=ModelRunner(model, reader, tap, cache, resid_norm_mean=resid_norm_mean, probes=probes, fixed=fixed),
         catalog=dictionary.catalog(facts, monitors),
@@ -98,7 +98,7 @@ def assemble(settings: Settings, *, progress: bool = False) -> Parts:
         context_length=context_length,
         planned_memory=MemoryPlan(
             weights=model.weights_bytes,
-            decode_copies=copies_bytes,
+            kernels=kernels_bytes,
             dictionary=dictionary.num_bytes,
             keys_and_values=cache_bytes,
             libraries=libraries_bytes if model.device.type == "cpu" else 0,

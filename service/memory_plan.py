@@ -12,8 +12,9 @@ class MemoryPlan:
     """In bytes, of the memory that the model is in: the processor's, or a GPU's."""
 
     weights: int
-    decode_copies: int
-    """What decode passes read instead of weights and dictionary, in a form of their own; 0 if they read the same."""
+    kernels: int
+    """What kernels of our own keep besides weights and dictionary: these once more in a form of theirs, where they read
+    another than is loaded, and what they work in and look up. 0 where transformers computes alone."""
     dictionary: int
     keys_and_values: int
     """Of all slots, in full."""
@@ -30,7 +31,7 @@ class MemoryPlan:
         """As the ready line has it: `3.49 GiB planned (weights 0.25, ...)`, parts that take nothing left out."""
         parts = {
             "weights": self.weights,
-            "copies for decode passes": self.decode_copies,
+            "kernels": self.kernels,
             "dictionary": self.dictionary,
             "keys and values": self.keys_and_values,
             "libraries": self.libraries,

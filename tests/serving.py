@@ -115,7 +115,7 @@ def parts(*, slots: int = 4, **of_catalog: Any) -> Parts:
         steering_limits=tiny.limits(dictionary),
         slots=slots,
         context_length=tiny.NUM_POSITIONS,
-        planned_memory=MemoryPlan(weights=100, decode_copies=10, dictionary=7, keys_and_values=4, libraries=2),
+        planned_memory=MemoryPlan(weights=100, kernels=10, dictionary=7, keys_and_values=4, libraries=2),
     )
 
 

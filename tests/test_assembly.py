@@ -62,7 +62,7 @@ def test_parts_fit_together(folder, monkeypatch):
     assert plan.weights == sum(t.nbytes for t in model.parameters())
     assert plan.dictionary == sum(t.nbytes for t in sae.state_dict().values())
     assert plan.keys_and_values == sum(t.nbytes for t in (*cache.keys, *cache.values))
-    assert (plan.decode_copies, plan.libraries) == (0, 1000)
+    assert (plan.kernels, plan.libraries) == (0, 1000)
 
 
 def test_readings_are_those_of_the_model_in_memory(folder, model, dictionary):

@@ -11,16 +11,15 @@ GIB = 2**30
 
 
 def test_it_is_the_sum_and_shows_its_parts():
-    plan = MemoryPlan(weights=GIB, decode_copies=GIB // 2, dictionary=GIB // 4, keys_and_values=3 * GIB, libraries=GIB)
+    plan = MemoryPlan(weights=GIB, kernels=GIB // 2, dictionary=GIB // 4, keys_and_values=3 * GIB, libraries=GIB)
     assert plan.total_bytes == 5.75 * GIB
     assert str(plan) == (
-        "5.75 GiB planned (weights 1.00, copies for decode passes 0.50, dictionary 0.25, keys and values 3.00, "
-        "libraries 1.00)"
+        "5.75 GiB planned (weights 1.00, kernels 0.50, dictionary 0.25, keys and values 3.00, libraries 1.00)"
     )
 
 
 def test_what_is_not_there_is_not_shown():
-    plan = MemoryPlan(weights=GIB, decode_copies=0, dictionary=0, keys_and_values=GIB, libraries=0)
+    plan = MemoryPlan(weights=GIB, kernels=0, dictionary=0, keys_and_values=GIB, libraries=0)
     assert str(plan) == "2.00 GiB planned (weights 1.00, keys and values 1.00)"
 
 
