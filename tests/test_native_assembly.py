@@ -1,4 +1,4 @@
-"""A server's parts where the native kernels compute: the dictionary is read by them too, and what they keep is planned."""
+"""A server's parts with the native kernels: they read the dictionary too, and what they keep is planned."""
 
 from types import SimpleNamespace
 
