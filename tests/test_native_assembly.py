@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-import native
+import native_models as native
 import pytest
 import tiny
 import torch

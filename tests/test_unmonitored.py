@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-import native
+import native_models as native
 import pytest
 import tiny
 from serving import manifest
