@@ -3,6 +3,7 @@
 import argparse
 import fcntl
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_rows_stand_in_the_order_of_the_peers_with_ratios_to_telltale(tmp_path):
         "telltale": output("telltale", [60.0]),
         "llama_cpp": output("llama_cpp", [120.0], versions={"llama_cpp_python": "0.9"}),
     }
-    readings = {"largest_deviation": 0.0304, "largest_reading": 4.41}
+    readings = {"relative_error": 0.0292, "largest_deviation": 0.0304, "largest_reading": 4.41}
     checks = {"nnsight": check_of(readings=readings), "telltale": check_of(readings=readings), "llama_cpp": check_of()}
     for peer, result in run.results_of(outputs, checks).items():
         (tmp_path / f"{peer}.json").write_text(json.dumps(result))
@@ -124,8 +125,8 @@ def test_rows_stand_in_the_order_of_the_peers_with_ratios_to_telltale(tmp_path):
     speed, scope = [block.splitlines()[2:] for block in page.split("\n\n")[2:4]]
     assert [row.split(" | ")[0] for row in speed] == ["| telltale, through its server", "| llama.cpp", "| nnsight"]
     assert "| 30 | 30 | 30 | 2.00, 2.00, 2.00 | 100 ms, 100 ms | 1,234 MiB |" in speed[2]
-    assert " 0.50, 0.50, 0.50 " in speed[1] and "0.9" in scope[1] and " | - | " in scope[1]
-    assert " | 1.2 | " in scope[2] and "0.030 of 4.4 | 98.0% | 50.0%" in scope[2]
+    assert " 0.50, 0.50, 0.50 " in speed[1] and "0.9" in scope[1] and " | - | - | " in scope[1]
+    assert " | 1.2 | " in scope[2] and "| 2.9% | 0.030 of 4.4 | 98.0% | 50.0%" in scope[2]
     assert "2026-01-01 to 2026-01-02" in page
 
 
@@ -192,6 +193,69 @@ def test_a_turn_keeps_others_that_take_turns_out(tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with run.turn(None):
         pass
+
+
+# --- our own script ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_telltale(monkeypatch):
+    """Our script; in place of the server there is a process that says `line` and stays."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import run_telltale
+
+    started, popen = [], subprocess.Popen
+
+    def start(line):
+        def instead(_command, **options):
+            code = f"import time; print({line!r}, flush=True); time.sleep(600)"
+            started.append(popen([sys.executable, "-c", code], **options))
+            return started[-1]
+
+        monkeypatch.setattr(run_telltale.subprocess, "Popen", instead)
+        return run_telltale
+
+    yield start, started
+    for process in started:
+        process.kill()
+        process.wait()
+    for name in ("common", "run_telltale"):
+        sys.modules.pop(name, None)
+
+
+def test_a_server_that_says_no_port_is_ended(run_telltale):
+    start, started = run_telltale
+    with pytest.raises(KeyError, match="grpc"):
+        start("{}").Server(Path(), work_of([[1]]), 1)
+    assert started[0].returncode is not None
+
+
+def test_a_server_that_can_not_be_connected_to_is_ended(run_telltale, monkeypatch):
+    start, started = run_telltale
+    script = start('{"grpc": 1}')
+
+    async def fails(_self, _port):
+        raise OSError("no such server")
+
+    monkeypatch.setattr(script.Server, "_connect", fails)
+    with pytest.raises(OSError, match="no such server"):
+        script.Server(Path(), work_of([[1]]), 1)
+    assert started[0].returncode is not None
+
+
+def test_a_server_that_does_not_tell_its_numbers_is_ended(run_telltale, monkeypatch, tmp_path):
+    start, started = run_telltale
+    script = start('{"grpc": 1}')
+    work_of([[1]]).save(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run_telltale.py", "--data", str(tmp_path)])
+
+    def fails(_self):
+        raise OSError("it has gone")
+
+    monkeypatch.setattr(script.Server, "number_format", fails)
+    with pytest.raises(OSError, match="it has gone"):
+        script.run()
+    assert started[0].returncode is not None
 
 
 # --- readings and steering --------------------------------------------------------------------------------------------

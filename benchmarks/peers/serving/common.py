@@ -148,7 +148,7 @@ def main(
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True, help="folder with what prepare.py wrote")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=3, help="counted rounds, after one that warms up")
+    parser.add_argument("--rounds", type=int, default=5, help="counted rounds, after one that warms up")
     parser.add_argument(
         "--paced", action="store_true", help="wait for a line before each round, until the last: run.py"
     )

@@ -27,9 +27,13 @@ class Server:
         command = [sys.executable, "-m", "service.cli", "serve", "--grpc-port", "0", "--http-port", "0"]
         command += ["--log-format", "json", "--log-level", "warning", "--threads", str(threads)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        port = json.loads(self.process.stdout.readline())["grpc"]
-        self.client = self.runner.run(self._connect(port))
+        try:
+            assert self.process.stdout is not None
+            port = json.loads(self.process.stdout.readline())["grpc"]
+            self.client = self.runner.run(self._connect(port))
+        except BaseException:
+            self._end()
+            raise
 
     async def _connect(self, port: int) -> TelltaleClient:
         return TelltaleClient(f"127.0.0.1:{port}")
@@ -69,10 +73,18 @@ class Server:
         return int(kib) / 1024
 
     def close(self) -> None:
-        self.runner.run(self.client.close())
+        """The client, and the server with it, whatever becomes of the client."""
+        try:
+            self.runner.run(self.client.close())
+        finally:
+            self._end()
+
+    def _end(self) -> None:
         self.runner.close()
         self.process.terminate()
         self.process.wait(60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 def run() -> None:

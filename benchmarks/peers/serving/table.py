@@ -55,7 +55,7 @@ def speed_table(results: list[Result]) -> str:
 def scope_table(results: list[Result]) -> str:
     """What each does and does not, and how what it wrote compares."""
     head = ["", "version", "weights, numbers", "reads", "steers", "alerts"]
-    head += ["largest deviation of a reading", "tokens as a plain pass", "tokens as telltale's"]
+    head += ["readings' error", "largest deviation of one", "tokens as a plain pass", "tokens as telltale's"]
     rows = []
     for result in results:
         check = result["check"]
@@ -66,6 +66,7 @@ def scope_table(results: list[Result]) -> str:
                 _versions(result),
                 result["dtype"],
                 *(result[what] for what in ("reads", "steers", "alerts")),
+                f"{readings['relative_error']:.1%}" if readings else "-",
                 f"{readings['largest_deviation']:.3f} of {readings['largest_reading']:.1f}" if readings else "-",
                 f"{check['greedy_ratio']:.1%}",
                 f"{check['tokens_as_telltale_ratio']['8']:.1%}",
