@@ -115,12 +115,13 @@ def serve(setting: str, num_rows: int, num_threads: int) -> None:
     """What a child does: a turn for each line it is given."""
     import torch
 
-    from benchmarks.levers import Bench, median_seconds, readme
+    from benchmarks.lever_steps import Bench
+    from benchmarks.levers import median_seconds, text
     from sae_runtime.language_model import load_language_model
 
     torch.set_num_threads(num_threads)
     made = load_language_model(dtype="bfloat16")
-    bench = Bench(made, made.model, num_rows, text=readme())
+    bench = Bench(made, made.model, num_rows, text=text())
     if setting == "pinned":
         workers = busiest(lambda: median_seconds(bench.baseline), num_threads)
         pin(workers, sorted(os.sched_getaffinity(0)))

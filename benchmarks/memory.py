@@ -1,10 +1,11 @@
 """The server's resident memory against what it planned, on the embedded model: once it is ready, and after a load.
 
-    python -m benchmarks.memory [--streams 16] [--tokens 64] [FLAGS OF telltale serve]
+    python -m benchmarks.memory [--streams 16] [--tokens 64] [--record FILE] [FLAGS OF telltale serve]
 
 What is planned is what `GetServerInfo` says and the ready line shows by part. The load is that many streams at once,
 everything watched that is by default, each with a prompt of some 600 tokens. The most that the process ever held counts
-the file of the weights while it was read, pages that the system takes back. Ends with one JSON line.
+the file of the weights while it was read, pages that the system takes back. Ends with one JSON line; a file of results
+has one for each number of positions of a slot.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.recording import facts, keep
 from benchmarks.serving_client import PROMPT, start_server, streams
 from service.client import TelltaleClient
 
@@ -49,11 +51,14 @@ async def measure(num_streams: int, num_tokens: int, *arguments: str) -> dict[st
         process.communicate()
     planned = info.planned_memory_bytes
     return {
+        "benchmark": "memory",
         "slots": info.limits.slots,
         "context_length": info.limits.context_length,
         "planned_bytes": planned,
         "held_bytes": held,
         "held_to_planned_ratio": {name: round(each / planned, 3) for name, each in held.items()},
+        "streams": num_streams,
+        **facts(),
     }
 
 
@@ -61,8 +66,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64, help="of each reply")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="runs with other slots stay as they are there")
     args, serve = parser.parse_known_args()
-    print(json.dumps(asyncio.run(measure(args.streams, args.tokens, *serve))))
+    result = asyncio.run(measure(args.streams, args.tokens, *serve))
+    if args.record is not None:
+        keep(args.record, {str(result["context_length"]): result})
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

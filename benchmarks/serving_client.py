@@ -26,20 +26,23 @@ Times = list[float]
 """When each token of a stream arrived, in seconds of `time.perf_counter`."""
 
 
-def start_server(module: str, *arguments: str) -> tuple[subprocess.Popen[str], int]:
+def start_server(module: str, *arguments: str, stderr: int | None = None) -> tuple[subprocess.Popen[str], int]:
     """A server process and its gRPC port, once it is ready.
 
+    Args:
+        stderr: `subprocess.PIPE` keeps its log to be read; otherwise that goes where ours goes.
+
     Raises:
-        RuntimeError: it ended before that; what stopped it stands on stderr.
+        RuntimeError: it ended before that; what stopped it is in the error if the log is kept.
     """
     command = [sys.executable, "-m", module, *arguments, "--grpc-port", "0", "--http-port", "0", "--log-format", "json"]
     command += ["--log-level", "warning"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        process.wait()
-        raise RuntimeError(f"the server did not start: {' '.join(command)}")
+        _, log = process.communicate()
+        raise RuntimeError(f"the server did not start: {log or ' '.join(command)}")
     return process, int(json.loads(line)["grpc"])
 
 

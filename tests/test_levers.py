@@ -15,10 +15,10 @@ from torch import nn
 
 from benchmarks import lever_threads, levers
 from benchmarks.lever_parts import GROUP, Int4, Int8, Linear, Prepacked, Transposed, quantised
+from benchmarks.lever_steps import STEPS, Bench
 
 TEXT = "What a telltale shows is the state of something hidden. " * 20
-EAGER = [name for name in levers.LEVERS if not name.startswith(("compiled", "packaged"))]
-COMPILED = ["compiled", "compiled_over_all", "compiled_int4", "compiled_transformers"]
+COMPILED = ["compiled", "compiled_over_all", "compiled_int4"]
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,7 @@ def bench(request, exact):
     in_bf16 = tiny.language_model().model
     in_bf16.load_state_dict(exact.model.state_dict())
     in_bf16 = in_bf16.to(torch.bfloat16)
-    return levers.Bench(
-        replace(exact, model=in_bf16), exact.model, request.param, text=TEXT, num_positions=tiny.NUM_POSITIONS
-    )
+    return Bench(replace(exact, model=in_bf16), exact.model, request.param, text=TEXT, num_positions=tiny.NUM_POSITIONS)
 
 
 def spread(bench):
@@ -53,7 +51,7 @@ def check(bench, made):
     assert bench.difference(logits_BV) < 0.1 * spread(bench)
 
 
-@pytest.mark.parametrize("name", EAGER)
+@pytest.mark.parametrize("name", list(STEPS))
 def test_a_lever_gives_the_logits_of_fp32_weights(bench, name):
     check(bench, levers.LEVERS[name](bench))
 
@@ -69,19 +67,6 @@ def test_a_compiled_lever_gives_them_and_is_compiled_once(bench, name, tmp_path,
     assert made.facts["graphs"] == 1
     assert made.facts["compile"]["seconds"] > 0
     assert float(made.tapped.resid_BD.abs().max()) > 0
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, of what it calls itself
-def test_a_packaged_lever_gives_them_at_other_lengths_too(bench, tmp_path, monkeypatch):
-    if shutil.which("g++") is None:
-        tools.missing("g++")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    made, usual = levers.LEVERS["packaged_int4"](bench), levers.LEVERS["hand_written_int4"](bench)
-    check(bench, made)
-    longer_BV = usual.step(levers.NUM_LIVE + 9)
-    assert float((made.step(levers.NUM_LIVE + 9) - longer_BV).abs().max()) < 0.1 * spread(bench)
-    assert made.facts["package"]["bytes"] > 0
 
 
 def test_the_baseline_is_near_too_and_a_step_on_another_token_is_not(bench):
@@ -146,14 +131,6 @@ def test_a_product_is_that_of_its_weights(kind):
     assert float((got - wanted.roll(1, 1)).norm() / wanted.norm()) > 0.5
 
 
-def test_results_of_a_lever_measured_alone_keep_the_others(tmp_path):
-    path = tmp_path / "levers.json"
-    levers.keep(path, {"a": {"1": {"ratio": 1.0}}, "b": {"1": {"ratio": 2.0}}})
-    levers.keep(path, {"b": {"4": {"ratio": 3.0}}})
-    kept = json.loads(path.read_text())
-    assert kept == {"a": {"1": {"ratio": 1.0}}, "b": {"1": {"ratio": 2.0}, "4": {"ratio": 3.0}}}
-
-
 def test_ratios_are_those_of_turns_in_one_round():
     found = lever_threads.ratios({"baseline": [2.0, 4.0, 9.0], "pinned": [1.0, 4.0, 3.0]})
     assert found["pinned"] == {"ratio": 2.0, "ratio_lowest": 1.0, "ratio_highest": 3.0, "milliseconds": 3000.0}
@@ -192,6 +169,7 @@ def test_the_notes_tell_what_was_measured():
     lines = (root / "NOTES.md").read_text().splitlines()
     measured = [name for name in levers.LEVERS if name in results]
     assert len(measured) > 10
+    assert not {name for name in results if name.startswith(("compiled", "hand_written"))} - set(levers.LEVERS)
     for name in measured:
         figures = [results[name].get(rows) for rows in ("1", "4", "16")]
         difference = max(one["logit_difference"] for one in figures if one)

@@ -1,8 +1,12 @@
 """benchmarks.start: the parts that it tells of a start, on a tiny model, and what it makes of several."""
 
+import json
+import sys
+
 import pytest
 from tiny_files import write_model
 
+from benchmarks import start
 from benchmarks.start import start_seconds, summarize
 
 
@@ -29,3 +33,21 @@ def test_figures_are_medians_and_ratios_those_of_a_round():
     found = summarize(rounds)
     assert found["seconds"] == {"import": 2.0, "ready": 3.0, "model": 1.0}
     assert found["to_import_ratio"] == {"ready": 1.5, "model": 0.5}
+    assert found["seconds_of_starts"]["ready"] == [2.0, 4.0]
+    assert found["to_import_ratio_of_starts"]["ready"] == [1.0, 2.0]
+
+
+def test_nobody_collects_garbage_while_importing(monkeypatch):
+    """The server does not, either: with it the imports alone would take longer than they take in the server."""
+    monkeypatch.setattr(start, "IMPORTS", start.IMPORTS.partition("import torch")[0] + "assert not gc.isenabled()")
+    assert start.import_seconds() > 0
+
+
+def test_a_start_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(start, "start_seconds", lambda *_: (3.0, {"imports": 1.0}))
+    monkeypatch.setattr(start, "import_seconds", lambda: 1.5)
+    monkeypatch.setattr(sys, "argv", ["start", "--starts", "2", "--record", str(tmp_path / "start.json")])
+    start.main()
+    kept = json.loads((tmp_path / "start.json").read_text())
+    assert kept == json.loads(capsys.readouterr().out)
+    assert kept["seconds"]["ready"] == 3.0 and kept["machine"]["cores"] >= 1 and kept["versions"]["torch"]

@@ -198,5 +198,4 @@ def machine() -> dict[str, Any]:
         "processor": fields.get("model name", platform.machine()),
         "cores": os.cpu_count(),
         "instructions": [flag for flag in wanted if flag in flags],
-        "python": platform.python_version(),
     }
