@@ -46,6 +46,7 @@ docs: setup
 	$(BIN)/python -m benchmarks.policies_table docs/monitors.md
 	$(BIN)/python -m benchmarks.monitors_table docs/shipped-monitors.md
 	$(BIN)/python -m benchmarks.serving_growth_plots
+	$(BIN)/python -m benchmarks.speed_tables README.md docs/speed.md benchmarks/NOTES.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info

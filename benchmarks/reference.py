@@ -98,14 +98,20 @@ class Measured(NamedTuple):
     watched: tuple[int, ...]
 
 
-def prompt(stream: int, vocab_size: int) -> tuple[int, ...]:
+def prompt(stream: int, vocab_size: int, num_tokens: int = PROMPT_TOKENS) -> tuple[int, ...]:
     """A stream's own random tokens."""
     generator = torch.Generator().manual_seed(stream)
-    return tuple(torch.randint(5, min(40_000, vocab_size), (PROMPT_TOKENS,), generator=generator).tolist())
+    return tuple(torch.randint(5, min(40_000, vocab_size), (num_tokens,), generator=generator).tolist())
 
 
 def run(
-    runner: ModelRunner, limits: SteeringLimits, num_streams: int, num_tokens: int, watched: tuple[int, ...]
+    runner: ModelRunner,
+    limits: SteeringLimits,
+    num_streams: int,
+    num_tokens: int,
+    watched: tuple[int, ...],
+    *,
+    prompt_tokens: int = PROMPT_TOKENS,
 ) -> Measured:
     """Decode equal streams; every token must have been tapped."""
     tapped: list[int] = []
@@ -124,7 +130,7 @@ def run(
     submissions = []
     for i in range(num_streams):
         engine.admission.reserve()
-        ids = prompt(i, runner.language_model.vocab_size)
+        ids = prompt(i, runner.language_model.vocab_size, prompt_tokens)
         request = Request(request_id=str(i), prompt_ids=ids, sampling=sampling, watched=watched)
         submissions.append(engine.admission.submit(request))
     engine.step()
@@ -135,7 +141,7 @@ def run(
         started = time.perf_counter()
         engine.step()
         seconds.append(time.perf_counter() - started)
-    total = num_streams * (PROMPT_TOKENS + num_tokens)
+    total = num_streams * (prompt_tokens + num_tokens)
     assert sum(tapped) == total, f"tapped {sum(tapped)} tokens of {total}"
     events = [e for e in submissions[0].mailbox.take()[0] if isinstance(e, TokenEvent)]
     return Measured((total - read) / sum(seconds), 1e3 * statistics.median(seconds), events, watched)

@@ -70,12 +70,15 @@ def save_random_dictionary(folder: Path, model: LanguageModel, layer: int, num_l
 
 
 def prepare(args: argparse.Namespace, folder: Path, shape: Mapping[str, int], context_length: int) -> Parts:
-    """The parts of a server of that shape, with room for the largest number of streams."""
-    model_folder, sae_folder = folder / "random-llama", folder / "dictionary"
-    save_random_model(model_folder, shape, args.layers, args.device)
-    model = load_language_model(str(model_folder), quantization=args.quantization, device=args.device)
-    save_random_dictionary(sae_folder, model, min(15, args.layers - 1), args.latents)
-    del model
+    """The parts of a server of that shape, with room for the largest number of streams. What is in `folder` already is
+    used again."""
+    model_folder, sae_folder = folder / "random-llama", folder / f"dictionary-{args.latents}"
+    if not model_folder.exists():
+        save_random_model(model_folder, shape, args.layers, args.device)
+    if not sae_folder.exists():
+        model = load_language_model(str(model_folder), quantization=args.quantization, device=args.device)
+        save_random_dictionary(sae_folder, model, min(15, args.layers - 1), args.latents)
+        del model
     load_sae(sae_folder)
     settings = Settings(
         model=str(model_folder), sae=str(sae_folder), quantization=args.quantization, device=args.device,

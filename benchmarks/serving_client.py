@@ -10,8 +10,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from service.client import TelltaleClient
@@ -78,11 +78,13 @@ async def watching(client: TelltaleClient, num_watched: int = NUM_WATCHED) -> di
 
 async def arrivals(
     client: TelltaleClient, prompt: str | Sequence[int], num_tokens: int, **options: Any
-) -> AsyncIterator[float]:
-    """The time of each token of a stream, as it arrives."""
-    async for event in client.generate(prompt, max_tokens=num_tokens, ignore_eos=True, **options):
-        if isinstance(event, Token):
-            yield time.perf_counter()
+) -> AsyncGenerator[float, None]:
+    """The time of each token of a stream, as it arrives. Closing it ends the stream on the server."""
+    events = client.generate(prompt, max_tokens=num_tokens, ignore_eos=True, **options)
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Token):
+                yield time.perf_counter()
 
 
 async def stream(client: TelltaleClient, prompt: str | Sequence[int], num_tokens: int, **options: Any) -> Times:

@@ -9,20 +9,21 @@ unless said otherwise. Each curve changes one thing:
     streams    1 to 64 at once, on a server with so many slots of 1,024 positions
     width      latents of the dictionary, 8k to 131k; random ones in bf16, about 64 active, no monitor; 1 and 16 streams
     watched    features that a request watches, 1 to 256; 1 and 16 streams
-    context    positions that attention goes over, 128 to 8,192; one stream
+    context    positions of prompt and reply together, 128 to 8,192: attention goes over so many at the end, over 96
+               fewer when the reply begins; one stream
     passes     rows of one pass of the model alone, 1 to 64, in this process, at 64 positions: what a server adds
                to it is the rest of a step of `streams`
 
 Points of a curve take turns, round by round. Tokens per second are those between the last stream's first token and the
 first stream's last one. Memory is what the process holds after that, and what it planned. Beside a step's time stand
-the processor's milliseconds of the client and of the server's event loop in it: the two take them from the model's
-threads. Ends with one JSON line; `benchmarks.serving_growth_plots` draws it.
+the processor's milliseconds that the client and the server's event loop spend on a token: the two take them from the
+model's threads. Ends with one JSON line; `benchmarks.serving_growth_plots` draws it and writes its tables.
 """
 
 import argparse
 import asyncio
+import gc
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -37,13 +38,12 @@ import torch
 
 from benchmarks.examples import random_sae
 from benchmarks.memory import held_bytes
+from benchmarks.recording import facts, keep
 from benchmarks.serving_client import MONITOR, PROMPT, Served, Times, served, streams
-from benchmarks.serving_peers import read_bandwidth
-from benchmarks.serving_rounds import prompt_of, turn
-from benchmarks.serving_summary import facts
+from benchmarks.serving_peers import native_model, read_bandwidth, slots
+from benchmarks.serving_rounds import prompt_of
+from benchmarks.timing_lock import turn
 from sae_runtime.checkpoint import Manifest, save_sae
-from sae_runtime.language_model import load_language_model
-from service.slot_cache import SlotCache
 
 NUM_STREAMS = (1, 2, 4, 8, 16, 32, 64)
 WIDTHS = (8192, 16384, 32768, 65536, 131072)
@@ -54,7 +54,7 @@ TOKENS = 96
 """Of each stream, and twice as many as there are streams besides: the first decode while the last is still read."""
 RESID_NORM = 170.25
 """Usual ||residual|| of the embedded model where its dictionary reads."""
-_D_MODEL, _TICKS = 576, os.sysconf("SC_CLK_TCK")
+_D_MODEL = 576
 _LIVE, _PASSES = 64, 40
 _PROMPT_IDS = tuple(range(1000, 1100))
 
@@ -123,12 +123,13 @@ def _dictionary(width: int, folder: Path) -> Path:
 async def measure(curves: Iterable[str], rounds: int, threads: int, lock: Path | None) -> dict[str, Any]:
     """Curves: for each point, medians over rounds."""
     torch.set_num_threads(threads)
-    result: dict[str, Any] = {"benchmark": "serving_growth", "rounds": rounds, "threads": threads}
+    gc.freeze()  # as the servers do
+    result: dict[str, Any] = {"benchmark": "serving_growth"}
     with tempfile.TemporaryDirectory() as name:
         for curve in curves:
             if curve == "passes":
                 with turn(lock):
-                    result[curve] = passes()
+                    result[curve] = {"points": passes(), "threads": threads, **_circumstances()}
                 continue
             found = points(curve, Path(name))
             taken: dict[int, list[dict[str, float]]] = {number: [] for number in range(len(found))}
@@ -136,33 +137,34 @@ async def measure(curves: Iterable[str], rounds: int, threads: int, lock: Path |
                 async for number, figures in one_round(found, threads, lock):
                     taken[number].append(figures)
                     print(curve, found[number].at, found[number].num_streams, figures, file=sys.stderr, flush=True)
-            result[curve] = [
+            figures_of = [
                 {"at": point.at, "streams": point.num_streams, **medians(taken[number])}
                 for number, point in enumerate(found)
             ]
-    with turn(lock):
-        result["read_bandwidth_bytes_per_second"] = float(f"{read_bandwidth():.3g}")
-    return result | facts()
+            with turn(lock):
+                circumstances = _circumstances()
+            result[curve] = {"points": figures_of, "rounds": rounds, "threads": threads, **circumstances}
+    return result
+
+
+def _circumstances() -> dict[str, Any]:
+    """Of a curve, which may be measured alone: when, where, and what the memory gave."""
+    return {"read_bandwidth_bytes_per_second": float(f"{read_bandwidth():.3g}"), **facts()}
 
 
 def passes() -> list[dict[str, float]]:
     """Decode passes of the embedded model alone, without reading or drawing: median milliseconds, by number of rows."""
-    model = load_language_model(native_kernels=True)
-    assert model.blocks is not None, "the model is not computed by native kernels on this processor"
-    config, most = model.model.config, NUM_STREAMS[-1]
-    cache = SlotCache(
-        num_layers=config.num_hidden_layers, num_slots=most, num_heads=config.num_key_value_heads,
-        num_positions=2 * _LIVE, head_dim=config.hidden_size // config.num_attention_heads, dtype=torch.bfloat16,
-        device=torch.device("cpu"),
-    )  # fmt: skip
+    model = native_model()
+    assert model.blocks is not None
+    cache = slots(model, NUM_STREAMS[-1], 2 * _LIVE)
     found = []
     for num_rows in NUM_STREAMS:
-        slots, seconds = list(range(num_rows)), []
+        rows, seconds = list(range(num_rows)), []
         with torch.inference_mode():
-            model.blocks.logits(torch.ones(num_rows, _LIVE, dtype=torch.long), cache, slots, [0] * num_rows)
+            model.blocks.logits(torch.ones(num_rows, _LIVE, dtype=torch.long), cache, rows, [0] * num_rows)
             for _ in range(_PASSES):
                 started = time.perf_counter()
-                model.blocks.logits(torch.ones(num_rows, 1, dtype=torch.long), cache, slots, [_LIVE] * num_rows)
+                model.blocks.logits(torch.ones(num_rows, 1, dtype=torch.long), cache, rows, [_LIVE] * num_rows)
                 seconds.append(time.perf_counter() - started)
         milliseconds = 1e3 * statistics.median(seconds)
         found.append({"at": num_rows, "pass_milliseconds": float(f"{milliseconds:.4g}")})
@@ -194,13 +196,13 @@ async def _measured(server: Served, point: Point) -> dict[str, float]:
     loop_began, client_began = _main_thread_seconds(server.process.pid), time.process_time()
     times = await _run(server, point, point.num_tokens)
     loop, client = _main_thread_seconds(server.process.pid) - loop_began, time.process_time() - client_began
-    info, steps = await server.client.server_info(), point.num_tokens
+    info, num_tokens = await server.client.server_info(), point.num_streams * point.num_tokens
     rate = steady_rate(times)
     return {
         "tokens_per_second": rate,
         "step_milliseconds": 1e3 * point.num_streams / rate,
-        "event_loop_milliseconds": 1e3 * loop / steps,
-        "client_milliseconds": 1e3 * client / steps,
+        "event_loop_milliseconds_a_token": 1e3 * loop / num_tokens,
+        "client_milliseconds_a_token": 1e3 * client / num_tokens,
         "held_bytes": float(held_bytes(server.process.pid)[0]),
         "planned_bytes": float(info.planned_memory_bytes),
     }
@@ -225,9 +227,8 @@ def medians(taken: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _main_thread_seconds(process_id: int) -> float:
-    """Processor time of a process's first thread, which the event loop is on."""
-    fields = Path(f"/proc/{process_id}/task/{process_id}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    """Processor time of a process's first thread, which the event loop is on, to the nanosecond."""
+    return int(Path(f"/proc/{process_id}/task/{process_id}/schedstat").read_text().split()[0]) / 1e9
 
 
 def main() -> None:
@@ -242,8 +243,7 @@ def main() -> None:
     args = parser.parse_args()
     result = asyncio.run(measure(args.only, args.rounds, args.threads, args.lock))
     if args.record is not None:
-        before = json.loads(args.record.read_text(encoding="utf-8")) if args.record.exists() else {}
-        args.record.write_text(json.dumps(before | result, indent=1) + "\n", encoding="utf-8")
+        keep(args.record, result)
     print(json.dumps(result))
 
 

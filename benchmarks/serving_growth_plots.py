@@ -22,7 +22,7 @@ LABELS = {
     "streams": "streams at once",
     "width": "latents of the dictionary",
     "watched": "watched features",
-    "context": "live positions",
+    "context": "positions at the end of the reply",
 }
 _GIB = 2**30
 
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = json.loads(args.result.read_text(encoding="utf-8"))
     for curve in LABELS:
         if curve in figures:
-            path_of(curve, args.result).write_text(draw(curve, figures[curve]), encoding="utf-8")
+            path_of(curve, args.result).write_text(draw(curve, figures[curve]["points"]), encoding="utf-8")
     return 0
 
 

@@ -1,20 +1,19 @@
-"""What the server is measured against: `generate`, a plain prefill pass, llama.cpp, and how fast memory is read."""
+"""What the server is measured against: `generate`, plain passes over a prompt, and how fast memory is read."""
 
-import json
 import statistics
-import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_SUMS = 9
-LLAMA_CPP_SCRIPT = Path(__file__).parent / "peers/serving/run_llama_cpp.py"
+from sae_runtime.language_model import LanguageModel, load_language_model
+from sae_runtime.large_pages import zeros
+from service.slot_cache import SlotCache
+
+_SUMS = 5
 
 
 def generate_rate(model: Any, ids: Sequence[int], num_streams: int, num_tokens: int) -> float:
@@ -30,7 +29,7 @@ def generate_rate(model: Any, ids: Sequence[int], num_streams: int, num_tokens: 
 
 
 def prefill_seconds(model: Any, ids: Sequence[int]) -> float:
-    """Of one pass over a prompt that keeps its keys and values and gives the logits of the last token."""
+    """Of one pass of transformers over a prompt that keeps its keys and values and gives the last token's logits."""
     ids_BT = torch.tensor([list(ids)])
     started = time.perf_counter()
     with torch.inference_mode():
@@ -38,34 +37,50 @@ def prefill_seconds(model: Any, ids: Sequence[int]) -> float:
     return time.perf_counter() - started
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaCpp:
-    """llama.cpp on the same file, in an environment of its own."""
+class PlainPass:
+    """The embedded model in native kernels, in this process: what a server adds to it is the rest of its time."""
 
-    python: str
-    """Interpreter that has llama-cpp-python."""
-    script: Path
-    """benchmarks/peers/serving/run_llama_cpp.py"""
-    data: Path
-    """Folder that prepare.py, beside the script, wrote."""
+    def __init__(self, num_positions: int) -> None:
+        model = native_model()
+        assert model.blocks is not None
+        self.blocks, self.cache = model.blocks, slots(model, 1, num_positions)
 
-    def rates(self, streams: Sequence[int], num_tokens: int, num_threads: int) -> dict[int, float]:
-        """Decode tokens per second, by number of streams; one round after one that warms up.
+    def seconds(self, ids: Sequence[int]) -> float:
+        """Of one pass over a prompt that keeps its keys and values and gives the last token's logits."""
+        ids_BT = torch.tensor([list(ids)])
+        started = time.perf_counter()
+        with torch.inference_mode():
+            self.blocks.logits(ids_BT, self.cache, [0], [0])
+        return time.perf_counter() - started
 
-        Raises:
-            RuntimeError: it failed.
-        """
-        command = [self.python, str(self.script), "--data", str(self.data), "--rounds", "1"]
-        command += ["--tokens", str(num_tokens), "--threads", str(num_threads), "--streams", *map(str, streams)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"llama.cpp failed: {done.stderr.strip()}")
-        found = json.loads(done.stdout.splitlines()[-1])["decode_tokens_per_second"]
-        return {n: float(found[str(n)]) for n in streams}
+
+def native_model() -> LanguageModel:
+    """The embedded model as the server computes with it.
+
+    Raises:
+        RuntimeError: this processor has no native kernels, and there is nothing to measure.
+    """
+    model = load_language_model(native_kernels=True)
+    if model.blocks is None:
+        raise RuntimeError("the embedded model must be computed by native kernels, which this processor can't run")
+    return model
+
+
+def slots(model: LanguageModel, num_slots: int, num_positions: int) -> SlotCache:
+    """Keys and values for so many rows, in bf16."""
+    config = model.model.config
+    return SlotCache(
+        num_layers=config.num_hidden_layers, num_slots=num_slots, num_heads=config.num_key_value_heads,
+        num_positions=num_positions, head_dim=config.hidden_size // config.num_attention_heads, dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+    )  # fmt: skip
 
 
 def read_bandwidth(num_bytes: int = 2**30) -> float:
-    """Bytes per second that a sum over memory far larger than any cache reads, with torch's threads; median of some."""
+    """Bytes per second that a sum over memory far larger than any cache reads, with torch's threads; median of some.
+
+    The memory is in large pages, as the weights are.
+    """
     numbers, seconds = _numbers(num_bytes), []
     for _ in range(_SUMS):
         started = time.perf_counter()
@@ -76,4 +91,4 @@ def read_bandwidth(num_bytes: int = 2**30) -> float:
 
 @cache
 def _numbers(num_bytes: int) -> Tensor:
-    return torch.ones(num_bytes // 4)
+    return zeros((num_bytes // 4,), torch.float32).fill_(1.0)  # written to: what never was is all one page
