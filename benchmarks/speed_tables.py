@@ -94,11 +94,9 @@ def _serving(found: Result) -> str:
         ),
         ("that prompt, over the time it takes alone", *_times(beside["prompt_to_alone"])),
     ]
-    bandwidth = found["medians"]["read_bandwidth"] / 1e9
-    return (
-        _table(["", "median", "rounds"], lines)
-        + f"\n{_where(found)}, {_num(found['rounds'], 'round')}; a sum over 1 GiB read {bandwidth:.0f} GB/s meanwhile.\n"
-    )
+    bandwidth, rounds = found["medians"]["read_bandwidth"] / 1e9, _num(found["rounds"], "round")
+    ran = f"{_where(found)}, {rounds}; a sum over 1 GiB read {bandwidth:.0f} GB/s meanwhile."
+    return _table(["", "median", "rounds"], lines) + f"\n{ran}\n"
 
 
 def _start(found: Result) -> str:
