@@ -11,6 +11,9 @@ The two servers, monitored and not, are processes that stand ready while only on
 the other way round, so that a drift of the machine's speed falls on all that is compared. The client, one process, has
 its share of the same cores. Ratios are medians of pairs within a round; said are the median, the least and the largest
 of rounds, each of which takes two minutes. Ends with one JSON line.
+
+Not to be run at real-time priority (`chrt`): Linux stops what runs at it for a twentieth of each second where it leaves
+nothing to others, which is what the 99th percentile beside a long prompt then tells of.
 """
 
 import argparse

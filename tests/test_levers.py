@@ -174,6 +174,15 @@ def test_the_notes_tell_what_was_measured():
         figures = [results[name].get(rows) for rows in ("1", "4", "16")]
         difference = max(one["logit_difference"] for one in figures if one)
         assert f"| `{name}` | " + " | ".join(map(cell, figures)) + f" | {difference:.2f} |" in lines
+    # What the text says of all of them.
+    page = " ".join(lines)
+    for rows, words in {"1": "{} to {} ms with one row", "4": "{} to {} with 4", "16": "{} to {} with 16"}.items():
+        each = [results[name][rows]["baseline_milliseconds"] for name in measured if rows in results[name]]
+        assert words.format(round(min(each)), round(max(each))) in page
+    compiled = [found["compile"] for name in measured for found in results[name].values() if "compile" in found]
+    for figure, words in {"process_seconds": "takes {} to {} s of", "seconds": "took {} to {} s with"}.items():
+        each = [found[figure] for found in compiled]
+        assert words.format(int(min(each)), round(max(each))) in page
     threads = results["threads"]["1"]
     for name in lever_threads.SETTINGS:
         assert f"| {name} | {cell(threads['alone'][name])} | {cell(threads['busy'][name])} |" in lines
