@@ -262,7 +262,7 @@ class Beside:
             submit(self._engine, str(number), prompt_of(range(1000, 1010), 10), 1000, **options)
         self._options = options
         if not is_paced:
-            self._engine._pace.budget = lambda limit, **_: limit  # type: ignore[method-assign]
+            self._engine._pace.budget = lambda limit, *_, **__: limit  # type: ignore[method-assign]
 
     def run(self) -> tuple[float, float]:
         """p99 of a step while the prompt is read over the median before, and the seconds it takes to be read."""

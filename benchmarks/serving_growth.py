@@ -52,6 +52,9 @@ CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192)
 CURVES = ("streams", "width", "watched", "context", "passes")
 TOKENS = 96
 """Of each stream, and twice as many as there are streams besides: the first decode while the last is still read."""
+BYTES_READ = {"width": 576 + 2 * 576 // 32, "context": 2 * 2 * 30 * 3 * 64}
+"""What another latent, or live position, adds to what a step of one stream reads: its part of the encoder in 8 bits, 32
+to a scale, or keys and values of all blocks in bf16."""
 RESID_NORM = 170.25
 """Usual ||residual|| of the embedded model where its dictionary reads."""
 _D_MODEL = 576
@@ -144,6 +147,8 @@ async def measure(curves: Iterable[str], rounds: int, threads: int, lock: Path |
             with turn(lock):
                 circumstances = _circumstances()
             result[curve] = {"points": figures_of, "rounds": rounds, "threads": threads, **circumstances}
+            if curve in BYTES_READ:
+                result[curve]["bytes_read_for_each"] = BYTES_READ[curve]
     return result
 
 

@@ -4,8 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import speed_tables
+from benchmarks.serving_growth import BYTES_READ
+from benchmarks.serving_peers import slots
+from sae_runtime.language_model import load_language_model
+from sae_runtime.packed_weights import pack_bytes
 
 ROOT = Path(__file__).parents[1]
 FACTS = {"date": "2026-01-02", "machine": {"processor": "P", "cores": 2, "instructions": ["avx2"]}, "threads": 2}
@@ -108,7 +113,13 @@ def point(at, streams, milliseconds):
 
 def test_what_is_read_more_is_told_with_the_time_it_took(tmp_path):
     points = [point(8192, 1, 6.0), point(8192, 16, 20.0), point(16384, 1, 6.5), point(16384, 16, 19.0)]
-    width = {"points": points, "rounds": 2, "read_bandwidth_bytes_per_second": 4.56e10, **FACTS}
+    width = {
+        "points": points,
+        "rounds": 2,
+        "bytes_read_for_each": 1152,
+        "read_bandwidth_bytes_per_second": 4.56e10,
+        **FACTS,
+    }
     lines = page_of("width", {"serving_growth": {"width": width}}, tmp_path)
     # 8,192 latents of 1,152 bytes in half a millisecond; with 16 streams it was faster, which says nothing.
     assert "| 16,384 | 1 | 154 | 6.50 | 0.250 | 0.125 | 19 | 1,024 | 512 |" in lines
@@ -141,10 +152,8 @@ def test_a_page_without_blocks_and_blocks_without_a_table_are_refused(tmp_path):
 
 
 def test_bytes_that_are_read_more_are_those_of_the_embedded_model():
-    from benchmarks.serving_peers import slots
-    from sae_runtime.language_model import load_language_model
-
     model = load_language_model()
     cache = slots(model, 1, 8)
-    assert speed_tables.BYTES_READ["context"] * 8 == sum(t.nbytes for t in [*cache.keys, *cache.values])
-    assert speed_tables.BYTES_READ["width"] == 2 * model.d_model
+    assert BYTES_READ["context"] * 8 == sum(keys.nbytes for keys in [*cache.keys, *cache.values])
+    blocks = pack_bytes(torch.randn(64, model.d_model)).blocks  # as the dictionary's encoder is kept
+    assert BYTES_READ["width"] * 64 == blocks.nbytes
