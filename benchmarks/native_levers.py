@@ -33,22 +33,22 @@ import torch
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 
-from benchmarks import unmonitored
 from benchmarks.lever_steps import NUM_LIVE, Bench
 from benchmarks.levers import text
 from benchmarks.recording import facts, keep
 from benchmarks.serving_peers import PlainPass, native_model, prefill_seconds, slots
 from benchmarks.serving_rounds import STEERING, percentile, prompt_of
+from benchmarks.unmonitored import Unmonitored
 from sae_runtime import native_weights
 from sae_runtime.language_model import LanguageModel, load_language_model
 from sae_runtime.native_blocks import NativeBlocks
 from sae_runtime.steering_spec import PositionScope, SteeringOp, SteeringSpec, StrengthUnit
+from service import assembly
 from service.admission import Admission
 from service.assembly import Parts, assemble
-from service.config import NO_JOURNAL, Settings
+from service.config import NO_DICTIONARY, NO_JOURNAL, Settings
 from service.engine import Engine
 from service.feature_metrics import FeatureMetrics, WatchedMetric
-from service.model_runner import ModelRunner
 from service.records import Phase, StepRecord
 from service.request import Request, SamplingParams
 from service.scheduler import Scheduler
@@ -159,7 +159,18 @@ def _as_they_come(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @cache
 def embedded() -> Parts:
     """A server's parts, warmed up."""
-    parts = assemble(Settings(journal=NO_JOURNAL, context_length=4096))
+    return _warm(assemble(Settings(journal=NO_JOURNAL, context_length=4096)))
+
+
+@cache
+def unread() -> Parts:
+    """Those of a server that reads nothing, as `benchmarks.unmonitored` starts it."""
+    settings = Settings(journal=NO_JOURNAL, context_length=4096, sae=NO_DICTIONARY, shipped_monitors=False)
+    with patch.object(assembly, "ModelRunner", Unmonitored):
+        return _warm(assemble(settings))
+
+
+def _warm(parts: Parts) -> Parts:
     parts.runner.warm_up()
     gc.freeze()  # as the server does
     return parts
@@ -201,21 +212,17 @@ def engine_seconds(parts: Parts, num_rows: int, options: Mapping[str, Any]) -> f
 
 
 def engine(rounds: int) -> dict[str, Any]:
-    parts = embedded()
+    parts, bare = embedded(), unread()
     plain = watching(parts)
     spec = SteeringSpec(
         plain["watched"][0], SteeringOp.ADD, STEERING["strength"], StrengthUnit.RELATIVE, PositionScope.GENERATED
     )
 
-    def without_reading(num_rows: int) -> float:
-        with patch.object(ModelRunner, "forward", unmonitored.forward):
-            return engine_seconds(parts, num_rows, {})
-
     ratios, found = {}, {}
     for num_rows in (ROWS[0], ROWS[-1]):
         taken = by_turns(
             rounds,
-            unmonitored=partial(without_reading, num_rows),
+            unmonitored=partial(engine_seconds, bare, num_rows, {}),
             monitored=partial(engine_seconds, parts, num_rows, plain),
             steered=partial(engine_seconds, parts, num_rows, {**plain, "steering": (spec,)}),
         )

@@ -4,14 +4,13 @@ import json
 import time
 from unittest.mock import patch
 
-import native
+import native_models as native
 import pytest
 import torch
 
 from benchmarks import native_levers
 from benchmarks.native_levers import Beside, by_turns, embedded, engine_seconds, kernel_step, ratio
 from sae_runtime import native_weights
-from service.model_runner import ModelRunner
 from service.request import TokenEvent
 
 
@@ -102,17 +101,15 @@ def test_the_measured_engine_reads_and_steers_or_does_neither(parts, monkeypatch
     assert all(len(event.readings) == 16 for event in monitored)
     found = {}
 
-    def seconds(_parts, num_rows, options):
+    def seconds(parts, num_rows, options):
         # What the lever asks for, in the order it asks.
-        found.setdefault(num_rows, []).append(
-            (ModelRunner.forward.__module__, "watched" in options, len(options.get("steering", ())))
-        )
+        reads = parts.runner.sae.num_latents > 0, bool(parts.catalog.default_latents), "watched" in options
+        found.setdefault(num_rows, []).append((*reads, len(options.get("steering", ()))))
         return 1.0
 
     monkeypatch.setattr(native_levers, "engine_seconds", seconds)
     said = native_levers.engine(1)
-    read = "service.model_runner", True
-    asked = [("benchmarks.unmonitored", False, 0), (*read, 0), (*read, 1)]
+    asked = [(False, False, False, 0), (True, True, True, 0), (True, True, True, 1)]
     assert found == {1: asked, 16: asked}
     assert len(said["ratios"]) == 4
 
