@@ -102,7 +102,7 @@ def test_callers_at_once_and_more_threads_than_cores_change_nothing(monkeypatch)
 
 def test_bounds_that_are_written_twice_are_the_same():
     """The C source has arrays of these sizes, and Python refuses what they have no room for."""
-    enums = re.findall(r"enum \{([^}]*)\}", native.SOURCE.read_text())
+    enums = re.findall(r"enum \{([^}]*)\}", "".join(source.read_text() for source in native.sources()))
     in_c = {name: int(number) for text in enums for name, number in re.findall(r"(\w+) = (\d+)", text)}
     in_python = {
         name.lstrip("_"): value
@@ -125,17 +125,24 @@ def test_the_library_is_compiled_once(tmp_path, monkeypatch):
     assert [made] == list((tmp_path / "kernels").iterdir())
 
 
-def test_another_recipe_is_another_library(tmp_path, monkeypatch):
+@pytest.mark.parametrize("changed", ["native.c", "products.h"])
+def test_another_recipe_is_another_library(tmp_path, monkeypatch, changed):
     before = native.library_name()
-    (tmp_path / "decoder_block.c").write_bytes(native.SOURCE.read_bytes() + b"\n")
-    monkeypatch.setattr(native, "SOURCE", tmp_path / "decoder_block.c")
+    copy_sources(tmp_path, monkeypatch)
+    assert native.library_name() == before
+    (tmp_path / changed).write_bytes((tmp_path / changed).read_bytes() + b"\n")
     assert native.library_name() != before
+
+
+def copy_sources(folder, monkeypatch) -> None:
+    for source in native.sources():
+        shutil.copy(source, folder)
+    monkeypatch.setattr(native, "SOURCE", folder / native.SOURCE.name)
 
 
 def test_one_that_lies_beside_the_source_is_taken(tmp_path, monkeypatch):
     parts.library()
-    (tmp_path / "decoder_block.c").write_bytes(native.SOURCE.read_bytes())
-    monkeypatch.setattr(native, "SOURCE", tmp_path / "decoder_block.c")
+    copy_sources(tmp_path, monkeypatch)
     native.load.cache_clear()
     native.build(tmp_path / native.library_name())
     monkeypatch.setattr(native, "build", lambda _: pytest.fail("compiled again"))
@@ -236,8 +243,7 @@ def test_a_library_that_was_cut_short_is_compiled_anew(load_anew, tmp_path, capl
 def beside(monkeypatch, tmp_path):
     """Where a library beside the source lies, cut short; not to be replaced there."""
     (tmp_path / "source").mkdir()
-    shutil.copy(native.SOURCE, tmp_path / "source")
-    monkeypatch.setattr(native, "SOURCE", tmp_path / "source" / native.SOURCE.name)
+    copy_sources(tmp_path / "source", monkeypatch)
     beside = tmp_path / "source" / native.library_name()
     native.build(beside)
     beside.write_bytes(beside.read_bytes()[:5000])

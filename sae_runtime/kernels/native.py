@@ -1,6 +1,6 @@
 """Compiles the C kernels with the machine's own compiler, once, and loads them.
 
-The library is kept under the hash of its source and flags: beside the source where somebody put it there
+The library is kept under the hash of its sources and flags: beside the source where somebody put it there
 (`python -m sae_runtime.kernels.native FOLDER` makes one, for machines without a compiler), else in a cache folder.
 Where it can't be had `load` says why, and models compute as transformers does.
 """
@@ -26,7 +26,8 @@ from sae_runtime.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("decoder_block.c")
+SOURCE = Path(__file__).with_name("native.c")
+"""The whole is compiled as one; it includes the headers beside it."""
 _SETS = {
     "avx512f": "avx512_f",
     "avx512bw": "avx512_bw",
@@ -37,8 +38,9 @@ _SETS = {
     "f16c": "f16c",
 }
 """Instruction sets, as compilers and as torch call them."""
-# No -ffast-math: a request whose numbers are not finite has to show it.
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", *(f"-m{name}" for name in _SETS))
+# No -ffast-math: a request whose numbers are not finite has to show it. Products and sums become one instruction where
+# the source says so, and not where one compiler or another thinks it might.
+_FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", *(f"-m{name}" for name in _SETS))
 
 
 class NativeKernelsMissing(Exception):
@@ -197,6 +199,11 @@ def find_compiler() -> list[str]:
     return [compiler, *arguments]
 
 
+def sources() -> list[Path]:
+    """All that is compiled."""
+    return [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
+
+
 def library_path(cache_dir: Path) -> Path:
     """Where the library is, or is to be: beside the source if it lies there."""
     return _places(cache_dir)[0]
@@ -210,8 +217,8 @@ def _places(cache_dir: Path) -> list[Path]:
 
 def library_name() -> str:
     """File name of the library: another for every other recipe."""
-    recipe = SOURCE.read_bytes() + " ".join(_FLAGS).encode()
-    return f"decoder_block-{hashlib.sha256(recipe).hexdigest()[:16]}.so"
+    recipe = b"".join(source.read_bytes() for source in sources()) + " ".join(_FLAGS).encode()
+    return f"kernels-{hashlib.sha256(recipe).hexdigest()[:16]}.so"
 
 
 def check_processor() -> None:
