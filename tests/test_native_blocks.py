@@ -357,10 +357,14 @@ def test_a_row_that_is_not_finite_is_marked_and_the_first_position_too(ours):
 class Pace:
     """Five prompt tokens wherever somebody waits for a token."""
 
+    def __init__(self) -> None:
+        self.unread: list[int] = []
+
     def observe(self, _record) -> None:
         pass
 
-    def budget(self, limit: int, _num_unread: int, *, is_anybody_writing: bool) -> int:
+    def budget(self, limit: int, num_unread: int, *, is_anybody_writing: bool) -> int:
+        self.unread.append(num_unread)
         return 5 if is_anybody_writing else limit
 
 
@@ -369,7 +373,7 @@ def test_prompts_are_read_at_a_pace_while_others_write(ours, theirs, is_native):
     """With the native kernels, where fewer tokens take less time."""
     made, published = ours if is_native else theirs["bfloat16"], []
     engine = tiny.engine(made, sae_of_bf16(), chunk_tokens=40, publish=published.append)
-    engine._pace = Pace()
+    engine._pace = pace = Pace()
     submit(engine, request(made, "The sea.", request_id="first", max_tokens=30))
     engine.step()
     submit(engine, request(made, "It rained. " * 6, request_id="second", max_tokens=3))
@@ -378,7 +382,10 @@ def test_prompts_are_read_at_a_pace_while_others_write(ours, theirs, is_native):
     engine.runner.tap.remove()
     prompts = [step.num_tokens for each in published for step in each.steps if step.phase is Phase.PREFILL]
     assert max(prompts[1:]) == (5 if is_native else 40)
-    assert prompts[0] == len(made.tokenizer("The sea.").input_ids)
+    first, second = (len(made.tokenizer(text).input_ids) for text in ("The sea.", "It rained. " * 6))
+    assert prompts[0] == first
+    if is_native:
+        assert pace.unread[:4] == [first, second, second - 5, second - 10]
 
 
 # --- where it is not possible ---
