@@ -196,7 +196,8 @@ class Engine:
         reading, budget = self._roster.reading, self.scheduler.chunk_tokens
         if self.runner.reads_evenly:
             num_unread = sum(row.num_unread for row in reading)
-            budget = self._pace.budget(budget, num_unread, is_anybody_writing=bool(self._roster.writing))
+            longest = max((row.num_generated for row in self._roster.writing), default=None)
+            budget = self._pace.budget(budget, num_unread, longest)
         for chunk in self.scheduler.plan_prefill(reading, budget):
             try:
                 self._prefill_chunk(chunk)

@@ -358,14 +358,14 @@ class Pace:
     """Five prompt tokens wherever somebody waits for a token."""
 
     def __init__(self) -> None:
-        self.unread: list[int] = []
+        self.told: list[tuple[int, int | None]] = []
 
     def observe(self, _record) -> None:
         pass
 
-    def budget(self, limit: int, num_unread: int, *, is_anybody_writing: bool) -> int:
-        self.unread.append(num_unread)
-        return 5 if is_anybody_writing else limit
+    def budget(self, limit: int, num_unread: int, longest_reply: int | None) -> int:
+        self.told.append((num_unread, longest_reply))
+        return limit if longest_reply is None else 5
 
 
 @pytest.mark.parametrize("is_native", [True, False])
@@ -385,7 +385,7 @@ def test_prompts_are_read_at_a_pace_while_others_write(ours, theirs, is_native):
     first, second = (len(made.tokenizer(text).input_ids) for text in ("The sea.", "It rained. " * 6))
     assert prompts[0] == first
     if is_native:
-        assert pace.unread[:4] == [first, second, second - 5, second - 10]
+        assert pace.told[:4] == [(first, None), (second, 1), (second - 5, 2), (second - 10, 3)]
 
 
 # --- where it is not possible ---

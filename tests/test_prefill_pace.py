@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.prefill_pace import LEAST_TOKENS, PASSES_BETWEEN, SHARE, PrefillPace
+from service.prefill_pace import JUST_BEGUN, LEAST_TOKENS, SHARE, PrefillPace
 from service.records import Phase, StepRecord
 
 
@@ -13,6 +13,8 @@ def record(phase: Phase, num_tokens: int, seconds: float) -> StepRecord:
 
 LONG = 10**6
 """Unread tokens that fit into no chunk."""
+OLD = 100
+"""Tokens of a reply that has not only just begun."""
 
 
 def pace(decode_seconds: float, seconds_per_token: float) -> PrefillPace:
@@ -24,25 +26,25 @@ def pace(decode_seconds: float, seconds_per_token: float) -> PrefillPace:
 
 
 def test_a_chunk_takes_its_share_of_a_decode_pass():
-    assert pace(0.02, 0.001).budget(256, LONG, is_anybody_writing=True) == int(SHARE * 20)
+    assert pace(0.02, 0.001).budget(256, LONG, OLD) == int(SHARE * 20)
 
 
 def test_nobody_waits_for_a_token_then_the_limit_holds():
-    assert pace(0.02, 0.001).budget(256, LONG, is_anybody_writing=False) == 256
+    assert pace(0.02, 0.001).budget(256, LONG, None) == 256
 
 
 @pytest.mark.parametrize(
     ("decode_seconds", "limit", "wanted"), [(10.0, 64, 64), (0.001, 64, LEAST_TOKENS), (0.001, 4, 4)]
 )
 def test_there_is_a_most_and_a_least(decode_seconds, limit, wanted):
-    assert pace(decode_seconds, 0.001).budget(limit, LONG, is_anybody_writing=True) == wanted
+    assert pace(decode_seconds, 0.001).budget(limit, LONG, OLD) == wanted
 
 
 def test_before_anything_is_known_it_begins_with_the_least():
     made = PrefillPace()
-    assert made.budget(256, LONG, is_anybody_writing=True) == LEAST_TOKENS
+    assert made.budget(256, LONG, OLD) == LEAST_TOKENS
     made.observe(record(Phase.DECODE, 4, 0.02))
-    assert made.budget(256, LONG, is_anybody_writing=True) == LEAST_TOKENS
+    assert made.budget(256, LONG, OLD) == LEAST_TOKENS
 
 
 def test_it_follows_what_passes_take():
@@ -50,28 +52,20 @@ def test_it_follows_what_passes_take():
     made = pace(0.02, 0.001)
     for _ in range(40):
         made.observe(record(Phase.PREFILL, 30, 30 * 0.002))
-    assert made.budget(256, LONG, is_anybody_writing=True) == pytest.approx(SHARE * 10, abs=1)
+    assert made.budget(256, LONG, OLD) == pytest.approx(SHARE * 10, abs=1)
 
 
 def test_the_rest_of_a_prompt_tells_nothing():
     """Of a few tokens most of the time is not theirs."""
     made = pace(0.02, 0.001)
     made.observe(record(Phase.PREFILL, LEAST_TOKENS - 1, 1.0))
-    assert made.budget(256, LONG, is_anybody_writing=True) == int(SHARE * 20)
+    assert made.budget(256, LONG, OLD) == int(SHARE * 20)
 
 
-def test_prompts_that_fit_into_a_chunk_are_read_at_once_now_and_then():
-    made = pace(0.02, 0.001)
-    assert made.budget(256, 200, is_anybody_writing=True) == 256
-    for _ in range(PASSES_BETWEEN):
-        assert made.budget(256, 200, is_anybody_writing=True) == int(SHARE * 20)
-        made.observe(record(Phase.DECODE, 4, 0.02))
-    assert made.budget(256, 257, is_anybody_writing=True) == int(SHARE * 20)
-    assert made.budget(256, 256, is_anybody_writing=True) == 256
-
-
-def test_prompts_within_their_share_leave_the_next_chunk_its_own():
-    made = pace(0.02, 0.001)
-    assert made.budget(256, int(SHARE * 20), is_anybody_writing=True) == int(SHARE * 20)
-    assert made.budget(256, 200, is_anybody_writing=False) == 256
-    assert made.budget(256, 200, is_anybody_writing=True) == 256
+@pytest.mark.parametrize(
+    ("num_unread", "longest", "wanted"),
+    [(256, 0, 256), (256, JUST_BEGUN, 256), (256, JUST_BEGUN + 1, int(SHARE * 20)), (257, 0, int(SHARE * 20))],
+)
+def test_requests_that_arrive_together_begin_together(num_unread, longest, wanted):
+    """Not so the rest of a long prompt, which fits into a chunk as well."""
+    assert pace(0.02, 0.001).budget(256, num_unread, longest) == wanted
