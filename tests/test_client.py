@@ -1,9 +1,12 @@
 """The client over a real port, against a server that has no model: events, retries, cancellation, errors."""
 
 import asyncio
+import re
 import struct
+import textwrap
 from contextlib import aclosing
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import get_args
 
 import grpc
@@ -35,6 +38,7 @@ from service.client_events import Alert, Finished, Started, Token
 from service.client_request import AlertCondition, AllOf, AnyOf, Hold, Message, Policy, Steering
 from service.client_status import ALERT_NOT_KEPT, SLOW_CONSUMER, to_error
 
+CLIENT_PAGE = Path(__file__).parents[1] / "docs" / "client.md"
 AT_ONCE = RetryPolicy(base_delay_seconds=0.0)
 UNAVAILABLE = Failure(grpc.StatusCode.UNAVAILABLE, "draining")
 
@@ -69,6 +73,30 @@ async def client(fake):
 async def test_events_come_in_order_one_token_each(client):
     events = [event async for event in client.generate("x")]
     assert [type(event) for event in events] == [Started, Token, Token, Alert, Token, Finished]
+
+
+async def test_the_examples_of_the_page_run_as_they_stand(fake, capsys):
+    blocks = re.findall(r"(?:^(?: {4}.*)?\n)+", CLIENT_PAGE.read_text(encoding="utf-8"), re.M)
+    programs = [textwrap.dedent(block) for block in blocks if "    import asyncio" in block]
+    assert len(programs) == 2
+    for program in programs:
+        assert "127.0.0.1:50051" in program
+        await asyncio.to_thread(exec, program.replace("127.0.0.1:50051", fake.target), {})
+    assert "alert: lying 0.75" in capsys.readouterr().out
+    (steering,) = fake.requests[-1].steering
+    assert (steering.name, steering.unit, steering.scope, fake.requests[-1].baseline) == (
+        "lying", types_pb2.STRENGTH_UNIT_RELATIVE, types_pb2.POSITION_SCOPE_GENERATED, True,
+    )  # fmt: skip
+
+
+def test_the_page_says_where_parts_of_requests_are():
+    page = CLIENT_PAGE.read_text(encoding="utf-8")
+    (named,) = re.findall(r"made of - (.*?) - is in\s+`service.client_request`", page, re.S)
+    assert set(re.findall(r"`(\w+)`", named)) == {
+        name
+        for name, kind in vars(client_request).items()
+        if is_dataclass(kind) and kind.__module__ == client_request.__name__
+    }
 
 
 async def test_readings_are_known_by_name_and_by_latent(client):
