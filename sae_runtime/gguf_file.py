@@ -38,24 +38,27 @@ def convert_once(path: Path, folder: Path, *, progress: bool = False) -> str:
     What conversions beside it left behind when they were killed is deleted: each is of gigabytes.
     ModelError for a damaged file, too little memory, or a place that can't be written.
     """
-    drop_partials(folder.parent)
-    if not (folder / _COMPLETE).exists():
-        _convert(path, folder, progress)
-    return str(json.loads((folder / _COMPLETE).read_text())["quantization"])
+    try:
+        drop_partials(folder.parent)
+        if not (folder / _COMPLETE).exists():
+            _convert(path, folder, progress)
+        return str(json.loads((folder / _COMPLETE).read_text())["quantization"])
+    except OSError as error:
+        raise ModelError(
+            f"converted weights can't be kept in {folder.parent}: {plain_reason(error)}; "
+            "name a cache folder that can be read and written with --cache-dir"
+        ) from None
 
 
 def _convert(path: Path, folder: Path, progress: bool) -> None:
     check_memory(path.stat().st_size * 10, "cpu", f"converting {path.name}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # If another process converts the same file meanwhile, the first to end has the place: both are as good.
-        with whole_folder(folder) as partial:
-            _fill(path, partial, progress)
-            # What an interrupted copy may have left there is of no use.
-            if folder.exists() and not (folder / _COMPLETE).exists():
-                shutil.rmtree(folder)
-    except OSError as error:
-        raise ModelError(f"converted weights can't be kept in {folder.parent}: {plain_reason(error)}") from None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # If another process converts the same file meanwhile, the first to end has the place: both are as good.
+    with whole_folder(folder) as partial:
+        _fill(path, partial, progress)
+        # What an interrupted copy may have left there is of no use.
+        if folder.exists() and not (folder / _COMPLETE).exists():
+            shutil.rmtree(folder)
 
 
 def _fill(path: Path, folder: Path, progress: bool) -> None:

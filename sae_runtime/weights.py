@@ -44,8 +44,10 @@ def file_sha256(path: Path, cache_dir: Path, *, progress: bool = False) -> str:
     stat = path.resolve().stat()
     key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
     record = cache_dir / "hashes" / key
-    if record.is_file():
-        return record.read_text().strip()
+    # A cache that can't be read or written costs time at the next start, nothing else.
+    with contextlib.suppress(OSError):
+        if record.is_file():
+            return record.read_text().strip()
     digest = hashlib.sha256()
     with (
         path.open("rb") as file,
@@ -54,7 +56,7 @@ def file_sha256(path: Path, cache_dir: Path, *, progress: bool = False) -> str:
         while chunk := file.read(2**22):
             digest.update(chunk)
             bar.update(len(chunk))
-    with contextlib.suppress(OSError):  # a cache that can't be written costs time at the next start, nothing else
+    with contextlib.suppress(OSError):
         record.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(record, digest.hexdigest())
     return digest.hexdigest()

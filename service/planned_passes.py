@@ -48,8 +48,8 @@ def _on_processor(settings: Settings, device: torch.device) -> tuple[str, str]:
         return "transformers", f"quantization is {settings.quantization}"
     try:
         native.check_processor()
-        is_there = native.library_path(settings.cache_dir or default_cache_dir()).is_file()
-        compiler = "" if is_there else native.find_compiler()[0]
+        is_compiled = native.is_compiled(settings.cache_dir or default_cache_dir())
+        compiler = "" if is_compiled else native.find_compiler()[0]
     except native.NativeKernelsMissing as error:
         return "transformers", str(error)
     conditions = ["for Llama and Qwen2 models"] if settings.model != EMBEDDED else []

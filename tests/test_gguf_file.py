@@ -185,8 +185,12 @@ def test_too_little_memory_to_convert(tmp_path, model_refusal, model, monkeypatc
 def test_a_cache_that_can_not_hold_converted_weights(tmp_path, model_refusal, model):
     path = write_gguf(tmp_path / "tiny.gguf", model)
     (tmp_path / "file").write_text("")
-    wanted = f"converted weights can't be kept in {tmp_path / 'file' / 'models'}: Not a directory"
-    assert model_refusal(path, cache_dir=tmp_path / "file") == wanted
+    # The system does not even say what there is under a name that is too long, as in a folder that may not be entered.
+    for cache, reason in ((tmp_path / "file", "Not a directory"), (tmp_path / ("a" * 300), "File name too long")):
+        assert model_refusal(path, cache_dir=cache) == (
+            f"converted weights can't be kept in {cache / 'models'}: {reason}; "
+            "name a cache folder that can be read and written with --cache-dir"
+        )
 
 
 # --- the embedded model ---------------------------------------------------------------------------------------------

@@ -187,6 +187,14 @@ def test_a_compiler_with_arguments(load_anew, monkeypatch, tmp_path):
     assert load_anew().telltale_blocks
 
 
+@pytest.mark.usefixtures("load_anew")
+def test_a_cache_that_can_not_be_looked_into(tmp_path):
+    cache = tmp_path / ("a" * 300)
+    assert not native.is_compiled(cache)
+    with pytest.raises(native.NativeKernelsMissing, match="can't be made: File name too long"):
+        native.load(cache)
+
+
 def test_a_fault_without_words_of_the_system(load_anew, monkeypatch):
     def fail(*_, **__):
         raise OSError("no such luck")
@@ -196,13 +204,19 @@ def test_a_fault_without_words_of_the_system(load_anew, monkeypatch):
         load_anew()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [([], "usage: python -m"), (["a", "b"], "usage: python -m"), (["/dev/null/a"], "can't be made")],
-)
-def test_what_the_command_says_without_a_place_to_write_to(arguments, said):
-    with pytest.raises(SystemExit, match=said):
+@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["a", "b"], 2), (["--folder"], 2), (["--help"], 0)])
+def test_the_command_shows_its_usage_and_makes_nothing(arguments, code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
         native.main(arguments)
+    assert ended.value.code == code
+    assert "usage: python -m sae_runtime.kernels.native [-h] FOLDER" in "".join(capsys.readouterr())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_command_says_of_a_place_that_can_not_be_written():
+    with pytest.raises(SystemExit, match="can't be made"):
+        native.main(["/dev/null/a"])
 
 
 def test_the_command_makes_the_library(tmp_path):
@@ -223,7 +237,9 @@ def test_a_damaged_library_is_compiled_anew(load_anew, tmp_path, caplog):
     damaged = tmp_path / "kernels" / native.library_name()
     damaged.write_bytes(b"no library")
     assert load_anew().telltale_blocks
-    assert f"{damaged} can't be loaded" in caplog.text
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith(f"{damaged} can't be loaded, and the kernels are compiled anew: ")
+    assert said.count(str(damaged)) == 1
     assert damaged.stat().st_size > 1000
 
 
@@ -235,7 +251,8 @@ def test_a_library_that_was_cut_short_is_compiled_anew(load_anew, tmp_path, capl
     num_bytes = cut.stat().st_size
     cut.write_bytes(cut.read_bytes()[: int(share * num_bytes)])
     assert load_anew().telltale_blocks
-    assert f"{cut} can't be loaded: it must have {num_bytes} bytes, got {int(share * num_bytes)}" in caplog.text
+    reason = f"it must have {num_bytes} bytes, got {int(share * num_bytes)}"
+    assert f"{cut} can't be loaded, and the kernels are compiled anew: {reason}" in caplog.text
     assert cut.stat().st_size == num_bytes
 
 

@@ -70,6 +70,11 @@ def test_a_cache_that_can_not_be_written_costs_nothing_but_time(folder, cache, t
     assert folder_sha256(folder, tmp_path / "file") == folder_sha256(folder, cache)
 
 
+def test_nor_does_one_that_can_not_be_looked_into(folder, cache, tmp_path):
+    """As a folder that may not be entered, but for root, too: the system says nothing of a name that is too long."""
+    assert folder_sha256(folder, tmp_path / ("a" * 300)) == folder_sha256(folder, cache)
+
+
 def test_the_cache_is_where_the_desktop_rules_say(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path / "telltale"

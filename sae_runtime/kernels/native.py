@@ -5,6 +5,7 @@ The library is kept under the hash of its sources and flags: beside the source w
 Where it can't be had `load` says why, and models compute as transformers does.
 """
 
+import argparse
 import ctypes
 import hashlib
 import logging
@@ -107,7 +108,7 @@ def load(cache_dir: Path) -> Any:
     """The library, as ctypes has it; compiled if it is not there yet. NativeKernelsMissing says why it can't be had."""
     check_processor()
     places = _places(cache_dir)
-    found = (_loaded(path) for path in places if path.is_file())
+    found = (_loaded(path) for path in places if _is_there(path))
     library = next((one for one in found if one is not None), None)
     if library is None:
         library = _made(places)
@@ -136,7 +137,9 @@ def _loaded(path: Path) -> Any:
         _check_length(path)
         return ctypes.CDLL(str(path))
     except (OSError, ValueError) as error:
-        logger.warning("%s can't be loaded: %s", path, one_line(error))
+        # The loader's words begin with the path, too.
+        reason = one_line(error).removeprefix(f"{path}: ")
+        logger.warning("%s can't be loaded, and the kernels are compiled anew: %s", path, reason)
         return None
 
 
@@ -204,9 +207,17 @@ def sources() -> list[Path]:
     return [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
 
 
-def library_path(cache_dir: Path) -> Path:
-    """Where the library is, or is to be: beside the source if it lies there."""
-    return _places(cache_dir)[0]
+def is_compiled(cache_dir: Path) -> bool:
+    """Whether the library is there, beside the source or in the cache folder."""
+    return _is_there(_places(cache_dir)[0])
+
+
+def _is_there(path: Path) -> bool:
+    """False, too, for a folder that may not be entered: what is to be made there says why it can't be."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _places(cache_dir: Path) -> list[Path]:
@@ -233,10 +244,13 @@ def check_processor() -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Compile the library to a folder, or end with one line that says why not."""
-    if len(arguments) != 1:
-        sys.exit("usage: python -m sae_runtime.kernels.native FOLDER")
+    parser = argparse.ArgumentParser(
+        prog="python -m sae_runtime.kernels.native", description="Compile the native kernels, for other machines too."
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where kernels-HASH.so is written")
+    folder = parser.parse_args(arguments).folder
     try:
-        build(Path(arguments[0]) / library_name())
+        build(folder / library_name())
     except NativeKernelsMissing as error:
         sys.exit(str(error))
 
