@@ -7,6 +7,7 @@ in `results/`, `streams`, `width`, `watched`, `context` and `passes` of `serving
 own file.
 """
 
+import argparse
 import json
 import re
 import sys
@@ -210,8 +211,9 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    for name in argv if argv is not None else sys.argv[1:]:
-        path = Path(name)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE", help="a file whose blocks are written anew")
+    for path in parser.parse_args(argv).pages:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 

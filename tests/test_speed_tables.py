@@ -157,3 +157,10 @@ def test_bytes_that_are_read_more_are_those_of_the_embedded_model():
     assert BYTES_READ["context"] * 8 == sum(keys.nbytes for keys in [*cache.keys, *cache.values])
     blocks = pack_bytes(torch.randn(64, model.d_model)).blocks  # as the dictionary's encoder is kept
     assert BYTES_READ["width"] * 64 == blocks.nbytes
+
+
+def test_the_command_shows_its_usage(capsys):
+    with pytest.raises(SystemExit) as ended:
+        speed_tables.main(["--help"])
+    assert ended.value.code == 0
+    assert "PAGE [PAGE ...]" in capsys.readouterr().out
