@@ -3,9 +3,12 @@
     python -m benchmarks.serving [--rounds 5] [--record benchmarks/results/serving.json]
 
 Everything goes through the gRPC server with the client, on the embedded model with its dictionary, every token fully
-encoded, 16 features watched and one monitor at work, two threads. Measured are: decoding with 1, 4 and 16 streams; what
-monitoring costs, and what steering costs a request and its neighbours; the time to the first token; and how steady
-streams are while a long prompt is read. Other tools, at 1 and 8 streams, are in benchmarks/peers/serving.
+encoded, 16 features watched and one monitor at work, two threads. Each server keeps a journal, in a folder of the run's
+own, as it does by default, and takes none of the TELLTALE_* variables.
+
+Measured are: decoding with 1, 4 and 16 streams; what monitoring costs, and what steering costs a request and its
+neighbours; the time to the first token; and how steady streams are while a long prompt is read. Other tools, at 1 and 8
+streams, are in benchmarks/peers/serving.
 
 The two servers, monitored and not, are processes that stand ready while only one works at a time, by turns, each time
 the other way round, so that a drift of the machine's speed falls on all that is compared. The client, one process, has

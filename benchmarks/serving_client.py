@@ -6,6 +6,7 @@ an event of it.
 
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,21 +30,31 @@ Times = list[float]
 def start_server(module: str, *arguments: str, stderr: int | None = None) -> tuple[subprocess.Popen[str], int]:
     """A server process and its gRPC port, once it is ready.
 
+    It has the flags that are given and none of the TELLTALE_* variables, which are those of an operator's own server;
+    it keeps no journal where `arguments` name none.
+
     Args:
         stderr: `subprocess.PIPE` keeps its log to be read; otherwise that goes where ours goes.
 
     Raises:
         RuntimeError: it ended before that; what stopped it is in the error if the log is kept.
     """
-    command = [sys.executable, "-m", module, *arguments, "--grpc-port", "0", "--http-port", "0", "--log-format", "json"]
-    command += ["--log-level", "warning"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    # Behind `serve`, and before what is given: of two flags for one option the last counts.
+    split = 1 if arguments[:1] == ("serve",) else 0
+    command = [sys.executable, "-m", module, *arguments[:split], "--no-journal", *arguments[split:]]
+    command += ["--grpc-port", "0", "--http-port", "0", "--log-format", "json", "--log-level", "warning"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment())
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
         _, log = process.communicate()
         raise RuntimeError(f"the server did not start: {log or ' '.join(command)}")
     return process, int(json.loads(line)["grpc"])
+
+
+def environment() -> dict[str, str]:
+    """Ours without what sets options of `telltale serve`."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TELLTALE_")}
 
 
 class Served:

@@ -4,7 +4,7 @@
     python -m benchmarks.serving_growth --only streams width --rounds 1                      # a part
 
 The embedded model through the gRPC server with the client, two threads, every token fully encoded, `lying` at work
-unless said otherwise. Each curve changes one thing:
+unless said otherwise; servers keep no journal (`--no-journal`). Each curve changes one thing:
 
     streams    1 to 64 at once, on a server with so many slots of 1,024 positions
     width      latents of the dictionary, 8k to 131k; random ones in bf16, about 64 active, no monitor; 1 and 16 streams

@@ -6,7 +6,8 @@ Beside each start stands a process that does no more than import torch and trans
 runs the model must, with Python's garbage collector off, as the server has it meanwhile: in turns, so that a drift of
 the machine's speed falls on both, and figures are ratios to it. The
 parts of a start are those of `benchmarks.start_phases`; what they leave is the interpreter, gRPC and HTTP. Figures are
-medians over starts; the first, which isn't counted, warms the caches. Ends with one JSON line.
+medians over starts; the first, which isn't counted, warms the caches. Servers take none of the TELLTALE_* variables,
+and keep no journal (`--no-journal`) unless the flags name one. Ends with one JSON line.
 """
 
 import argparse

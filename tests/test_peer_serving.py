@@ -142,6 +142,14 @@ def test_every_peer_has_a_script_and_all_but_ours_pinned_requirements():
         assert wanted and all("==" in line for line in wanted), peer
 
 
+def test_what_an_operator_set_for_another_server_is_not_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("TELLTALE_JOURNAL", str(tmp_path / "operator.sqlite"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for peer in run.PEERS:
+        found = run.environment(peer, tmp_path)
+        assert "TELLTALE_JOURNAL" not in found and found["OMP_NUM_THREADS"] == "1"
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})

@@ -28,6 +28,31 @@ def test_what_stops_it_is_said():
         start_seconds("service.cli", "serve", "--slots", "-1")
 
 
+def test_what_an_operator_set_for_another_server_is_not_taken_over(tmp_path, monkeypatch):
+    """Nor is a journal kept in the state folder of whoever measures."""
+    write_model(tmp_path / "model")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("TELLTALE_JOURNAL", str(tmp_path / "operator.sqlite"))
+    monkeypatch.setenv("TELLTALE_CONTEXT_LENGTH", "-1")
+    seconds, _ = start_seconds(
+        "service.cli", "serve", "--model", str(tmp_path / "model"), "--sae", "none", "--device", "cpu",
+        "--slots", "1", "--cache-dir", str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert seconds > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model"]
+
+
+def test_a_journal_that_is_asked_for_is_kept(tmp_path, monkeypatch):
+    write_model(tmp_path / "model")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    start_seconds(
+        "service.cli", "serve", "--model", str(tmp_path / "model"), "--sae", "none", "--device", "cpu", "--slots", "1",
+        "--cache-dir", str(tmp_path / "cache"), "--journal", str(tmp_path / "mine.sqlite"),
+    )  # fmt: skip
+    assert (tmp_path / "mine.sqlite").is_file()
+
+
 def test_figures_are_medians_and_ratios_those_of_a_round():
     rounds = [{"import": i, "ready": r, "model": m} for i, r, m in ((1.0, 2.0, 0.5), (4.0, 4.0, 1.0), (2.0, 3.0, 1.5))]
     found = summarize(rounds)

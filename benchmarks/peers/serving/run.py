@@ -87,8 +87,11 @@ class Worker:
 
 
 def environment(peer: str, folder: Path) -> dict[str, str]:
-    """Ours sees this repository, the others only their own packages; nobody asks a hub."""
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    """Ours sees this repository, the others only their own packages; nobody asks a hub. Options of an operator's own
+    server, in TELLTALE_* variables, are left out."""
+    variables = {
+        name: value for name, value in os.environ.items() if name != "PYTHONPATH" and not name.startswith("TELLTALE_")
+    }
     if peer == OURS:
         variables |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos'}", "XDG_STATE_HOME": str(folder / "state")}
     return variables | {"HF_HUB_OFFLINE": "1"}
