@@ -225,8 +225,8 @@ class Settings(BaseModel):
     prefill_chunk_tokens: PositiveCount = Field(
         256,
         description="Prompt tokens read per engine step, at most. Smaller: steadier streams; larger: faster prompts. "
-        "With native kernels, fewer are read while streams are written: as many as take 1.25 times as long as a token, "
-        "beside the token's own pass, so that streams write at less than half their speed meanwhile.",
+        "With native kernels, fewer are read while streams are written: as many as take as long as a token, "
+        "beside the token's own pass, so that streams write at half their speed meanwhile.",
     )
 
     # A request's limits
