@@ -24,7 +24,7 @@ from sae_runtime.probes import ProbeSet
 from sae_runtime.tap import Tap, TapRecord
 from service.fixed_decode import DecodedRows, FixedDecode
 from service.pass_output import Fetched, PassOutput, RowInput, SteeredRow, TokenStats, fetch
-from service.pass_readers import DeviceReader, HostReader, PassReader, steered
+from service.pass_readers import DeviceReader, HostReader, steered
 from service.sampling import Draw
 from service.slot_cache import SlotCache
 
@@ -58,7 +58,7 @@ class ModelRunner:
         self.fixed = fixed
         self._device = language_model.device
         limit, blocks = largest_norm(resid_norm_mean), language_model.blocks
-        self.reader: PassReader = DeviceReader(sae, limit)
+        self.reader = DeviceReader(sae, limit)
         if blocks is not None:
             self.reader = HostReader(sae, limit, blocks, tap.d_model)
 

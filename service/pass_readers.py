@@ -8,7 +8,6 @@ Shape suffixes: B rows, T tokens per row, N = B * T, D model width, U latents re
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,37 +22,6 @@ from sae_runtime.tap import TapRecord
 from service.pass_output import RowInput, SteeredRow, TokenStats
 
 
-class PassReader(Protocol):
-    """What a pass needs from one."""
-
-    def steer(self, rows: Sequence[RowInput], steered_rows: Sequence[int], resid_BTD: Tensor) -> Tensor:
-        """The residuals as the following blocks are to read them: those of `steered_rows` steered as their requests
-        ask, the others bit for bit as they are."""
-        ...
-
-    def read(
-        self,
-        record: TapRecord,
-        rows: Sequence[RowInput],
-        latents: Sequence[int],
-        num_top: int,
-        probed: Sequence[Tensor],
-    ) -> TokenStats:
-        """All residuals encoded. `probed` are values and norms of the probes [N, P], or nothing."""
-        ...
-
-    def account(
-        self,
-        rows: Sequence[RowInput],
-        steered_rows: Sequence[int],
-        before_BTD: Tensor,
-        after_BTD: Tensor,
-        latents: Sequence[int],
-    ) -> dict[int, SteeredRow]:
-        """What steering did to each of `steered_rows`; the residuals are those of all rows."""
-        ...
-
-
 class DeviceReader:
     """With torch."""
 
@@ -63,6 +31,8 @@ class DeviceReader:
         self._latents = _LatentTensor(sae.device)
 
     def steer(self, rows: Sequence[RowInput], steered_rows: Sequence[int], resid_BTD: Tensor) -> Tensor:
+        """The residuals as the following blocks are to read them: those of `steered_rows` steered as their requests
+        ask, the others bit for bit as they are."""
         edited_BTD = resid_BTD.clone()
         edited_BTD[steered_rows] = steered(rows, steered_rows, resid_BTD[steered_rows])
         return edited_BTD
@@ -75,6 +45,7 @@ class DeviceReader:
         num_top: int,
         probed: Sequence[Tensor],
     ) -> TokenStats:
+        """All residuals encoded. `probed` are values and norms of the probes [N, P], or nothing."""
         resid_ND, read_on_ND = _seen(record)
         seen = self._sae.read_tokens(resid_ND, self._latents.of(latents), num_top)
         finite_N = read_on_ND.isfinite().all(-1) & seen.fvu_T.isfinite()
@@ -96,6 +67,7 @@ class DeviceReader:
         after_BTD: Tensor,
         latents: Sequence[int],
     ) -> dict[int, SteeredRow]:
+        """What steering did to each of `steered_rows`; the residuals are those of all rows."""
         before_BTD, after_BTD = before_BTD[list(steered_rows)], after_BTD[list(steered_rows)]
         readings_NU = self._sae.read(after_BTD.flatten(0, 1), self._latents.of(latents))
         moves_BT = relative_moves(before_BTD, after_BTD)
@@ -104,20 +76,18 @@ class DeviceReader:
         return {b: SteeredRow(*row) for b, row in zip(steered_rows, made, strict=True)}
 
 
-class HostReader:
+class HostReader(DeviceReader):
     """With the native kernels, in arrays."""
 
     def __init__(self, sae: LatentReader, largest_norm: float, blocks: NativeBlocks, d_model: int) -> None:
-        self._sae, self.largest_norm, self._blocks = sae, largest_norm, blocks
+        super().__init__(sae, largest_norm)
+        self._blocks = blocks
         self._steering = NativeSteering(blocks.library, sae) if NativeSteering.takes(sae, d_model) else None
-        self._latents = _LatentTensor(sae.device)
 
     def steer(self, rows: Sequence[RowInput], steered_rows: Sequence[int], resid_BTD: Tensor) -> Tensor:
         if self._steering is not None:
             return self._steering.steer([(b, *asked) for b, asked in _asked(rows, steered_rows)], resid_BTD)
-        edited_BTD = resid_BTD.clone()
-        edited_BTD[steered_rows] = steered(rows, steered_rows, resid_BTD[steered_rows])
-        return edited_BTD
+        return super().steer(rows, steered_rows, resid_BTD)
 
     def read(
         self,
