@@ -12,7 +12,7 @@ from service.records import Phase
 
 UNIT = 2.0**-10
 """Seconds; sums of few of them are exact."""
-DECODE_UNITS = 16
+DECODE_UNITS = 20
 
 
 def test_chunks_follow_what_passes_take_and_one_slow_pass_little(model, dictionary, monkeypatch):
