@@ -62,7 +62,7 @@ class NativeBlocks:
         check(model)
         self._model, self.library = model, library
         self.packed_bytes = sum(weight.blocks.numel() for weight in packed.values())
-        self._vocab_size = int(model.config.vocab_size)
+        self._vocab_size, self._width = int(model.config.vocab_size), int(model.config.hidden_size)
         self._kept: list[Tensor] = []
         """What the structures below point to."""
         self._layers = list(decoder_layers(model))
@@ -70,10 +70,14 @@ class NativeBlocks:
             *(self._block(number, layer, packed) for number, layer in enumerate(self._layers))
         )
         self._head = self._matrix(packed["head"], None)
+        norm, embedding_VD = model.model.norm, model.model.embed_tokens.weight.data
+        self._norm_weight, self._norm_eps = self._keep(norm.weight.data), float(norm.variance_epsilon)
+        self._embedding_VD = _bits(embedding_VD)
+        """numpy picks lines of it, and of rotations, since torch wakes its own threads for that."""
         self._pass = self._new_pass()
         self._cache: Slots | None = None
-        self._rotation_Ld: tuple[NDArray[np.int16], NDArray[np.int16]] | None = None
-        """Cosine and sine in bf16, which numpy knows as its bits alone. torch wakes its own threads to pick lines."""
+        self._rotation_2Ld: NDArray[np.int16] | None = None
+        """Cosine and sine, bits of bf16."""
         for number, layer in enumerate(self._layers):
             layer.forward = self._forward_of(number)
 
@@ -86,21 +90,24 @@ class NativeBlocks:
         Returns:
             [B, T, V] in fp32, not rounded; T is 1 if the last token's are enough.
         """
-        num_rows, num_tokens = ids_BT.shape
+        num_tokens = ids_BT.shape[1]
         self._point_to(cache)
-        assert self._rotation_Ld is not None
-        slots_M = np.repeat(np.array(slots_B, dtype=np.int64), num_tokens)
-        positions_M = (np.array(starts_B, dtype=np.int64)[:, None] + np.arange(num_tokens)).ravel()
+        assert self._rotation_2Ld is not None
+        slots_M, positions_M = np.array(slots_B, dtype=np.int64), np.array(starts_B, dtype=np.int64)
+        if num_tokens > 1:
+            slots_M = np.repeat(slots_M, num_tokens)
+            positions_M = (positions_M[:, None] + np.arange(num_tokens)).ravel()
         # All of these are kept until the blocks have run, which get bare pointers.
-        cos_Md, sin_Md = (table_Ld[positions_M] for table_Ld in self._rotation_Ld)
+        rotation_2Md = self._rotation_2Ld.take(positions_M, axis=1)
         p = self._pass
         p.slots, p.positions = slots_M.ctypes.data, positions_M.ctypes.data
-        p.cos, p.sin = cos_Md.ctypes.data, sin_Md.ctypes.data
+        p.cos = rotation_2Md.ctypes.data
+        p.sin = p.cos + rotation_2Md.nbytes // 2
         p.num_tokens, p.num_threads = len(slots_M), torch.get_num_threads()
-        x_BTD = self._through_blocks(self._model.model.embed_tokens(ids_BT))
-        x_MD = (x_BTD if all_logits else x_BTD[:, -1:]).flatten(0, 1).contiguous()
-        logits_MV = product(self.library, self._head, self._norm(x_MD), self._sums)
-        return logits_MV.view(num_rows, -1, logits_MV.shape[1])[..., : self._vocab_size]
+        x_BTD = self._through_blocks(_of_bits(self._embedding_VD[ids_BT.numpy()]))
+        if num_tokens > 1 and not all_logits:
+            x_BTD = x_BTD[:, -1:]
+        return self._logits(x_BTD.contiguous())
 
     def most_likely(self, logits_MV: Tensor) -> MostLikely:
         """The largest of each line of fp32 logits."""
@@ -157,12 +164,12 @@ class NativeBlocks:
     def _run(self, first: int, count: int, x_BTD: Tensor) -> Tensor:
         """`count` blocks from block `first` on. ValueError for residuals that a hook made something else of: the
         kernels would take their bytes for bf16."""
-        wanted = torch.bfloat16, (self._pass.num_tokens, self._model.config.hidden_size)
-        found = x_BTD.dtype, tuple(x_BTD.flatten(0, 1).shape)
-        if found != wanted:
+        wanted = self._pass.num_tokens, self._width
+        found = x_BTD.numel() // x_BTD.shape[-1], x_BTD.shape[-1]
+        if x_BTD.dtype is not torch.bfloat16 or found != wanted:
             raise ValueError(
-                f"residuals before block {first} must be {wanted[0]} with {wanted[1]} numbers, got {found[0]} with "
-                f"{found[1]}: did a hook change them?"
+                f"residuals before block {first} must be {torch.bfloat16} with {wanted} numbers, got {x_BTD.dtype} "
+                f"with {found}: did a hook change them?"
             )
         if not count:
             return x_BTD
@@ -172,12 +179,15 @@ class NativeBlocks:
         self.library.telltale_blocks(blocks, count, p, x_BTD.data_ptr(), out_BTD.data_ptr())
         return out_BTD
 
-    def _norm(self, x_MD: Tensor) -> Tensor:
-        norm, out_MD = self._model.model.norm, torch.empty_like(x_MD)
-        self.library.telltale_norm(
-            norm.weight.data_ptr(), norm.variance_epsilon, x_MD.shape[1], x_MD.data_ptr(), len(x_MD), out_MD.data_ptr()
-        )
-        return out_MD
+    def _logits(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, V] of residuals behind the last block."""
+        num_rows, num_tokens = x_BTD.shape[:2]
+        logits_BTV = torch.empty(num_rows, num_tokens, self._head.num_outputs)
+        self.library.telltale_logits(
+            ctypes.byref(self._head), self._norm_weight, self._norm_eps, x_BTD.data_ptr(), num_rows * num_tokens,
+            ctypes.byref(self._pass), logits_BTV.data_ptr(),
+        )  # fmt: skip
+        return logits_BTV if self._head.num_outputs == self._vocab_size else logits_BTV[..., : self._vocab_size]
 
     # --- how it is set up ---
 
@@ -222,8 +232,8 @@ class NativeBlocks:
             "inner": config.intermediate_size,
         }
         scratch = {name: torch.empty(MOST_TOKENS, width, dtype=torch.bfloat16) for name, width in widths.items()}
-        self._sums = torch.empty(MOST_TOKENS, max(config.hidden_size, seen) // GROUP)
-        scratch |= {"sums": self._sums, "inner_sums": torch.empty(MOST_TOKENS, config.intermediate_size // GROUP)}
+        sums = torch.empty(MOST_TOKENS, max(config.hidden_size, seen) // GROUP)
+        scratch |= {"sums": sums, "inner_sums": torch.empty(MOST_TOKENS, config.intermediate_size // GROUP)}
         self._scratch_bytes = sum(t.numel() * t.element_size() for t in scratch.values())
         return native.Pass(**{name: self._keep(tensor) for name, tensor in scratch.items()})
 
@@ -241,10 +251,20 @@ class NativeBlocks:
                 f"the rotary embedding must turn all {head_dim(config)} numbers of a head, got {cos_1Ld.shape[2]}"
             )
         self._cache = cache
-        self._rotation_Ld = cos_1Ld[0].view(torch.int16).numpy(), sin_1Ld[0].view(torch.int16).numpy()
+        self._rotation_2Ld = _bits(torch.cat([cos_1Ld, sin_1Ld]))
         for block, keys, values in zip(self._blocks, cache.keys, cache.values, strict=True):
             block.keys, block.values = keys.data_ptr(), values.data_ptr()
             block.slot_stride, block.head_stride = keys.stride(0), keys.stride(1)
+
+
+def _bits(x: Tensor) -> NDArray[np.int16]:
+    """Numbers in bf16 as numpy knows them."""
+    assert x.dtype is torch.bfloat16
+    return x.view(torch.int16).numpy()
+
+
+def _of_bits(bits: NDArray[np.int16]) -> Tensor:
+    return torch.from_numpy(bits).view(torch.bfloat16)
 
 
 def _check_slots(number: int, keys_SHLd: Tensor, values_SHLd: Tensor, num_heads: int, width: int) -> None:

@@ -194,6 +194,8 @@ class Engine:
     def _prefill(self) -> None:
         self._roster.admit()
         reading, budget = self._roster.reading, self.scheduler.chunk_tokens
+        if not reading:
+            return
         if self.runner.reads_evenly:
             num_unread = sum(row.num_unread for row in reading)
             longest = max((row.num_generated for row in self._roster.writing), default=None)

@@ -101,7 +101,8 @@ class ModelRunner:
             TapError: a tap did not see every token. Whatever torch raises is passed on; slots may then hold part
             of the pass, which a repetition overwrites.
         """
-        ids_BT = torch.tensor([row.ids for row in rows], device=self._device)
+        # By numpy, which takes a tenth of the time that torch takes for lists.
+        ids_BT = torch.from_numpy(np.array([row.ids for row in rows], dtype=np.int64)).to(self._device)
         steered_rows = [b for b, row in enumerate(rows) if self._is_steered(row)]
 
         def edit(resid_BTD: Tensor) -> Tensor:
@@ -112,9 +113,9 @@ class ModelRunner:
         if probes is not None:
             probing = probes.step(ids_BT.numel())
         tapping = self.tap.step(ids_BT.numel(), edit if steered_rows else None)
-        with torch.inference_mode(), tapping as record, probing as probed:
-            logits_BTV = self.logits(ids_BT, rows, all_logits=all_logits)
         with torch.inference_mode():
+            with tapping as record, probing as probed:
+                logits_BTV = self.logits(ids_BT, rows, all_logits=all_logits)
             started = time.perf_counter()
             values_and_norms = () if probes is None else (probes.read(probed, record), probes.norms(probed, record))
             stats = self.reader.read(record, rows, latents, num_top, values_and_norms)

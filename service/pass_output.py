@@ -86,6 +86,8 @@ def fetch(output: PassOutput, extra: Sequence[Tensor]) -> Fetched:
     Token ids, latents and counts are far below 2^24, so fp32 holds them exactly.
     """
     parts = [*output.stats, *(part for row in output.steered.values() for part in row), *extra]
+    if not any(isinstance(part, Tensor) for part in parts):
+        return Fetched(output.stats, output.steered, [])
     copied = iter(_on_host([part for part in parts if isinstance(part, Tensor)]))
     rest = iter([next(copied) if isinstance(part, Tensor) else part for part in parts])
     stats = TokenStats(*(next(rest) for _ in output.stats))

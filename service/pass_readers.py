@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_runtime.latent_reader import LatentReader
 from sae_runtime.native_blocks import NativeBlocks
+from sae_runtime.native_sae import HostReadings, NativeSAE
 from sae_runtime.native_steering import NativeSteering
 from sae_runtime.steering import Steering, relative_moves, steer_rows
 from sae_runtime.tap import TapRecord
@@ -98,18 +99,25 @@ class HostReader(DeviceReader):
         probed: Sequence[Tensor],
     ) -> TokenStats:
         resid_ND, read_on_ND = _seen(record)
-        seen = [part.numpy() for part in self._sae.read_tokens(resid_ND, self._latents.of(latents), num_top)]
-        readings_NU, top_values_Nk, top_indices_Nk, l0_N, fvu_N = seen
-        norms_N = self._blocks.norms(resid_ND)
+        seen, norms_N = self._readings(resid_ND, latents, num_top)
         read_on_N = norms_N if read_on_ND is resid_ND else self._blocks.norms(read_on_ND)
-        finite_N = np.isfinite(read_on_N) & np.isfinite(fvu_N)
+        finite_N = np.isfinite(read_on_N) & np.isfinite(seen.fvu_T)
         nothing_N0 = np.empty((len(resid_ND), 0), dtype=np.float32)
         probes_NP, norms_NP = [part.numpy() for part in probed] or (nothing_N0, nothing_N0)
-        finite_N &= np.isfinite(probes_NP).all(-1)
+        if probes_NP.size:
+            finite_N &= np.isfinite(probes_NP).all(-1)
         off_scale_N = _is_first(rows) | (norms_N > self.largest_norm)
-        return TokenStats(
-            readings_NU, top_values_Nk, top_indices_Nk, l0_N, fvu_N, finite_N, off_scale_N, probes_NP, norms_NP
-        )
+        return TokenStats(*seen, finite_N, off_scale_N, probes_NP, norms_NP)
+
+    def _readings(
+        self, resid_ND: Tensor, latents: Sequence[int], num_top: int
+    ) -> tuple[HostReadings, NDArray[np.float64]]:
+        """What the dictionary says of each token, and ||residual||."""
+        latents_U = self._latents.of(latents)
+        if isinstance(self._sae, NativeSAE) and self._sae.reads_on_host(resid_ND):
+            return self._sae.read_on_host(resid_ND, latents_U.numpy(), num_top)
+        seen = self._sae.read_tokens(resid_ND, latents_U, num_top)
+        return HostReadings(*(part.numpy() for part in seen)), self._blocks.norms(resid_ND)
 
     def account(
         self,
@@ -180,5 +188,6 @@ def _is_first(rows: Sequence[RowInput]) -> NDArray[np.bool_]:
     """Which of the N tokens stand at position 0."""
     is_first_N = np.zeros(sum(len(row.ids) for row in rows), dtype=np.bool_)
     for b, row in enumerate(rows):
-        is_first_N[b * len(row.ids)] = row.start == 0
+        if row.start == 0:
+            is_first_N[b * len(row.ids)] = True
     return is_first_N

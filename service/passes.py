@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.model_runner import ModelRunner
@@ -128,35 +129,42 @@ class Passes:
     def _record(
         self, phase: Phase, rows: list[Row], plan: ReadPlan, output: PassOutput, fetched: Fetched, started: float
     ) -> StepRecord:
-        now = time.monotonic()
-        is_finite_N = fetched.stats.finite_N.astype(bool)
-        is_replay_B = np.array([row.request.replay is not None for row in rows])
-        num_each = len(is_finite_N) // len(rows)
-        is_replay_N = np.repeat(is_replay_B, num_each)
-        counts_N = is_finite_N & (fetched.stats.off_scale_N == 0) & ~is_replay_N
-        read_NX = fetched.stats.readings_NU[:, plan.server_watch]
-        readings_NW = read_NX[:, : self._num_watched]
-        if self._num_watched:
-            for b, row in enumerate(rows):
-                mine = slice(b * num_each, (b + 1) * num_each)
-                row.note_features(readings_NW[mine][counts_N[mine]])
+        now, stats = time.monotonic(), fetched.stats
+        is_finite_N, is_replay_B = stats.finite_N.astype(bool), [row.request.replay is not None for row in rows]
+        num_tokens, num_replayed = len(is_finite_N), 0
+        counts_N = is_finite_N & (stats.off_scale_N == 0)
+        if any(is_replay_B):
+            is_replay_N = np.repeat(is_replay_B, num_tokens // len(rows))
+            counts_N &= ~is_replay_N
+            num_replayed = int(is_replay_N.sum())
+        read_NX = stats.readings_NU[:, plan.server_watch]
+        self._note_features(rows, read_NX[:, : self._num_watched], counts_N)
+        read_NX = read_NX[counts_N]
         return StepRecord(
             phase=phase,
             num_rows=len(rows),
-            num_tokens=len(is_finite_N),
+            num_tokens=num_tokens,
             num_tapped_tokens=output.num_tapped,
             step_seconds=time.perf_counter() - started,
             encode_seconds=output.encode_seconds,
-            num_nonfinite_tokens=int((~is_finite_N).sum()),
-            readings_NW=readings_NW[counts_N],
-            num_replayed_tokens=int(is_replay_N.sum()),
+            num_nonfinite_tokens=num_tokens - int(np.count_nonzero(is_finite_N)),
+            readings_NW=read_NX[:, : self._num_watched],
+            num_replayed_tokens=num_replayed,
             inter_token_seconds=[
                 now - row.last_token_at
-                for row, is_replay in zip(rows, is_replay_B.tolist(), strict=True)
+                for row, is_replay in zip(rows, is_replay_B, strict=True)
                 if row.last_token_at is not None and not is_replay
             ],
-            num_ordinary_tokens=int(counts_N.sum()),
-            num_off_distribution=int((fetched.stats.fvu_N[counts_N] > self._max_fvu).sum()),
-            inputs_NG=read_NX[counts_N][:, self._num_watched :],
-            probes_NP=fetched.stats.probes_NP[counts_N] if plan.with_probes else None,
+            num_ordinary_tokens=len(read_NX),
+            num_off_distribution=int(np.count_nonzero(stats.fvu_N[counts_N] > self._max_fvu)),
+            inputs_NG=read_NX[:, self._num_watched :],
+            probes_NP=stats.probes_NP[counts_N] if plan.with_probes else None,
         )
+
+    def _note_features(self, rows: list[Row], readings_NW: NDArray[np.float32], counts_N: NDArray[np.bool_]) -> None:
+        if not self._num_watched:
+            return
+        num_each, all_count = len(counts_N) // len(rows), counts_N.all()
+        for b, row in enumerate(rows):
+            mine = slice(b * num_each, (b + 1) * num_each)
+            row.note_features(readings_NW[mine] if all_count else readings_NW[mine][counts_N[mine]])

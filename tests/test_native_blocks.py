@@ -224,7 +224,7 @@ def test_the_memory_of_a_pass_is_counted(ours):
     """The rotation of each position, and what lies between products."""
     cache = slots(ours, 48)
     our_logits(ours, ids(1, 5), [5], cache=cache)
-    rotation = sum(table.nbytes for table in ours.blocks._rotation_Ld)
+    rotation = ours.blocks._rotation_2Ld.nbytes
     assert ours.blocks.num_bytes(48) - ours.blocks.num_bytes(0) == rotation
     widths = (
         (native.NUM_HEADS + 2 * native.NUM_KV_HEADS) * native.HEAD_DIM,

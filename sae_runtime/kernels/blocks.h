@@ -171,7 +171,13 @@ void telltale_blocks(const Block *b, int num_blocks, const Pass *p, const bf16 *
     stop_sharing(is_shared);
 }
 
-/* x [M, D] -> y [M, D]: RMS norm. */
-void telltale_norm(const bf16 *weight, float eps, int width, const bf16 *x, int num_tokens, bf16 *y) {
-    for (int64_t m = 0; m < num_tokens; m++) rms_norm(x + m * width, weight, width, eps, y + m * width);
+/* x [M, D] -> y [M, V]: the head's product with normed residuals. */
+void telltale_logits(const Matrix *head, const bf16 *weight, float eps, const bf16 *x, int num_tokens, const Pass *p,
+                     float *y) {
+    const int64_t D = head->num_inputs;
+    for (int64_t first = 0; first < num_tokens; first += MOST_TOKENS) {
+        const int rest = num_tokens - (int)first, count = rest < MOST_TOKENS ? rest : MOST_TOKENS;
+        for (int64_t m = 0; m < count; m++) rms_norm(x + (first + m) * D, weight, (int)D, eps, p->normed + m * D);
+        telltale_product(head, p->normed, count, p->sums, y + first * head->num_outputs, p->num_threads);
+    }
 }

@@ -96,18 +96,17 @@ static void rebuild(const void *call, int first, int end) {
     for (int item = first; item < end; item++) rebuild_half(call, item);
 }
 
-/* x [M, D] -> latents f [M, F], those that are active, and the fraction of variance unexplained:
+/* x [M, D] -> latents f [M, F], those that are active, the fraction of variance unexplained, and ||x||:
    f = pre where pre > threshold, pre = scale * (x @ encoder) + offset; x_hat = (f @ decoder + bias) / scale. */
 void telltale_read(const Dictionary *r, const bf16 *x, int num_tokens, float *f, int64_t *num_active, float *unexplained,
-                   int num_threads) {
+                   double *norms, int num_threads) {
     const int64_t F = r->screen.num_outputs, D = r->screen.num_inputs;
     const int is_shared = begin_sharing(num_threads);
     float parts[4 * MOST_TOKENS];
-    double norms[MOST_TOKENS];
     for (int64_t first = 0; first < num_tokens; first += MOST_TOKENS) {
         const int rest = num_tokens - (int)first, count = rest < MOST_TOKENS ? rest : MOST_TOKENS;
-        const Reading call = {r, x + first * D, f + first * F, parts, num_active + first, norms, count};
-        telltale_norms(call.x, count, (int)D, norms);
+        const Reading call = {r, x + first * D, f + first * F, parts, num_active + first, norms + first, count};
+        telltale_norms(call.x, count, (int)D, norms + first);
         share(is_shared, encode, &call, (int)(F / TILE));
         share(is_shared, rebuild, &call, 2 * count);
         for (int m = 0; m < count; m++)

@@ -115,12 +115,12 @@ def load(cache_dir: Path) -> Any:
     pointer, count = ctypes.c_void_p, ctypes.c_int
     arguments = {
         "telltale_blocks": (pointer, count, pointer, pointer, pointer),
-        "telltale_norm": (pointer, ctypes.c_float, count, pointer, count, pointer),
+        "telltale_logits": (pointer, pointer, ctypes.c_float, pointer, count, pointer, pointer),
         "telltale_product": (pointer, pointer, count, pointer, pointer, count),
         "telltale_most_likely": (pointer, count, count, ctypes.c_int64, pointer, pointer, pointer, count),
         "telltale_norms": (pointer, count, count, pointer),
         "telltale_read_some": (pointer, pointer, count, pointer, count, pointer),
-        "telltale_read": (pointer, pointer, count, pointer, pointer, pointer, count),
+        "telltale_read": (pointer, pointer, count, pointer, pointer, pointer, pointer, count),
         "telltale_steer": (pointer, pointer, count, pointer, count),
         "telltale_moves": (pointer, pointer, count, count, pointer),
     }
