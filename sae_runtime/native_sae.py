@@ -19,20 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_runtime.encoder_screen import EncoderScreen
 from sae_runtime.kernels import native
 from sae_runtime.large_pages import side_by_side
 from sae_runtime.native_blocks import matrix, product
-from sae_runtime.packed_weights import GROUP, TILE, PackedWeight, pack_bfloat16, pack_bytes, unpack
+from sae_runtime.packed_weights import GROUP, TILE, PackedWeight, pack_bfloat16
 from sae_runtime.sae import SAE, TokenReadings
 
 WIDEST_MODEL = 16384
 """Of which the C source can hold a residual."""
-
-_ROUNDED = 2.0**-20
-"""Of a sum, and of what is added to it, relative: several times what a few roundings in fp32 amount to."""
-_FLUSHED = 1e-30
-"""What becomes 0 in products because it is too small for a normal number."""
-_LATENTS_AT_ONCE = 512
 
 
 class Along(NamedTuple):
@@ -96,22 +91,23 @@ class NativeSAE(SAE):
         if self.activation in ("jumprelu", "batchtopk"):
             self._threshold_F = self.threshold.data.clamp(min=0).expand(self.num_latents).contiguous()
         encoder_FD = self.W_enc.data.T.to(torch.bfloat16)
-        screen = pack_bytes(encoder_FD)
+        screen = EncoderScreen.of(encoder_FD)
         copies = side_by_side({"screen": screen.blocks, "encoder": encoder_FD})
-        self._screen, self._encoder_FD = PackedWeight(copies["screen"]), copies["encoder"]
-        self._slack_F = slack(encoder_FD, screen) * self.scale
-        self._least_F = self._offset_F.abs() * _ROUNDED + _FLUSHED
+        self._screen = screen._replace(blocks=copies["screen"])
+        self._encoder_FD = copies["encoder"]
         self._native = native.Dictionary(
-            screen=matrix(self._screen),
+            screen=self._screen.blocks.data_ptr(),
             encoder=self._encoder_FD.data_ptr(),
-            slack=self._slack_F.data_ptr(),
-            least=self._least_F.data_ptr(),
+            slack=self._screen.slack_F.data_ptr(),
+            spread=self._screen.spread_F.data_ptr(),
             offset=self._offset_F.data_ptr(),
             threshold=self._threshold_F.data_ptr(),
             decoder=self.W_dec.data_ptr(),
             bias=self.b_dec.data_ptr(),
             mean=self.resid_mean.data_ptr(),
             scale=self.scale,
+            num_latents=self.num_latents,
+            d_model=self.d_model,
         )
 
     @property
@@ -205,18 +201,3 @@ def _top(f_TF: NDArray[np.float32], num: int) -> tuple[NDArray[np.float32], NDAr
         return f_TF[:, :0], np.empty((len(f_TF), 0), dtype=np.int64)
     values_TN, indices_TN = torch.from_numpy(f_TF).topk(num, dim=-1)
     return values_TN.numpy(), indices_TN.numpy()
-
-
-def slack(encoder_FD: Tensor, screen: PackedWeight) -> Tensor:
-    """[F]: a latent's products with a residual x, of weights in 8 bits and in bf16, each summed in fp32, are apart by
-    this times ||x|| at most."""
-    found = []
-    for first in range(0, len(encoder_FD), _LATENTS_AT_ONCE):
-        exact_XD = encoder_FD[first : first + _LATENTS_AT_ONCE].to(torch.float64)
-        kept_XD = unpack(PackedWeight(screen.blocks[first // TILE : (first + _LATENTS_AT_ONCE) // TILE])).to(
-            torch.float64
-        )
-        # A sum of n numbers is off by up to n 2^-24 of the sum of their absolute values.
-        summed_X = (exact_XD.norm(dim=1) + kept_XD.norm(dim=1)) * encoder_FD.shape[1] * 2.0**-23
-        found.append((exact_XD - kept_XD).norm(dim=1) + summed_X)
-    return (torch.cat(found) * (1 + _ROUNDED)).to(torch.float32)

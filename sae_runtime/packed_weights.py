@@ -80,12 +80,6 @@ def pack_bfloat16(weight_NK: Tensor) -> PackedWeight:
     return PackedWeight(_tiles(numbers_NGK).flatten(2).view(torch.uint8))
 
 
-def pack_bytes(weight_NK: Tensor) -> PackedWeight:
-    """Pack weights in 8 bits, whatever is lost: `unpack` tells what was kept."""
-    groups_NGK = weight_NK.to(torch.float32).reshape(len(weight_NK), -1, GROUP)
-    return PackedWeight(torch.cat([_bytes(piece_NGK)[0] for piece_NGK in torch.split(groups_NGK, _OUTPUTS_AT_ONCE)]))
-
-
 def by_turns(first_NK: Tensor, second_NK: Tensor) -> Tensor:
     """Two matrices as one, a tile of the first and a tile of the second by turns."""
     tiles = [matrix_NK.view(-1, TILE, matrix_NK.shape[1]) for matrix_NK in (first_NK, second_NK)]
@@ -153,17 +147,12 @@ def _are_multiples(offsets_XK: Tensor, step_X: Tensor) -> Tensor:
 
 def _blocks8(groups_NGK: Tensor) -> Tensor | None:
     """Blocks of numbers of 8 bits; None where those would lose too much."""
-    blocks, kept_NGK = _bytes(groups_NGK)
-    return None if _loses(groups_NGK, kept_NGK) else blocks
-
-
-def _bytes(groups_NGK: Tensor) -> tuple[Tensor, Tensor]:
-    """Blocks of numbers of 8 bits, and the weights [N, G, 32] that they hold."""
     # Q8_0 puts the weight that is furthest from 0 at 127 or -127.
     step_NG = groups_NGK.abs().amax(-1) / 127
     kept_NG, numbers_NGK = _to_half(step_NG), _multiples(groups_NGK, step_NG)
-    blocks = torch.cat([_tiles(numbers_NGK.to(torch.int8)).flatten(2).view(torch.uint8), _per_tile(kept_NG)], dim=-1)
-    return blocks, numbers_NGK * kept_NG[..., None]
+    if _loses(groups_NGK, numbers_NGK * kept_NG[..., None]):
+        return None
+    return torch.cat([_tiles(numbers_NGK.to(torch.int8)).flatten(2).view(torch.uint8), _per_tile(kept_NG)], dim=-1)
 
 
 def _multiples(offsets_NGK: Tensor, step_NG: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import native_models as parts
 import pytest
 import torch
 
+from sae_runtime.encoder_screen import EncoderScreen
 from sae_runtime.native_blocks import MOST_TOKENS
-from sae_runtime.native_sae import NativeSAE, slack
-from sae_runtime.packed_weights import pack_bytes, unpack
+from sae_runtime.native_sae import NativeSAE
 from sae_runtime.sae import SAE
 
 
@@ -119,6 +119,19 @@ def rough(num_latents: int = 160, seed: int = 5) -> torch.Tensor:
     return weights_FD.to(torch.bfloat16)
 
 
+def even(num_latents: int = 160) -> torch.Tensor:
+    """Weights that are all of one size, so that 8 bits hold them."""
+    return rough(num_latents).sign() * 0.25
+
+
+def exact() -> torch.Tensor:
+    """Weights of which 8 bits lose nothing, with groups so far apart that sums of their products are rounded."""
+    generator = torch.Generator().manual_seed(6)
+    numbers = torch.randint(-127, 128, (160, 3, 32), generator=generator).float()
+    numbers[..., 0] = 127
+    return (numbers * torch.tensor([1.0, 2.0**-7, 2.0**-13])[:, None]).flatten(1).to(torch.bfloat16)
+
+
 def with_thresholds(encoder_FD: torch.Tensor, threshold_F: torch.Tensor, bias: float = 0.125) -> SAE:
     made = SAE(d_model=96, num_latents=len(encoder_FD), activation="jumprelu").requires_grad_(False)
     made.W_enc.copy_(encoder_FD.T.float())
@@ -127,21 +140,64 @@ def with_thresholds(encoder_FD: torch.Tensor, threshold_F: torch.Tensor, bias: f
     return NativeSAE.of(made, parts.library())
 
 
-def worst(encoder_FD: torch.Tensor) -> torch.Tensor:
+def screened(encoder_FD: torch.Tensor) -> torch.Tensor:
+    """The weights that a screen's blocks hold, fp64 [F, D]."""
+    blocks = EncoderScreen.of(encoder_FD).blocks
+    numbers = blocks[..., :512].view(*blocks.shape[:2], 8, 16, 4).permute(0, 3, 1, 2, 4).double() - 128
+    scales = blocks[..., 512:].contiguous().view(torch.float16).double().transpose(1, 2)
+    return (numbers.flatten(3) * scales[..., None]).reshape(encoder_FD.shape)
+
+
+def in_bytes(x_TD: torch.Tensor) -> torch.Tensor:
+    """Residuals as screens take them, fp64."""
+    groups = x_TD.float().unflatten(-1, (-1, 32))
+    largest = groups.abs().amax(-1, keepdim=True)
+    return ((groups * (127 / largest)).round().double() * (largest / 127).double()).view(x_TD.shape)
+
+
+def along_lost_weights(encoder_FD: torch.Tensor) -> torch.Tensor:
     """For each latent a residual that points to what 8 bits lost of it: screened, it is lower by all that it can be."""
-    lost_FD = encoder_FD.double() - unpack(pack_bytes(encoder_FD)).double()
+    lost_FD = encoder_FD.double() - screened(encoder_FD)
     aligned_FD = lost_FD / lost_FD.norm(dim=1, keepdim=True) * 300
     # And to the latent itself somewhat, so that it is on.
     return (aligned_FD + encoder_FD.double() * 0.1).to(torch.bfloat16)
 
 
+def along_lost_residuals(encoder_FD: torch.Tensor) -> torch.Tensor:
+    """For each latent a residual of which 8 bits lose most of what points to it: numbers just below half a step."""
+    x_FD = encoder_FD.double().sign() * (7 / 1024)
+    x_FD[:, 5::32] = 127 / 64 * torch.tensor([1.0, -1.0, 1.0]) * encoder_FD[:, 5::32].double().sign()
+    assert not in_bytes(x_FD.to(torch.bfloat16))[:, 6:32].any()
+    return x_FD.to(torch.bfloat16)
+
+
+def small(others: float, first: float) -> torch.Tensor:
+    """[160, 96] in bf16 with another number at the beginning of each group."""
+    made = torch.full((160, 96), others)
+    made[:, ::32] = first
+    return made.to(torch.bfloat16)
+
+
 @pytest.mark.parametrize(
-    ("x_TD", "bias"),
-    [(worst(rough()), 0.125), (residuals(160), 0.125), (worst(rough()) * 1e-6, 1000.0)],
-    ids=["worst", "any", "rounded by a large bias"],
+    ("encoder_FD", "x_TD", "bias"),
+    [
+        (rough(), along_lost_weights(rough()), 0.125),
+        (even(), along_lost_residuals(even()), 0.125),
+        (exact(), exact(), 0.125),
+        (rough(), residuals(160), 0.125),
+        (rough(), along_lost_weights(rough()) * 1e-6, 1000.0),
+        (-small(0.25, 0.0), small(1e-38, 4e-37), 2e-38),
+    ],
+    ids=[
+        "what weights lost",
+        "what residuals lost",
+        "nothing lost but in sums",
+        "any",
+        "rounded by a large bias",
+        "tiny",
+    ],
 )
-def test_a_latent_that_is_just_above_its_threshold_is_never_screened_out(x_TD, bias):
-    encoder_FD = rough()
+def test_a_latent_that_is_just_above_its_threshold_is_never_screened_out(encoder_FD, x_TD, bias):
     free = with_thresholds(encoder_FD, torch.zeros(160), bias)
     pre_F = free.read(x_TD, torch.arange(160)).diagonal()
     on = pre_F > 0
@@ -151,11 +207,16 @@ def test_a_latent_that_is_just_above_its_threshold_is_never_screened_out(x_TD, b
     assert not with_thresholds(encoder_FD, pre_F, bias).encode(x_TD).diagonal().any()
 
 
-def test_weights_in_8_bits_are_off_by_less_than_is_said_and_not_by_far_less():
-    encoder_FD = rough()
-    screen, x_TD = pack_bytes(encoder_FD), worst(encoder_FD).double()
-    apart_F = ((encoder_FD.double() - unpack(screen).double()) * x_TD).sum(-1).abs()
-    said_F = slack(encoder_FD, screen).double() * x_TD.norm(dim=-1)
+@pytest.mark.parametrize(
+    ("encoder_FD", "x_FD"),
+    [(rough(), along_lost_weights(rough())), (even(), along_lost_residuals(even()))],
+    ids=["weights", "residuals"],
+)
+def test_a_screened_product_is_off_by_less_than_is_said_and_not_by_far_less(encoder_FD, x_FD):
+    screen, kept_FD, exact_FD = EncoderScreen.of(encoder_FD), in_bytes(x_FD), x_FD.double()
+    apart_F = ((encoder_FD.double() * exact_FD).sum(-1) - (screened(encoder_FD) * kept_FD).sum(-1)).abs()
+    lost_F = (exact_FD - kept_FD).norm(dim=-1)
+    said_F = screen.slack_F.double() * exact_FD.norm(dim=-1) + screen.spread_F.double() * lost_F
     assert (apart_F <= said_F).all()
     assert (apart_F > 0.5 * said_F).any()
 

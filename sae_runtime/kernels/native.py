@@ -35,6 +35,7 @@ _SETS = {
     "avx512dq": "avx512_dq",
     "avx512vl": "avx512_vl",
     "avx512bf16": "avx512_bf16",
+    "avx512vnni": "avx512_vnni",
     "fma": "fma3",
     "f16c": "f16c",
 }
@@ -86,10 +87,10 @@ class Dictionary(ctypes.Structure):
     """`Dictionary` of the C source."""
 
     _fields_ = (
-        ("screen", Matrix),
-        *((name, ctypes.c_void_p) for name in ("encoder", "slack", "least", "offset", "threshold")),
-        *((name, ctypes.c_void_p) for name in ("decoder", "bias", "mean")),
+        *((name, ctypes.c_void_p) for name in ("screen", "encoder", "slack", "spread")),
+        *((name, ctypes.c_void_p) for name in ("offset", "threshold", "decoder", "bias", "mean")),
         ("scale", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("num_latents", "d_model")),
     )
 
 
