@@ -44,10 +44,11 @@ class Unmonitored(ModelRunner):
         num_top: int = 0,
         all_logits: bool = False,
         with_probes: bool = False,  # noqa: ARG002
+        with_logprobs: bool = False,
     ) -> PassOutput:
         """`ModelRunner.forward` without reading anything."""
         assert not latents and not num_top, "nothing is read here"
-        ids_BT = torch.tensor([row.ids for row in rows])
+        ids_BT = torch.from_numpy(np.array([row.ids for row in rows], dtype=np.int64))
         with torch.inference_mode():
             logits_BTV = self.logits(ids_BT, rows, all_logits=all_logits)
         n = ids_BT.numel()
@@ -58,7 +59,8 @@ class Unmonitored(ModelRunner):
         )  # fmt: skip
         blocks = self.language_model.blocks
         assert blocks is not None
-        return PassOutput(logits_BTV, stats, {}, n, 0.0, Draw(*blocks.most_likely(logits_BTV[:, -1])))
+        likely = blocks.most_likely(logits_BTV[:, -1], with_logprobs=with_logprobs)
+        return PassOutput(logits_BTV, stats, {}, n, 0.0, Draw(*likely))
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ class ModelRunner:
         num_top: int = 0,
         all_logits: bool = False,
         with_probes: bool = False,
+        with_logprobs: bool = False,
     ) -> PassOutput:
         """One pass over rows of equally many tokens.
 
@@ -96,6 +97,7 @@ class ModelRunner:
             num_top: how many of the largest latents to report besides.
             all_logits: give logits for every token, not for each row's last alone.
             with_probes: compute the probes, all of them: it is one small product for each residual they read.
+            with_logprobs: give those of the most likely tokens, where a pass finds these.
 
         Raises:
             TapError: a tap did not see every token. Whatever torch raises is passed on; slots may then hold part
@@ -123,7 +125,8 @@ class ModelRunner:
             encode_seconds = time.perf_counter() - started
             greedy = None
             if self.language_model.blocks is not None:
-                greedy = Draw(*self.language_model.blocks.most_likely(logits_BTV[:, -1]))
+                likely = self.language_model.blocks.most_likely(logits_BTV[:, -1], with_logprobs=with_logprobs)
+                greedy = Draw(*likely)
         return PassOutput(logits_BTV, stats, found, record.num_tokens, encode_seconds, greedy)
 
     def logits(self, ids_BT: Tensor, rows: Sequence[RowInput], *, all_logits: bool) -> Tensor:
@@ -144,12 +147,18 @@ class ModelRunner:
         return made.logits.to(torch.float32)
 
     def decode(
-        self, rows: Sequence[RowInput], latents: Sequence[int], *, num_top: int = 0, with_probes: bool = False
+        self,
+        rows: Sequence[RowInput],
+        latents: Sequence[int],
+        *,
+        num_top: int = 0,
+        with_probes: bool = False,
+        with_logprobs: bool = False,
     ) -> PassOutput:
         """One pass over one token of each row: `forward`, or its like in a fixed shape where there is one."""
         fixed = self.fixed
         if fixed is None or not fixed.takes(len(rows), len(latents), num_top):
-            return self.forward(rows, latents, num_top=num_top, with_probes=with_probes)
+            return self.forward(rows, latents, num_top=num_top, with_probes=with_probes, with_logprobs=with_logprobs)
         steered_rows = [b for b, row in enumerate(rows) if self._is_steered(row)]
 
         def edit(resid_BD: Tensor, passed_on_BD: Tensor) -> None:

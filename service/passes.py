@@ -70,6 +70,7 @@ class Passes:
             num_top=row.request.top_features,
             all_logits=wants_logprobs,
             with_probes=plan.with_probes,
+            with_logprobs=wants_logprobs,
         )
         extra = []
         if wants_logprobs:
@@ -96,7 +97,13 @@ class Passes:
             row.num_written = row.num_read + 1
             inputs.append(RowInput(row.slot, row.num_read, [row.pending.id], row.steering))
         num_top = max(row.request.top_features for row in rows)
-        output = self._runner.decode(inputs, plan.latents, num_top=num_top, with_probes=plan.with_probes)
+        output = self._runner.decode(
+            inputs,
+            plan.latents,
+            num_top=num_top,
+            with_probes=plan.with_probes,
+            with_logprobs=any(row.request.include_logprobs for row in rows),
+        )
         fetched, drawn = self._fetch(rows, output, [], draws=True)
         record = self._record(Phase.DECODE, rows, plan, output, fetched, started)
         return PassResult(fetched, plan.columns, record, drawn, None)

@@ -342,6 +342,19 @@ def test_scores_of_a_text_are_those_it_was_streamed_with(ours):
     runner.tap.remove()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logprobs_are_those_of_a_whole_pass(ours, temperature):
+    """Beside a request that did not ask for any."""
+    dictionary = NativeSAE.of(sae_of_bf16(), ours.blocks.library)
+    asked = request(ours, max_tokens=6, sampling={"temperature": temperature, "seed": 5}, include_logprobs=True)
+    reply, other = replies(ours, dictionary, [asked, request(ours, request_id="other", max_tokens=6)])
+    ids = [*asked.prompt_ids, *reply.ids]
+    whole_TV = our_logits(ours, torch.tensor([ids]), [len(ids)])[0].log_softmax(-1)
+    wanted = [float(whole_TV[len(asked.prompt_ids) - 1 + i, token]) for i, token in enumerate(reply.ids)]
+    assert [token.logprob for token in reply.tokens] == pytest.approx(wanted, abs=1e-5)
+    assert {token.logprob for token in other.tokens} == {None}
+
+
 def test_a_row_that_is_not_finite_is_marked_and_the_first_position_too(ours):
     dictionary = NativeSAE.of(sae_of_bf16(), ours.blocks.library)
     runner = tiny.model_runner(ours, dictionary)

@@ -77,9 +77,11 @@ def test_the_most_likely_token_is_the_first_of_the_largest(width):
     logits[1, -1] = logits[1].max()  # if that is another, the same twice
     logits[2, 0], logits[3, -1], logits[4, width // 2] = math.nan, math.inf, -math.inf
     tokens, logprobs, finite = (np.empty(6, dtype=kind) for kind in (np.int64, np.float32, np.bool_))
-    parts.library().telltale_most_likely(
-        logits.data_ptr(), 6, width, logits.stride(0), tokens.ctypes.data, logprobs.ctypes.data, finite.ctypes.data, 2
-    )
+    given = logits.data_ptr(), 6, width, logits.stride(0), tokens.ctypes.data
+    parts.library().telltale_most_likely(*given, None, finite.ctypes.data, 2)
+    without = tokens.tolist(), finite.tolist()
+    parts.library().telltale_most_likely(*given, logprobs.ctypes.data, finite.ctypes.data, 2)
+    assert (tokens.tolist(), finite.tolist()) == without
     assert finite.tolist() == [True, True, False, False, False, True]
     for m in (0, 1, 5):
         assert tokens[m] == int((logits[m] == logits[m].max()).nonzero()[0])

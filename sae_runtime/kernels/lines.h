@@ -27,6 +27,7 @@ static void choose_in(const Choice *c, int m) {
     c->tokens[m] = 0;
     if (c->is_finite[m])
         while (line[c->tokens[m]] != largest) c->tokens[m]++;
+    if (!c->logprobs) return;
     __m512 sums = _mm512_setzero_ps();
     for (int i = 0; i < whole; i += 16)
         sums = _mm512_add_ps(sums, exponential(_mm512_sub_ps(_mm512_loadu_ps(line + i), _mm512_set1_ps(largest))));
@@ -40,8 +41,8 @@ static void choose(const void *call, int first, int end) {
     for (int m = first; m < end; m++) choose_in(call, m);
 }
 
-/* Logits [M, V], lines `stride` apart -> the first of the largest of each line, its log-probability, and whether all
-   are finite. */
+/* Logits [M, V], lines `stride` apart -> the first of the largest of each line, its log-probability unless `logprobs` is
+   NULL, and whether all are finite. */
 void telltale_most_likely(const float *logits, int num, int width, int64_t stride, int64_t *tokens, float *logprobs,
                           uint8_t *is_finite, int num_threads) {
     const Choice call = {logits, stride, tokens, logprobs, is_finite, width};
