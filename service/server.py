@@ -25,6 +25,7 @@ from service.alert_keeper import AlertKeeper
 from service.alert_records import RecordMaker
 from service.alert_servicer import AlertServicer
 from service.assembly import Parts
+from service.bookkeeper import Bookkeeper
 from service.config import NO_DICTIONARY, Settings
 from service.decoder_likeness import DecoderLikeness
 from service.delivery import Delivery
@@ -38,12 +39,9 @@ from service.http import HttpServer
 from service.journal_keeper import JournalKeeper, JournalStatus
 from service.journal_metrics import JournalMetrics
 from service.metrics import Metrics, WatchedMetric
-from service.published import Published
-from service.records import RequestRecord
 from service.replay import ReplayHost
 from service.scheduler import Scheduler
 from service.servicer import GenerationServicer, MonitorServicer, make_server_info
-from service.step_batch import LONGEST_SECONDS, StepBatch
 from service.wire_policies import MAX_POLICIES
 from service.wire_requests import MAX_STOP_STRINGS, MAX_WATCHED_FEATURES, RequestLimits, RequestReader
 from service.wire_responses import ResponseWriter
@@ -89,10 +87,8 @@ class Server:
             keep = AlertKeeper(maker, journal).keep
         guarded = Guarded.of(catalog)
         self.guards = Guards(guarded, catalog, parts.runner.probe_names)
-        self._guard_metrics = GuardMetrics(self.registry, self.guards)
-        self._steps = StepBatch()
-        self._counting: asyncio.TimerHandle | None = None
-        self.delivery = Delivery(self._observe)
+        self.books = Bookkeeper(self.metrics, self.guards, GuardMetrics(self.registry, self.guards))
+        self.delivery = Delivery(self.books.observe)
         self.engine = Engine(
             parts.runner,
             Scheduler(parts.slots, settings.prefill_chunk_tokens),
@@ -214,36 +210,6 @@ class Server:
             "journal": None if self.journal is None else _journal_facts(self.journal.status),
         }
 
-    def _observe(self, published: Published) -> None:
-        if published.state is not None:
-            self.metrics.observe_state(published.state)
-        self._steps.add(published.steps)
-        # When a request ends others may not follow, and who saw its end may look.
-        if self._steps.is_full or published.requests:
-            self._count_steps()
-        elif self._counting is None:
-            # By the clock and not by the next step, which may be long in coming.
-            self._counting = asyncio.get_running_loop().call_later(LONGEST_SECONDS, self._count_steps)
-        for failure in published.failures:
-            self.metrics.observe_failure(failure)
-        for event in published.alerts:
-            if event.alert.state == "firing":
-                self.metrics.observe_alert(event.alert.monitor, event.alert.level, event.alert.role)
-        for record in published.requests:
-            if not record.is_replay:
-                self.metrics.observe_request(record)
-                self._guard_metrics.observe_replies(self.guards.observe_request(record))
-            _log_request(record)
-
-    def _count_steps(self) -> None:
-        if self._counting is not None:
-            self._counting.cancel()
-            self._counting = None
-        for step in self._steps.take():
-            self.metrics.observe_step(step)
-            self.guards.observe_step(step)
-            self._guard_metrics.observe_step(step)
-
     # --- what answers ---
 
     def _make_servicers(self, parts: Parts) -> dict[Any, Any]:
@@ -333,19 +299,6 @@ def _limits(settings: Settings, parts: Parts) -> Any:
         max_request_seconds=settings.max_request_seconds,
         max_policies=MAX_POLICIES,
         max_hold_tokens=MAX_HOLD_TOKENS,
-    )
-
-
-def _log_request(record: RequestRecord) -> None:
-    """One line per request, never with its text."""
-    logger.info(
-        "request %s ended: %s, %d prompt and %d generated tokens, %.3f s",
-        record.request_id,
-        record.outcome.value,
-        record.prompt_tokens,
-        record.completion_tokens,
-        record.duration_seconds,
-        extra={"request_id": record.request_id, "outcome": record.outcome.value},
     )
 
 

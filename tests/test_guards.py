@@ -17,6 +17,7 @@ from monitors.silence import MAX_SAME, InputState
 from monitors.stability import bin_counts, stability_index
 from service.guards import Guarded, Guards
 from service.monitor_packs import ServedMonitor
+from service.published import Published
 from service.records import Outcome, Phase, RequestRecord, StepRecord
 from service.server import Server
 
@@ -133,10 +134,8 @@ async def test_what_clients_and_metrics_are_told():
                     score.value for token in reply.tokens for score in token.scores if score.monitor == "drifting"
                 ][1:]
                 summary = next(one for one in reply.finished.monitors if one.monitor == "drifting")
-                [counted] = server.guards.observe_request(
-                    record(FinishedReply("drifting", summary.max_statistic, scores))
-                )
-                server._guard_metrics.observe_replies([counted])
+                ended = record(FinishedReply("drifting", summary.max_statistic, scores))
+                server.books.observe(Published(requests=[ended]))
             drift = (await client.get_monitor("drifting")).drift
             counts = bin_counts(reference.statistic.edges, [summary.max_statistic] * (MIN_REPLIES + 1))
             assert drift.replies == MIN_REPLIES + 1

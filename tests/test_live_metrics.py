@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from serving import Gate, connect, eventually, sample, serving
 
-from service import server as server_module
+from service import bookkeeper
 from service.step_batch import MOST_STEPS
 
 NEVER_SECONDS = 3600.0
@@ -39,7 +39,7 @@ async def test_what_was_read_before_a_pass_that_hangs_is_told():
 
 async def test_gauges_are_those_of_the_last_step(monkeypatch):
     """They need not wait to be counted with others."""
-    monkeypatch.setattr(server_module, "LONGEST_SECONDS", NEVER_SECONDS)
+    monkeypatch.setattr(bookkeeper, "LONGEST_SECONDS", NEVER_SECONDS)
     async with serving() as server, connect(server) as client, held(server, client, free_passes=2, max_tokens=3):
         assert await is_counted(server, "telltale_requests_running", 1)
         assert sample(server, "telltale_kv_slot_tokens_used") == server.engine.state().kv_tokens_used > 0
@@ -47,13 +47,13 @@ async def test_gauges_are_those_of_the_last_step(monkeypatch):
 
 
 async def test_so_many_steps_are_counted_at_once(monkeypatch):
-    monkeypatch.setattr(server_module, "LONGEST_SECONDS", NEVER_SECONDS)
+    monkeypatch.setattr(bookkeeper, "LONGEST_SECONDS", NEVER_SECONDS)
     async with serving() as server, connect(server) as client, held(server, client, MOST_STEPS, MOST_STEPS + 2):
         assert await is_counted(server, "telltale_generation_tokens_total", MOST_STEPS - 1)
 
 
 async def test_all_that_a_request_read_is_counted_when_its_end_is_told(monkeypatch):
-    monkeypatch.setattr(server_module, "LONGEST_SECONDS", NEVER_SECONDS)
+    monkeypatch.setattr(bookkeeper, "LONGEST_SECONDS", NEVER_SECONDS)
     async with serving() as server, connect(server) as client:
         for number in range(1, 3):
             await client.complete("x", max_tokens=3, ignore_eos=True)
