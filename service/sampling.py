@@ -3,7 +3,8 @@
 The filters are transformers' own processors, in the order `generate` applies them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -107,16 +108,29 @@ def draw_besides(greedy: Draw, samplers: Sequence[Sampler], ids: Sequence[list[i
     """`draw_rows` where the most likely tokens are known already, on the host, with their log-probabilities: what rows
     get that take another one."""
     tokens_B, logprobs_B, finite_B = (part.copy() for part in greedy)
-    for b, sampler in enumerate(samplers):
-        if sampler.is_greedy or not finite_B[b]:
-            continue
-        token = sampler.draw(logits_BV[b], ids[b])
-        if token is None:
-            finite_B[b] = False
-        else:
-            tokens_B[b] = token
-            logprobs_B[b] += float(logits_BV[b, token] - logits_BV[b, int(greedy.tokens_B[b])])
+    with one_thread():
+        for b, sampler in enumerate(samplers):
+            if sampler.is_greedy or not finite_B[b]:
+                continue
+            token = sampler.draw(logits_BV[b], ids[b])
+            if token is None:
+                finite_B[b] = False
+            else:
+                tokens_B[b] = token
+                logprobs_B[b] += float(logits_BV[b, token] - logits_BV[b, int(greedy.tokens_B[b])])
     return Draw(tokens_B, logprobs_B, finite_B)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch's own threads asleep: for one line of logits they gain nothing, and woken they spin for a while and
+    stand in the way of the native kernels' threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:

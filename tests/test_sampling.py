@@ -1,5 +1,6 @@
 """Drawing against transformers' own `generate`, a row at a time with its own generator."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -155,3 +156,17 @@ def test_rows_that_take_another_token_get_what_they_would_in_a_batch():
     assert found.finite_B.tolist() == wanted.finite_B.tolist() == [True] * 4 + [False, True]
     assert found.logprobs_B[healthy] == pytest.approx(wanted.logprobs_B[healthy].numpy(), abs=1e-5)
     assert all((part == before)[healthy].all() for part, before in zip(greedy, kept, strict=True))
+
+
+def test_torchs_threads_sleep_while_rows_are_drawn_for_and_are_back_whatever_happens(monkeypatch):
+    """They would stand in the way of the native kernels', which are as many as torch has."""
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: seen.append(number))
+    logits_BV = torch.randn(1, 50, generator=torch.Generator().manual_seed(2))
+    greedy = Draw(np.array([3]), np.zeros(1, np.float32), np.array([True]))
+    draw_besides(greedy, [sampler(temperature=1.0, seed=1)], [[4]], logits_BV)
+    assert seen == [1, before]
+    monkeypatch.setattr(Sampler, "draw", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        draw_besides(greedy, [sampler(temperature=1.0, seed=1)], [[4]], logits_BV)
+    assert seen == [1, before] * 2
