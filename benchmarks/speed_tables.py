@@ -59,6 +59,8 @@ def _made(name: str, results: Path) -> str:
 
 
 _NOTHING = "Nothing has been measured yet.\n"
+_SCATTER = 0.05
+"""Of a step: what is less than that says nothing."""
 
 
 def _read(path: Path) -> Result:
@@ -164,10 +166,11 @@ def _a_row_more(before: Result, point: Result) -> str:
 
 
 def _gigabytes_per_second(least: Result, point: Result, num_bytes: int) -> str:
-    """Of the bytes that a point reads more than the first one, over the time that it takes more."""
-    seconds = (point["step_milliseconds"] - least["step_milliseconds"]) / 1e3
+    """Of the bytes that a point reads more than the first one, over the time that it takes more; nothing where that is
+    within what steps scatter by."""
+    milliseconds = point["step_milliseconds"] - least["step_milliseconds"]
     more = (point["at"] - least["at"]) * num_bytes
-    return f"{more / seconds / 1e9:.0f}" if seconds > 0 else ""
+    return f"{more / milliseconds / 1e6:.0f}" if milliseconds > _SCATTER * least["step_milliseconds"] else ""
 
 
 def _curve_ran(found: Result, before: str = "") -> str:

@@ -16,15 +16,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_runtime.packed_weights import GROUP, TILE
+from sae_runtime.packed_weights import GROUP, OUTPUTS_AT_ONCE, TILE, multiples, per_tile, to_half
 
 _ROUNDED = 2.0**-20
-"""Of a sum, and of what is added to it, relative: several times what a few roundings in fp32 amount to."""
+"""Of a bound, relative: several times what a few roundings in fp32 amount to."""
 _INPUTS_AT_ONCE = 4
-"""Whose numbers lie side by side: what one instruction multiplies and adds for a latent."""
-_OFFSET = 128
-"""Is added to numbers, since the instruction takes those of one side without a sign."""
-_LATENTS_AT_ONCE = 512
+"""Whose numbers lie side by side: what one instruction multiplies and adds for a latent. As the C source has it."""
+_SCREEN_BYTES = GROUP * TILE + 2 * TILE
+"""Of a tile's group: numbers, and scales in fp16."""
+_ADDED = 128
+"""To numbers, since the instruction takes those of one side without a sign. As the C source has it."""
 
 
 class EncoderScreen(NamedTuple):
@@ -40,32 +41,35 @@ class EncoderScreen(NamedTuple):
     @classmethod
     def of(cls, encoder_FD: Tensor) -> "EncoderScreen":
         """Of weights in bf16, a multiple of 16 latents by a multiple of 32 inputs."""
-        pieces = [cls._of_some(piece_FD) for piece_FD in torch.split(encoder_FD, _LATENTS_AT_ONCE)]
-        return cls(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+        num_latents, num_groups = len(encoder_FD), encoder_FD.shape[1] // GROUP
+        blocks = torch.empty(num_latents // TILE, num_groups, _SCREEN_BYTES, dtype=torch.uint8)
+        made = cls(blocks, torch.empty(num_latents), torch.empty(num_latents))
+        # Into memory that is there already: pieces kept among what is computed on the way would keep that, too.
+        for first in range(0, num_latents, OUTPUTS_AT_ONCE):
+            some = cls._of_some(encoder_FD[first : first + OUTPUTS_AT_ONCE])
+            made.blocks[first // TILE : first // TILE + len(some.blocks)] = some.blocks
+            made.slack_F[first : first + OUTPUTS_AT_ONCE] = some.slack_F
+            made.spread_F[first : first + OUTPUTS_AT_ONCE] = some.spread_F
+        return made
 
     @classmethod
     def _of_some(cls, encoder_FD: Tensor) -> "EncoderScreen":
-        groups_FGK = encoder_FD.to(torch.float32).view(len(encoder_FD), -1, GROUP)
-        step_FG1 = groups_FGK.abs().amax(-1, keepdim=True) / 127
-        numbers_FGK = torch.where(step_FG1 > 0, groups_FGK / step_FG1, 0).round()
-        scale_FG1 = step_FG1.to(torch.float16)
+        groups_FGK = encoder_FD.to(torch.float32).reshape(len(encoder_FD), -1, GROUP)
+        scale_FG = to_half(groups_FGK.abs().amax(-1) / 127)
+        # Multiples of the scale that is kept; one that fp16 rounded down would take more than 127 of the largest.
+        numbers_FGK = multiples(groups_FGK, scale_FG).clamp(-127, 127)
         exact_FD = encoder_FD.to(torch.float64)
-        kept_FD = (numbers_FGK.to(torch.float64) * scale_FG1.to(torch.float64)).view_as(exact_FD)
+        kept_FD = (numbers_FGK.to(torch.float64) * scale_FG[..., None].to(torch.float64)).view_as(exact_FD)
         spread_F = kept_FD.norm(dim=1)
         # A sum of n numbers is off by up to n 2^-24 of the sum of their absolute values. Of x', which is at most twice
         # as long as x, sums of groups are exact, so that G + 3 roundings are left.
         summed_F = (exact_FD.norm(dim=1) + spread_F) * encoder_FD.shape[1] * 2.0**-23
         slack_F = (exact_FD - kept_FD).norm(dim=1) + summed_F
-        blocks = torch.cat([_tiles(numbers_FGK), _per_tile(scale_FG1[..., 0])], dim=-1)
+        blocks = torch.cat([_tiles(numbers_FGK), per_tile(scale_FG)], dim=-1)
         return cls(blocks, *((bound_F * (1 + _ROUNDED)).to(torch.float32) for bound_F in (slack_F, spread_F)))
 
 
 def _tiles(numbers_FGK: Tensor) -> Tensor:
     """[J, G, 512]: for each 4 inputs those of 16 latents."""
-    tiles = (numbers_FGK + _OFFSET).to(torch.uint8).view(-1, TILE, numbers_FGK.shape[1], GROUP // 4, _INPUTS_AT_ONCE)
-    return tiles.permute(0, 2, 3, 1, 4).flatten(2)
-
-
-def _per_tile(scale_FG: Tensor) -> Tensor:
-    """[J, G, 32], the bytes of fp16."""
-    return scale_FG.view(-1, TILE, scale_FG.shape[1]).transpose(1, 2).contiguous().view(torch.uint8)
+    shape = -1, TILE, numbers_FGK.shape[1], GROUP // _INPUTS_AT_ONCE, _INPUTS_AT_ONCE
+    return (numbers_FGK + _ADDED).to(torch.uint8).view(shape).permute(0, 2, 3, 1, 4).flatten(2)

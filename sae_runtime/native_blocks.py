@@ -41,7 +41,7 @@ class MostLikely(NamedTuple):
     tokens_M: NDArray[np.int64]
     """The first of the largest."""
     logprobs_M: NDArray[np.float32]
-    """log softmax(logits)[token]."""
+    """log softmax(logits)[token]; zeros if nobody asked."""
     finite_M: NDArray[np.bool_]
     """Whether all logits are finite; else the others mean nothing."""
 
@@ -63,6 +63,8 @@ class NativeBlocks:
         self._model, self.library = model, library
         self.packed_bytes = sum(weight.blocks.numel() for weight in packed.values())
         self._vocab_size, self._width = int(model.config.vocab_size), int(model.config.hidden_size)
+        self._shape_BTD = (0, 0, self._width)
+        """Of the residuals of the pass that runs."""
         self._kept: list[Tensor] = []
         """What the structures below point to."""
         self._layers = list(decoder_layers(model))
@@ -90,7 +92,7 @@ class NativeBlocks:
         Returns:
             [B, T, V] in fp32, not rounded; T is 1 if the last token's are enough.
         """
-        num_tokens = ids_BT.shape[1]
+        num_rows, num_tokens = ids_BT.shape
         self._point_to(cache)
         assert self._rotation_2Ld is not None
         slots_M, positions_M = np.array(slots_B, dtype=np.int64), np.array(starts_B, dtype=np.int64)
@@ -104,13 +106,14 @@ class NativeBlocks:
         p.cos = rotation_2Md.ctypes.data
         p.sin = p.cos + rotation_2Md.nbytes // 2
         p.num_tokens, p.num_threads = len(slots_M), torch.get_num_threads()
+        self._shape_BTD = num_rows, num_tokens, self._width
         x_BTD = self._through_blocks(_of_bits(self._embedding_VD[ids_BT.numpy()]))
         if num_tokens > 1 and not all_logits:
             x_BTD = x_BTD[:, -1:]
         return self._logits(x_BTD.contiguous())
 
-    def most_likely(self, logits_MV: Tensor, *, with_logprobs: bool = True) -> MostLikely:
-        """The largest of each line of fp32 logits. Log-probabilities take longer than all else: zeros without them."""
+    def most_likely(self, logits_MV: Tensor, *, with_logprobs: bool) -> MostLikely:
+        """The largest of each line of fp32 logits. Its log-probability takes longer than to find it."""
         assert logits_MV.stride(1) == 1
         num = len(logits_MV)
         tokens_M, logprobs_M = np.empty(num, dtype=np.int64), np.zeros(num, dtype=np.float32)
@@ -164,12 +167,10 @@ class NativeBlocks:
     def _run(self, first: int, count: int, x_BTD: Tensor) -> Tensor:
         """`count` blocks from block `first` on. ValueError for residuals that a hook made something else of: the
         kernels would take their bytes for bf16."""
-        wanted = self._pass.num_tokens, self._width
-        found = x_BTD.numel() // x_BTD.shape[-1], x_BTD.shape[-1]
-        if x_BTD.dtype is not torch.bfloat16 or found != wanted:
+        if x_BTD.dtype is not torch.bfloat16 or x_BTD.shape != self._shape_BTD:
             raise ValueError(
-                f"residuals before block {first} must be {torch.bfloat16} with {wanted} numbers, got {x_BTD.dtype} "
-                f"with {found}: did a hook change them?"
+                f"residuals before block {first} must be {torch.bfloat16} of shape {self._shape_BTD}, "
+                f"got {x_BTD.dtype} of {tuple(x_BTD.shape)}: did a hook change them?"
             )
         if not count:
             return x_BTD
@@ -293,15 +294,14 @@ def matrix(packed: PackedWeight, bias: int | None = None) -> native.Matrix:
     return native.Matrix(packed.blocks.data_ptr(), bias, packed.bits, packed.num_outputs, packed.num_inputs)
 
 
-def product(library: Any, weight: native.Matrix, x_MK: Tensor, sums: Tensor | None = None) -> Tensor:
-    """x_MK, bf16, by a matrix [N, K]: fp32 [M, N]. `sums` is scratch [MOST_TOKENS, at least K / GROUP], fp32, which
-    weights of 4 bits take."""
+def product(library: Any, weight: native.Matrix, x_MK: Tensor) -> Tensor:
+    """x_MK, bf16, by a matrix [N, K]: fp32 [M, N]. ValueError for other inputs than K."""
     if x_MK.dim() != 2 or x_MK.shape[1] != weight.num_inputs:
         raise ValueError(f"inputs must have shape [M, {weight.num_inputs}], got {list(x_MK.shape)}")
     x_MK = x_MK.contiguous()
-    out_MN, scratch = torch.empty(len(x_MK), weight.num_outputs), None if sums is None else sums.data_ptr()
+    out_MN, sums = torch.empty(len(x_MK), weight.num_outputs), torch.empty(MOST_TOKENS, weight.num_inputs // GROUP)
     library.telltale_product(
-        ctypes.byref(weight), x_MK.data_ptr(), len(x_MK), scratch, out_MN.data_ptr(), torch.get_num_threads()
+        ctypes.byref(weight), x_MK.data_ptr(), len(x_MK), sums.data_ptr(), out_MN.data_ptr(), torch.get_num_threads()
     )
     return out_MN
 

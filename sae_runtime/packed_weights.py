@@ -28,7 +28,8 @@ _NEAR = 1e-3
 _MOST_LOST = 2.0**-9
 # Where more groups than this don't use both ends, weights were not of 4 bits.
 _MOST_GROUPS_LEFT = 0.95
-_OUTPUTS_AT_ONCE = 512
+OUTPUTS_AT_ONCE = 512
+"""Outputs whose weights are packed at once: what is computed on the way stays in the processor's caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,7 @@ def pack(weight_NK: Tensor) -> PackedWeight:
     num_outputs, num_inputs = weight_NK.shape
     if num_outputs % TILE or num_inputs % GROUP:
         raise ValueError(f"weights must have multiples of {TILE} by {GROUP}, got {list(weight_NK.shape)}")
-    # A few outputs at a time: what is computed on the way stays in the processor's caches.
-    pieces = torch.split(weight_NK.view(num_outputs, -1, GROUP), _OUTPUTS_AT_ONCE)
+    pieces = torch.split(weight_NK.view(num_outputs, -1, GROUP), OUTPUTS_AT_ONCE)
     for form in (_blocks4, _blocks8):
         blocks = []
         for groups_NGK in pieces:
@@ -86,39 +86,20 @@ def by_turns(first_NK: Tensor, second_NK: Tensor) -> Tensor:
     return torch.stack(tiles, dim=1).flatten(0, 2)
 
 
-def unpack(packed: PackedWeight) -> Tensor:
-    """The weights that it holds, fp32 [N, K]."""
-    split = 64 * packed.bits
-    kept, halves = packed.blocks[..., :split].contiguous(), packed.blocks[..., split:].contiguous().view(torch.float16)
-    if packed.bits == 4:
-        # [J, G, 8, 16 outputs, 2 inputs] twice: two pairs of inputs lie in the halves of the same bytes.
-        both = torch.stack([kept & 15, kept >> 4], dim=-1).view(*kept.shape[:2], 8, TILE, 2, 2)
-        numbers = both.permute(0, 3, 1, 2, 5, 4)
-    else:
-        numbers = kept.view(torch.int8 if packed.bits == 8 else torch.bfloat16)
-        numbers = numbers.view(*kept.shape[:2], GROUP // 2, TILE, 2).permute(0, 3, 1, 2, 4)
-    weight = numbers.to(torch.float32).flatten(3)  # [J, 16, G, 32]
-    if packed.bits < 16:
-        weight = weight * halves[..., :TILE].transpose(1, 2)[..., None].to(torch.float32)
-    if packed.bits == 4:
-        weight = weight + halves[..., TILE:].transpose(1, 2)[..., None].to(torch.float32)
-    return weight.reshape(packed.num_outputs, packed.num_inputs)
-
-
 def _blocks4(groups_NGK: Tensor) -> Tensor | None:
     """Blocks of numbers of 4 bits; None where those would lose too much."""
     least_NG = groups_NGK.amin(-1)
     offsets_NGK = groups_NGK - least_NG[..., None]
     step_NG = _step(offsets_NGK)
-    kept_NG, least_NG = _to_half(step_NG), _to_half(least_NG)
-    numbers_NGK = _multiples(offsets_NGK, step_NG)
+    kept_NG, least_NG = to_half(step_NG), to_half(least_NG)
+    numbers_NGK = multiples(offsets_NGK, step_NG)
     if _loses(groups_NGK, numbers_NGK * kept_NG[..., None] + least_NG[..., None]):
         return None
     tiles = _tiles(numbers_NGK.to(torch.uint8))
     pairs = tiles.view(*tiles.shape[:2], 8, 2, TILE, 2)
     # Of 32 bytes the low halves are a pair of inputs of 16 outputs, the high ones the next: no shuffle is needed.
     numbers = (pairs[:, :, :, 0] | (pairs[:, :, :, 1] << 4)).flatten(2)
-    return torch.cat([numbers, _per_tile(kept_NG), _per_tile(least_NG)], dim=-1)
+    return torch.cat([numbers, per_tile(kept_NG), per_tile(least_NG)], dim=-1)
 
 
 def _step(offsets_NGK: Tensor) -> Tensor:
@@ -149,13 +130,14 @@ def _blocks8(groups_NGK: Tensor) -> Tensor | None:
     """Blocks of numbers of 8 bits; None where those would lose too much."""
     # Q8_0 puts the weight that is furthest from 0 at 127 or -127.
     step_NG = groups_NGK.abs().amax(-1) / 127
-    kept_NG, numbers_NGK = _to_half(step_NG), _multiples(groups_NGK, step_NG)
+    kept_NG, numbers_NGK = to_half(step_NG), multiples(groups_NGK, step_NG)
     if _loses(groups_NGK, numbers_NGK * kept_NG[..., None]):
         return None
-    return torch.cat([_tiles(numbers_NGK.to(torch.int8)).flatten(2).view(torch.uint8), _per_tile(kept_NG)], dim=-1)
+    return torch.cat([_tiles(numbers_NGK.to(torch.int8)).flatten(2).view(torch.uint8), per_tile(kept_NG)], dim=-1)
 
 
-def _multiples(offsets_NGK: Tensor, step_NG: Tensor) -> Tensor:
+def multiples(offsets_NGK: Tensor, step_NG: Tensor) -> Tensor:
+    """The nearest whole multiples of each group's step, which is not negative; 0 where it is 0."""
     return torch.where(step_NG[..., None] > 0, offsets_NGK / step_NG[..., None], 0).round()
 
 
@@ -166,7 +148,7 @@ def _loses(groups_NGK: Tensor, made_NGK: Tensor) -> bool:
     return not bool(kept_NG.all())
 
 
-def _to_half(x: Tensor) -> Tensor:
+def to_half(x: Tensor) -> Tensor:
     """As fp16 holds it, in fp32."""
     return x.to(torch.float16).to(torch.float32)
 
@@ -177,7 +159,7 @@ def _tiles(numbers_NGK: Tensor) -> Tensor:
     return numbers_NGK.view(-1, TILE, groups, GROUP // 2, 2).permute(0, 2, 3, 1, 4).contiguous()
 
 
-def _per_tile(parameter_NG: Tensor) -> Tensor:
+def per_tile(parameter_NG: Tensor) -> Tensor:
     """[J, G, 32], the bytes of fp16."""
     halves = parameter_NG.to(torch.float16).view(-1, TILE, parameter_NG.shape[1]).transpose(1, 2)
     return halves.contiguous().view(torch.uint8)

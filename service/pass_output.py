@@ -97,8 +97,6 @@ def fetch(output: PassOutput, extra: Sequence[Tensor]) -> Fetched:
 
 def _on_host(tensors: Sequence[Tensor]) -> list[NDArray[np.float32]]:
     """Tensors as fp32 arrays, copied in one piece."""
-    if not tensors:
-        return []
     with torch.inference_mode():
         packed = torch.cat([t.to(torch.float32).flatten() for t in tensors]).cpu().numpy()
     ends = np.cumsum([t.numel() for t in tensors])

@@ -99,25 +99,22 @@ class HostReader(DeviceReader):
         probed: Sequence[Tensor],
     ) -> TokenStats:
         resid_ND, read_on_ND = _seen(record)
-        seen, norms_N = self._readings(resid_ND, latents, num_top)
-        read_on_N = norms_N if read_on_ND is resid_ND else self._blocks.norms(read_on_ND)
+        seen = self._readings(resid_ND, latents, num_top)
+        read_on_N = seen.norms_T if read_on_ND is resid_ND else self._blocks.norms(read_on_ND)
         finite_N = np.isfinite(read_on_N) & np.isfinite(seen.fvu_T)
         nothing_N0 = np.empty((len(resid_ND), 0), dtype=np.float32)
         probes_NP, norms_NP = [part.numpy() for part in probed] or (nothing_N0, nothing_N0)
         if probes_NP.size:
             finite_N &= np.isfinite(probes_NP).all(-1)
-        off_scale_N = _is_first(rows) | (norms_N > self.largest_norm)
-        return TokenStats(*seen, finite_N, off_scale_N, probes_NP, norms_NP)
+        off_scale_N = _is_first(rows) | (seen.norms_T > self.largest_norm)
+        return TokenStats(*seen[:5], finite_N, off_scale_N, probes_NP, norms_NP)
 
-    def _readings(
-        self, resid_ND: Tensor, latents: Sequence[int], num_top: int
-    ) -> tuple[HostReadings, NDArray[np.float64]]:
-        """What the dictionary says of each token, and ||residual||."""
+    def _readings(self, resid_ND: Tensor, latents: Sequence[int], num_top: int) -> HostReadings:
         latents_U = self._latents.of(latents)
         if isinstance(self._sae, NativeSAE) and self._sae.reads_on_host(resid_ND):
             return self._sae.read_on_host(resid_ND, latents_U.numpy(), num_top)
         seen = self._sae.read_tokens(resid_ND, latents_U, num_top)
-        return HostReadings(*(part.numpy() for part in seen)), self._blocks.norms(resid_ND)
+        return HostReadings._make([*(part.numpy() for part in seen), self._blocks.norms(resid_ND)])
 
     def account(
         self,

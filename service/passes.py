@@ -169,6 +169,7 @@ class Passes:
         )
 
     def _note_features(self, rows: list[Row], readings_NW: NDArray[np.float32], counts_N: NDArray[np.bool_]) -> None:
+        """Let each row keep the largest of its tokens that count."""
         if not self._num_watched:
             return
         num_each, all_count = len(counts_N) // len(rows), counts_N.all()

@@ -12,9 +12,9 @@ from service.records import Phase, StepRecord
 
 SHARE = 1.0
 """Of a decode pass's time that prompts get between two of them: with the pass itself, streams wait twice as long as
-without prompts, and now and then a little more; with 1.25 it was 3.2 times at the 99th percentile."""
+without prompts, and somewhat more than three times at the 99th percentile, since passes don't all take alike."""
 LEAST_TOKENS = 8
-"""Fewer would read the weights for little."""
+"""Fewer would read the weights for little: with 4 a prompt took half as long again."""
 JUST_BEGUN = 4
 """Tokens, at most, that the longest reply has where others still begin with it."""
 _WEIGHT = 0.2

@@ -14,7 +14,7 @@ from torch import nn
 
 from sae_runtime.kernels import native
 from sae_runtime.language_model import LanguageModel, load_language_model
-from sae_runtime.packed_weights import GROUP, PackedWeight, unpack
+from sae_runtime.packed_weights import GROUP, TILE, PackedWeight
 
 D_MODEL, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, VOCAB_SIZE = 96, 6, 2, 32, 259
 """Three heads share keys and values; the vocabulary is no multiple of a tile."""
@@ -105,3 +105,22 @@ def q8_0(num_outputs: int, num_inputs: int, seed: int = 0) -> torch.Tensor:
 def exact(packed: PackedWeight, x_MK: torch.Tensor) -> torch.Tensor:
     """The product with the weights that are packed, in doubles."""
     return nn.functional.linear(x_MK.double(), unpack(packed).double())
+
+
+def unpack(packed: PackedWeight) -> torch.Tensor:
+    """The weights that it holds, fp32 [N, K]."""
+    split = 64 * packed.bits
+    kept, halves = packed.blocks[..., :split].contiguous(), packed.blocks[..., split:].contiguous().view(torch.float16)
+    if packed.bits == 4:
+        # [J, G, 8, 16 outputs, 2 inputs] twice: two pairs of inputs lie in the halves of the same bytes.
+        both = torch.stack([kept & 15, kept >> 4], dim=-1).view(*kept.shape[:2], 8, TILE, 2, 2)
+        numbers = both.permute(0, 3, 1, 2, 5, 4)
+    else:
+        numbers = kept.view(torch.int8 if packed.bits == 8 else torch.bfloat16)
+        numbers = numbers.view(*kept.shape[:2], GROUP // 2, TILE, 2).permute(0, 3, 1, 2, 4)
+    weight = numbers.to(torch.float32).flatten(3)  # [J, 16, G, 32]
+    if packed.bits < 16:
+        weight = weight * halves[..., :TILE].transpose(1, 2)[..., None].to(torch.float32)
+    if packed.bits == 4:
+        weight = weight + halves[..., TILE:].transpose(1, 2)[..., None].to(torch.float32)
+    return weight.reshape(packed.num_outputs, packed.num_inputs)

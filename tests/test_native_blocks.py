@@ -173,10 +173,11 @@ def test_outside_of_the_kernels_the_model_can_not_be_run(ours):
     ("change", "said"),
     [
         (lambda x_BTD: x_BTD.float(), r"must be torch\.bfloat16 .* got torch\.float32"),
-        (lambda x_BTD: x_BTD[:, :-1], r"with \(6, 96\) numbers, got torch\.bfloat16 with \(4, 96\)"),
-        (lambda x_BTD: x_BTD[..., :-32], r"got torch\.bfloat16 with \(6, 64\)"),
+        (lambda x_BTD: x_BTD[:, :-1], r"of shape \(2, 3, 96\), got torch\.bfloat16 of \(2, 2, 96\)"),
+        (lambda x_BTD: x_BTD[..., :-32], r"got torch\.bfloat16 of \(2, 3, 64\)"),
+        (lambda x_BTD: x_BTD.flatten(0, 1), r"got torch\.bfloat16 of \(6, 96\)"),
     ],
-    ids=["numbers", "tokens", "width"],
+    ids=["numbers", "tokens", "width", "rows"],
 )
 @pytest.mark.parametrize("layer", [1, 3])
 def test_what_a_hook_makes_of_residuals_is_not_taken_for_them(ours, change, said, layer):

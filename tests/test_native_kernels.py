@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from sae_runtime import native_blocks, native_sae, packed_weights
+from sae_runtime import encoder_screen, native_blocks, native_sae, packed_weights
 from sae_runtime.kernels import native
 from sae_runtime.native_blocks import MOST_TOKENS, matrix, product
-from sae_runtime.packed_weights import GROUP, pack, pack_bfloat16
+from sae_runtime.packed_weights import pack, pack_bfloat16
 
 WEIGHTS = {
     4: pack(parts.q4_1(80, 192)),
@@ -29,7 +29,7 @@ def residuals(num_tokens: int, width: int = 192, seed: int = 3) -> torch.Tensor:
 
 
 def multiply(packed, x_MK) -> torch.Tensor:
-    return product(parts.library(), matrix(packed), x_MK, torch.empty(MOST_TOKENS, packed.num_inputs // GROUP))
+    return product(parts.library(), matrix(packed), x_MK)
 
 
 @pytest.mark.parametrize("bits", WEIGHTS)
@@ -108,11 +108,14 @@ def test_bounds_that_are_written_twice_are_the_same():
     in_c = {name: int(number) for text in enums for name, number in re.findall(r"(\w+) = (\d+)", text)}
     in_python = {
         name.lstrip("_"): value
-        for module in (native_blocks, native_sae, packed_weights)
+        for module in (encoder_screen, native_blocks, native_sae, packed_weights)
         for name, value in vars(module).items()
         if isinstance(value, int) and name.lstrip("_") in in_c
     }
-    assert in_python.keys() >= {"TILE", "GROUP", "MOST_TOKENS", "WIDEST_HEAD", "MOST_SHARING", "WIDEST_MODEL"}
+    assert in_python.keys() >= {
+        "TILE", "GROUP", "MOST_TOKENS", "WIDEST_HEAD", "MOST_SHARING", "WIDEST_MODEL", "ADDED", "INPUTS_AT_ONCE",
+        "SCREEN_BYTES"
+    }  # fmt: skip
     assert in_python == {name: in_c[name] for name in in_python}
 
 

@@ -41,6 +41,9 @@ def test_a_dictionary_reads_what_torch_reads(activation, apply_b_dec):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.fvu_T, wanted.fvu_T, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(ours.encode(x_TD), theirs.encode(x_TD), rtol=1e-4, atol=1e-5)
+    if activation != "topk":
+        norms_T = ours.read_on_host(x_TD, watched.numpy(), 0).norms_T
+        torch.testing.assert_close(torch.from_numpy(norms_T), x_TD.double().norm(dim=-1))
     # Single latents are those that are read of all.
     assert torch.equal(ours.read(x_TD, watched), ours.encode(x_TD)[:, watched])
     assert ours.read_tokens(x_TD, watched, 0).top_values_TN.shape == (len(x_TD), 0)
@@ -187,6 +190,7 @@ def small(others: float, first: float) -> torch.Tensor:
         (rough(), residuals(160), 0.125),
         (rough(), along_lost_weights(rough()) * 1e-6, 1000.0),
         (-small(0.25, 0.0), small(1e-38, 4e-37), 2e-38),
+        (-small(0.25, 0.0), small(1e-38, 1e-37), 2e-38),
     ],
     ids=[
         "what weights lost",
@@ -194,7 +198,8 @@ def small(others: float, first: float) -> torch.Tensor:
         "nothing lost but in sums",
         "any",
         "rounded by a large bias",
-        "tiny",
+        "too small for products of bf16",
+        "too small for a scale",
     ],
 )
 def test_a_latent_that_is_just_above_its_threshold_is_never_screened_out(encoder_FD, x_TD, bias):
@@ -231,10 +236,23 @@ def test_what_is_read_of_all_is_what_each_latent_is_by_itself():
     torch.testing.assert_close(found.double(), exact_TF * (exact_TF > 3.0), rtol=1e-5, atol=1e-5)
 
 
-def test_a_residual_that_is_not_finite_is_read_in_full():
+@pytest.mark.parametrize("encoder_FD", [rough(528), rough() * 1e-9, rough() * 1e8], ids=["many", "small", "large"])
+def test_all_that_is_on_is_found_with_more_latents_and_other_scales(encoder_FD):
+    """Scales of small weights are 0 in fp16, of large ones infinite."""
+    x_TD = residuals(MOST_TOKENS + 3)
+    found = with_thresholds(encoder_FD, torch.zeros(len(encoder_FD))).encode(x_TD)
+    exact_TF = x_TD.double() @ encoder_FD.double().T + 0.125
+    torch.testing.assert_close(found.double(), exact_TF.clamp(min=0), rtol=1e-4, atol=1e-5 * float(exact_TF.max()))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_residual_that_is_not_finite_is_read_in_full(value):
     made, x_TD = with_thresholds(rough(), torch.full((160,), 3.0)), residuals(2)
-    x_TD[0, 7] = math.nan
-    assert made.encode(x_TD)[0].isnan().all()
+    x_TD[0, 7] = value
+    latents_F = made.encode(x_TD)[0]
+    assert (latents_F != 0).any()
+    assert torch.equal(latents_F.isnan(), made.read(x_TD, torch.arange(160))[0].isnan())
+    assert not latents_F[latents_F != 0].isfinite().any()
     assert made.encode(x_TD)[1].isfinite().all()
 
 

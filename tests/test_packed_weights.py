@@ -11,7 +11,7 @@ from gguf.quants import dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_runtime.packed_weights import GROUP, by_turns, pack, pack_bfloat16, unpack
+from sae_runtime.packed_weights import GROUP, by_turns, pack, pack_bfloat16
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("Q4_1", 4), ("Q8_0", 8)])
@@ -22,7 +22,7 @@ def test_weights_of_a_gguf_file_are_kept_exactly(kind, bits):
     stored = torch.from_numpy(dequantize(quantize(weights, kind), kind).copy())
     packed = pack(stored)
     assert (packed.bits, packed.num_outputs, packed.num_inputs) == (bits, 48, 96)
-    assert torch.equal(unpack(packed), stored)
+    assert torch.equal(native.unpack(packed), stored)
 
 
 def test_q4_0_which_uses_one_end_of_the_scale_is_found_too():
@@ -32,7 +32,7 @@ def test_q4_0_which_uses_one_end_of_the_scale_is_found_too():
     )
     packed = pack(stored)
     assert packed.bits == 4
-    torch.testing.assert_close(unpack(packed), stored, rtol=0, atol=float(stored.abs().max()) * 2**-10)
+    torch.testing.assert_close(native.unpack(packed), stored, rtol=0, atol=float(stored.abs().max()) * 2**-10)
 
 
 def test_scales_that_are_no_fp16_numbers_are_rounded_less_than_bf16_would_round_the_weights():
@@ -40,7 +40,7 @@ def test_scales_that_are_no_fp16_numbers_are_rounded_less_than_bf16_would_round_
     stored = native.q4_1(64, 64) * 1.0007
     packed = pack(stored)
     assert packed.bits == 4
-    assert 0 < (unpack(packed) - stored).norm() < 0.5 * (stored.bfloat16().float() - stored).norm()
+    assert 0 < (native.unpack(packed) - stored).norm() < 0.5 * (stored.bfloat16().float() - stored).norm()
 
 
 def test_groups_that_use_few_of_the_numbers_are_found():
@@ -50,16 +50,16 @@ def test_groups_that_use_few_of_the_numbers_are_found():
     stored[3, 32:64], stored[5, 64:] = 0.125, 0.0
     packed = pack(stored)
     assert packed.bits == 4
-    assert torch.equal(unpack(packed)[[3, 5]], stored[[3, 5]])
-    torch.testing.assert_close(unpack(packed), stored, rtol=0, atol=1e-3)
+    assert torch.equal(native.unpack(packed)[[3, 5]], stored[[3, 5]])
+    torch.testing.assert_close(native.unpack(packed), stored, rtol=0, atol=1e-3)
 
 
 def test_other_weights_are_kept_as_bf16():
     weights = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     packed = pack(weights)
     assert packed.bits == 16
-    assert torch.equal(unpack(packed), weights.bfloat16().float())
-    assert torch.equal(unpack(pack_bfloat16(native.q4_1(32, 64))), native.q4_1(32, 64).bfloat16().float())
+    assert torch.equal(native.unpack(packed), weights.bfloat16().float())
+    assert torch.equal(native.unpack(pack_bfloat16(native.q4_1(32, 64))), native.q4_1(32, 64).bfloat16().float())
 
 
 def test_one_group_that_is_not_of_4_bits_keeps_the_matrix_from_it():
@@ -67,7 +67,7 @@ def test_one_group_that_is_not_of_4_bits_keeps_the_matrix_from_it():
     weights[1000, :32] = torch.randn(32, generator=torch.Generator().manual_seed(0))
     packed = pack(weights)
     assert packed.bits == 16
-    assert torch.equal(unpack(packed), weights.bfloat16().float())
+    assert torch.equal(native.unpack(packed), weights.bfloat16().float())
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -80,9 +80,9 @@ def test_no_weight_is_off_by_more_than_a_small_part_of_the_largest_of_its_group(
     if scale > 0.25:  # smaller ones may lie where fp16 has few digits
         assert packed.bits == bits
     if packed.bits == 16:
-        assert torch.equal(unpack(packed), weights.bfloat16().float())
+        assert torch.equal(native.unpack(packed), weights.bfloat16().float())
     else:
-        lost = (unpack(packed).view_as(groups) - groups).abs().amax(-1)
+        lost = (native.unpack(packed).view_as(groups) - groups).abs().amax(-1)
         assert (lost <= 2**-9 * groups.abs().amax(-1)).all()
 
 
@@ -93,7 +93,7 @@ def test_a_group_that_loses_more_than_that_keeps_the_matrix_from_4_bits():
     assert pack(native.q4_1(16, 64)).bits == 4
     packed = pack(weights)
     assert packed.bits == 16
-    assert torch.equal(unpack(packed), weights.bfloat16().float())
+    assert torch.equal(native.unpack(packed), weights.bfloat16().float())
 
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
@@ -103,7 +103,7 @@ def test_what_is_not_finite_is_kept_so(make, number):
     weights[5, 40] = number
     packed = pack(weights)
     assert packed.bits == 16
-    torch.testing.assert_close(unpack(packed), weights.bfloat16().float(), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(native.unpack(packed), weights.bfloat16().float(), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", ["Q5_0", "Q6_K"])
@@ -112,7 +112,7 @@ def test_other_kinds_of_a_gguf_file_are_kept_as_bf16(kind):
     stored = torch.from_numpy(dequantize(numbers.astype(np.uint8) & 0x3B, GGMLQuantizationType[kind]).copy())
     packed = pack(stored)
     assert packed.bits == 16
-    assert torch.equal(unpack(packed), stored.bfloat16().float())
+    assert torch.equal(native.unpack(packed), stored.bfloat16().float())
 
 
 def test_two_matrices_lie_tile_by_tile():

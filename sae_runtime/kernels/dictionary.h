@@ -4,14 +4,14 @@ Most latents are off, and to see that takes no exact number: the encoder is read
 multiplied with the residual in 8 bits, and a latent that may be on, by what that can be off at most, is computed from
 its own weights and the residual itself. What is read is as if all of them had been. */
 
-enum { SCREEN_BYTES = 544 };
+enum { SCREEN_BYTES = 544, INPUTS_AT_ONCE = 4, ADDED = 128 };
 
 /* What becomes 0 in products because it is too small for a normal number, and more. */
 static const float FLUSHED = 1e-30f;
 
 typedef struct {
     const uint8_t *screen;              /* tiles of 16 latents, in them groups of 32 inputs: 8 times 4 inputs of 16
-                                           latents, 128 added to each number, and 16 scales */
+                                           latents, ADDED to each number, and 16 scales */
     const bf16 *encoder;                /* [latents, d_model] */
     const float *slack, *spread;        /* [latents]: a screened product is off by ||x|| slack + ||x - x'|| spread at most */
     const float *offset, *threshold;    /* [latents] */
@@ -63,7 +63,7 @@ static void round_tokens(const void *call, int first, int end) {
             lost += sum_of_squares(to_bytes(low, scale, inverse, c->rounded->numbers + at, &sums));
             lost += sum_of_squares(to_bytes(high, scale, inverse, c->rounded->numbers + at + 16, &sums));
             c->rounded->scales[m * groups + g] = scale;
-            c->rounded->starts[m * groups + g] = -128 * _mm512_reduce_add_epi32(sums);
+            c->rounded->starts[m * groups + g] = -ADDED * _mm512_reduce_add_epi32(sums);
         }
         c->rounded->lost[m] = sqrt(lost);
     }
@@ -79,7 +79,7 @@ static inline __attribute__((always_inline)) void screen_rows(
     for (int i = 0; i < 8; i++)
         for (int m = 0; m < rows; m++) {
             int32_t four;
-            __builtin_memcpy(&four, x->numbers + at + m * D + 4 * i, sizeof four);
+            __builtin_memcpy(&four, x->numbers + at + m * D + INPUTS_AT_ONCE * i, sizeof four);
             sums[m] = _mm512_dpbusd_epi32(sums[m], w[i], _mm512_set1_epi32(four));
         }
     for (int m = 0; m < rows; m++) {
