@@ -103,7 +103,7 @@ class ModelRunner:
             TapError: a tap did not see every token. Whatever torch raises is passed on; slots may then hold part
             of the pass, which a repetition overwrites.
         """
-        # By numpy, which takes a tenth of the time that torch takes for lists.
+        # By numpy, which is faster with lists than torch.
         ids_BT = torch.from_numpy(np.array([row.ids for row in rows], dtype=np.int64)).to(self._device)
         steered_rows = [b for b, row in enumerate(rows) if self._is_steered(row)]
 

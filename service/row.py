@@ -126,7 +126,7 @@ class Row:
     def note_features(self, readings_NW: NDArray[np.float32]) -> None:
         """Keep the largest server-watched readings; position 0 is not among them."""
         if len(readings_NW):
-            # Of a decode pass it is one line, and `max` takes longer than all else here.
+            # Of a decode pass it is one line, of which there is no maximum to be found.
             peak_W = readings_NW[0] if len(readings_NW) == 1 else readings_NW.max(axis=0)
             self.feature_max_W = peak_W if self.feature_max_W is None else np.maximum(self.feature_max_W, peak_W)
 
